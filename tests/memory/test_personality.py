@@ -1,0 +1,74 @@
+"""The Personality Evolving Mechanism against numbers worked out by hand from Appendix A.1."""
+
+from datetime import datetime
+
+import pytest
+
+from personavlm_lib.memory.personality import advance, evolve, levels, smoothing, summarise
+from personavlm_lib.memory.records import BigFive
+
+NOON = datetime(2024, 5, 3, 12)
+NEUTRAL = BigFive.neutral()
+
+
+@pytest.mark.parametrize(("m", "expected"), [(0, 0.5), (25, 0.7), (50, 0.9), (51, 0.9), (400, 0.9)])
+def test_smoothing_runs_from_a_half_to_nine_tenths(m, expected):
+    assert smoothing(m) == pytest.approx(expected)
+
+
+def test_one_step_by_hand():
+    # lambda_25 = 0.7: 0.7 * 3 + 0.3 * 5 = 3.6, 0.7 * 3 + 0.3 * 1 = 2.4
+    after = evolve(NEUTRAL, BigFive(5, 1, 3, 3, 3), m=25)
+    assert after.as_tuple() == pytest.approx((3.6, 2.4, 3, 3, 3))
+
+
+@pytest.mark.parametrize(("skip", "expected"), [("paper", 4.0), ("trait", 4.0), ("never", 3.7)])
+def test_a_wholly_neutral_turn(skip, expected):
+    after = evolve(BigFive(4, 4, 4, 4, 4), NEUTRAL, m=25, skip=skip)
+    assert after.as_tuple() == pytest.approx((expected,) * 5)
+
+
+def test_the_release_skips_each_neutral_trait_and_the_paper_does_not():
+    before, observed = BigFive(4, 4, 4, 4, 4), BigFive(5, 3, 3, 3, 3)
+    assert evolve(before, observed, 25, "paper").as_tuple() == pytest.approx((4.3, 3.7, 3.7, 3.7, 3.7))
+    assert evolve(before, observed, 25, "trait").as_tuple() == pytest.approx((4.3, 4, 4, 4, 4))
+    with pytest.raises(ValueError, match="sometimes"):
+        evolve(before, observed, 25, "sometimes")
+
+
+def test_a_long_life_at_the_edge_stays_within_the_scale():
+    profile = NEUTRAL
+    for m in range(1, 500):
+        profile = evolve(profile, BigFive(5, 1, 5, 1, 5), m)
+    assert profile.as_tuple() == pytest.approx((5, 1, 5, 1, 5))
+
+
+def test_m_counts_turns_or_updates():
+    seen = BigFive(5, 5, 5, 5, 5)
+    by_turn = by_update = None
+    for turn, observed in enumerate([NEUTRAL, None, seen]):
+        by_turn = advance(by_turn, observed, turn, NOON)
+        by_update = advance(by_update, observed, turn, NOON, count="updates")
+    assert (by_turn.m, by_update.m) == (3, 1)
+    assert by_turn.profile == evolve(NEUTRAL, seen, 3) and by_update.profile == evolve(NEUTRAL, seen, 1)
+    assert by_turn.profile != by_update.profile
+
+
+def test_the_three_ways_to_show_a_profile():
+    profile = BigFive(3.96, 1.5, 3.0, 2.0, 4.5)
+    assert summarise(profile).splitlines() == [
+        "openness: high",
+        "conscientiousness: very low",
+        "extraversion: moderate",
+        "agreeableness: low",
+        "neuroticism: very high",
+    ]
+    assert summarise(profile, "numbers").startswith("openness: 3.96\n")
+    assert summarise(profile, "cut").startswith("openness: 3.9\n")  # the release cuts, it does not round
+    assert list(levels(profile).values()) == ["high", "low", "mid", "low", "high"]
+    assert levels(BigFive(2.5, 3.5, 2.49, 3.51, 3))["openness"] == "mid"
+
+
+def test_a_score_off_the_scale_is_refused():
+    with pytest.raises(ValueError, match="agreeableness is 7"):
+        BigFive(3, 3, 3, 7, 3)

@@ -1,0 +1,147 @@
+import random
+from datetime import datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+
+from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
+from personavlm_lib.memory.vision import (
+    ClassicalDetector,
+    Detection,
+    Eyes,
+    GroundingDinoDetector,
+    crop_concept,
+    match_concepts,
+)
+from personavlm_lib.world.scenes import COLORS, THINGS, render, sample_scene
+
+TIME = datetime(2024, 5, 1, 10)
+
+
+class ColourEncoder:
+    """A stand-in for CLIP that sees the mean colour without grey, and reads the colour's name."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def images(self, images):
+        self.calls += len(images)
+        means = [np.asarray(i.convert("RGB"), np.float32).reshape(-1, 3).mean(0) for i in images]
+        rows = np.array([m - m.mean() for m in means], np.float32).reshape(-1, 3)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def texts(self, texts):
+        rows = np.array([COLORS[text.split()[1]] for text in texts], np.float32)
+        rows -= rows.mean(1, keepdims=True)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def scene(*things, seed=0):
+    return sample_scene(random.Random(seed), [thing.split()[::-1] for thing in things])
+
+
+@pytest.mark.parametrize("size", [84, 300])
+def test_the_classical_detector_finds_each_thing_where_it_is(size):
+    rng = random.Random(0)
+    for _ in range(40):
+        things = [(rng.choice(list(THINGS)), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 2))]
+        drawn = sample_scene(rng, things)
+        found = ClassicalDetector().detect(render(drawn, size))
+        assert len(found) == len(drawn.things), things
+        for thing, detection in zip(drawn.things, sorted(found, key=lambda d: d.box[0]), strict=True):
+            x0, _, x1, _ = (v / size for v in detection.box)
+            assert abs(x0 - thing.box[0]) < 0.06 and abs(x1 - thing.box[2]) < 0.09, (thing, detection)
+            assert 0 < detection.score <= 1
+    areas = [(d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) for d in found]
+    assert areas == sorted(areas, reverse=True) or len(areas) == 1
+
+
+def test_the_classical_detector_takes_any_image():
+    detector = ClassicalDetector()
+    assert detector.detect(Image.new("RGB", (84, 84), (170, 170, 170))) == []
+    noise = np.random.default_rng(0).integers(0, 60, (400, 900, 3), dtype=np.uint8)
+    noise[100:300, 200:500] += 150
+    [found] = detector.detect(Image.fromarray(noise))
+    assert np.abs(np.subtract(found.box, (200, 100, 500, 300))).max() < 30
+    for mode, size in (("L", (3, 1)), ("RGBA", (1, 1)), ("P", (20, 2000)), ("1", (7, 7))):
+        detector.detect(Image.new(mode, size))
+
+
+def test_the_class_name_drives_the_crop():
+    image, encoder = render(scene("red cup", "blue ball")), ColourEncoder()
+    for name, channel in (("red cup", 0), ("blue ball", 2)):
+        patch = crop_concept(image, name, ClassicalDetector(), encoder)
+        assert np.asarray(patch).reshape(-1, 3).mean(0).argmax() == channel
+    assert crop_concept(Image.new("RGB", (84, 84)), "red cup", ClassicalDetector(), encoder) is None
+
+
+def concept(name):
+    return VisualConcept(f"my {name}", name, f"{name}.png"), ColourEncoder().texts([f"a {name}"])[0]
+
+
+def test_matching_keeps_what_is_above_the_threshold_best_first():
+    image, encoder = render(scene("red cup", "blue ball")), ColourEncoder()
+    stored = [concept("green hat"), concept("orange fish"), concept("blue book"), concept("red cup")]
+    found = match_concepts(image, stored, ClassicalDetector(), encoder)
+    assert {c.class_name for c, _ in found} == {"red cup", "blue book", "orange fish"}
+    assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+    strict = match_concepts(image, stored, ClassicalDetector(), encoder, threshold=0.95)
+    assert {c.class_name for c, _ in strict} == {"red cup", "blue book"}
+    # The release's squared L2 < 1.0 is cosine > 0.5.
+    assert match_concepts(image, stored, ClassicalDetector(), encoder, 1.0, "squared_l2") == found
+    assert match_concepts(image, [], ClassicalDetector(), encoder) == []
+    assert match_concepts(Image.new("RGB", (9, 9)), stored, ClassicalDetector(), encoder) == []
+    with pytest.raises(ValueError, match="metric is 'l1'"):
+        match_concepts(image, stored, ClassicalDetector(), encoder, metric="l1")
+
+
+def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
+    encoder = ColourEncoder()
+    eyes = Eyes(ClassicalDetector(), encoder)
+    render(scene("red cup", "blue ball")).save(tmp_path / "first.png")
+    path = eyes.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
+    assert path == eyes.crop(tmp_path / "first.png", "red cup", tmp_path / "images")  # the same pixels, the same file
+    crop = VisualConcept("my cup", "red cup", path)
+    memories = [
+        SemanticMemory("my cup", "cup", TIME, TIME, TIME, "concept", crop, id=0),
+        SemanticMemory("my drink is cola", "drink", TIME, TIME, TIME, id=1),
+    ]
+    render(scene("green hat", "red cup", seed=5)).save(tmp_path / "again.png")
+    render(scene("green hat", seed=6)).save(tmp_path / "other.png")
+    view = SimpleNamespace(semantic=memories)
+    seen = {name: Turn(TIME, "<img>", images=(str(tmp_path / f"{name}.png"),)) for name in ("again", "other")}
+    assert eyes.recognise(seen["again"], view) == memories[:1]
+    assert eyes.recognise(seen["other"], view) == []
+    assert eyes.recognise(Turn(TIME, "no image"), view) == []
+    before = encoder.calls
+    eyes.recognise(seen["other"], view)
+    assert encoder.calls == before + 1  # the one object in view; the stored crop is not encoded again
+    Image.new("RGB", (84, 84)).save(tmp_path / "empty.png")
+    assert eyes.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
+
+
+def test_grounding_dino_goes_through_the_same_interface(tmp_path):
+    """A random model of the architecture: what it finds is noise, that it loads and answers in pixels is not."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cup", "object", ".", "?"]
+    tiny = dict(encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, encoder_n_points=2, d_model=32)
+    tiny |= dict(decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, decoder_n_points=2, num_queries=5)
+    swin = dict(model_type="swin", embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, image_size=64)
+    bert = dict(model_type="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = transformers.GroundingDinoConfig(
+        backbone_config=swin | dict(out_features=["stage2", "stage3", "stage4"]),
+        text_config=bert | dict(vocab_size=len(words)),
+        **tiny,
+    )
+    transformers.GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
+    transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(tmp_path)
+    detector = GroundingDinoDetector(str(tmp_path), threshold=0.0)
+    for names in ([], ["Red cup", "object"]):
+        found = detector.detect(Image.new("L", (84, 60)), names)
+        assert found and all(isinstance(d, Detection) for d in found)
+        assert all(0 <= x0 < x1 <= 84 and 0 <= y0 < y1 <= 60 for x0, y0, x1, y1 in (d.box for d in found))
