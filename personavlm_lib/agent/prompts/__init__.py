@@ -1,0 +1,48 @@
+"""Prompt sets as Jinja files: `full` reads naturally, `nano` is built for induction; same slots, same output grammar."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+FOLDER = Path(__file__).parent
+
+
+def _calendar(now: datetime) -> list[tuple[str, str]]:
+    """Today and the six days before it: (weekday, date)."""
+    days = (now - timedelta(days=i) for i in range(7))
+    return [(f"{day:%A}", f"{day:%Y-%m-%d}") for day in days]
+
+
+@cache
+def _environment(name: str) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / name), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["calendar"] = _calendar
+    return environment
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The templates of one folder. `nano` replies write values bare, one pair a line; `full` replies quote them."""
+
+    name: str
+
+    @property
+    def quote(self) -> bool:
+        return self.name != "nano"
+
+    def __call__(self, template: str, **slots) -> str:
+        """The template with its slots filled. Raises jinja2.UndefinedError naming a slot that is missing."""
+        return _environment(self.name).get_template(f"{template}.j2").render(**slots).strip()
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over all files of the set: what a record says it was asked with."""
+        digest = hashlib.sha256()
+        for path in sorted((FOLDER / self.name).glob("*.j2")):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:12]

@@ -1,0 +1,100 @@
+"""How a model is asked. A trajectory is a generator that yields `Ask`s and is sent `Reply`s; it holds no model.
+
+The driver `run` owns nothing but the order of things; the model owns the transcript, in the form that its back-end needs.
+"""
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for one generation: only what is new since the trajectory's last ask.
+
+    `text` is the new user message; each `<img>` mark in it stands for the next of `images` (file paths). `fresh` starts
+    a new conversation. `purpose` and `about` say what is asked and about what (a turn, a query): for logs and for the
+    oracle; no language model sees them.
+    """
+
+    text: str
+    images: tuple[str, ...] = ()
+    max_tokens: int = 256
+    fresh: bool = False
+    purpose: str = ""
+    about: Any = None
+
+    def __post_init__(self):
+        if self.text.count("<img>") != len(self.images):
+            raise ValueError(f"{self.purpose or 'ask'}: {self.text.count('<img>')} <img> marks, {len(self.images)} images")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One generation: its text, and how many tokens went in and came out."""
+
+    text: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+Trajectory = Generator[Ask, Reply, T]
+
+
+class ChatModel(Protocol):
+    """Anything that answers asks. `start` opens a transcript; `reply` answers one ask per transcript, in order."""
+
+    def start(self) -> Any: ...
+
+    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply]: ...
+
+
+def run(trajectories: Iterable[Trajectory[T]], model: ChatModel, width: int = 48) -> list[T]:
+    """Drives trajectories to their ends, up to `width` side by side; results in the order given.
+
+    In rounds: the pending asks form one batch; a finished trajectory's place is taken in the next round.
+    """
+    results: dict[int, T] = {}
+    waiting = enumerate(trajectories)
+    active: list[tuple[int, Trajectory[T], Any, Ask]] = []
+
+    def advance(index: int, trajectory: Trajectory[T], transcript: Any, reply: Reply | None) -> None:
+        try:
+            ask = trajectory.send(reply)
+        except StopIteration as end:
+            results[index] = end.value
+        else:
+            active.append((index, trajectory, model.start() if ask.fresh or transcript is None else transcript, ask))
+
+    while True:
+        while len(active) < width and (fresh := next(waiting, None)) is not None:
+            advance(*fresh, None, None)
+        if not active:
+            return [results[i] for i in range(len(results))]
+        round_, active = active, []
+        replies = model.reply([(transcript, ask) for _, _, transcript, ask in round_])
+        for (index, trajectory, transcript, _), reply in zip(round_, replies, strict=True):
+            advance(index, trajectory, transcript, reply)
+
+
+@dataclass
+class Recorder:
+    """A ChatModel that passes asks on and keeps every conversation as chat messages: what SFT samples are made of."""
+
+    model: ChatModel
+    samples: list[dict]
+
+    def start(self) -> tuple[Any, dict]:
+        sample = {"purpose": "", "messages": [], "images": []}
+        self.samples.append(sample)
+        return self.model.start(), sample
+
+    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply]:
+        replies = self.model.reply([(transcript, ask) for (transcript, _), ask in asked])
+        for ((_, sample), ask), reply in zip(asked, replies, strict=True):
+            sample["purpose"] = sample["purpose"] or ask.purpose
+            sample["messages"] += [{"role": "user", "content": ask.text}, {"role": "assistant", "content": reply.text}]
+            sample["images"] += ask.images
+        return replies

@@ -1,0 +1,95 @@
+"""The offline model: the Qwen2.5-VL architecture at a thousandth of the size, with a tokenizer of whole words.
+
+The architecture, the processor and the chat template are the real ones; only the sizes and the tokenizer are ours.
+"""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import trl
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+           "<|video_pad|>")  # fmt: skip
+TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "retrieve", "answer") for slash in ("", "/"))
+# A piece is a word with the space before it, a quoted key of the output grammar, a date, a time, a letter of an option.
+PIECE = r""" ?"[a-z_]+":| ?\d{4}-\d{2}-\d{2}| ?\d{2}:\d{2}| ?\([a-d]\)| ?[A-Za-z]+| ?\d+| ?\n| ?[^\sA-Za-z\d]| """
+FIRST_DAY, DAYS = datetime(2024, 3, 1), 214
+
+
+class ImageOnlyProcessor(Qwen2_5_VLProcessor):
+    """Qwen2_5_VLProcessor without a video processor, which needs torchvision; for images it is the stock one."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super(Qwen2_5_VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+
+
+def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary is every piece of `texts`, all dates and times of the world, and the 256 bytes.
+
+    A word stands for itself wherever it stands (a line break counts as a word, and every line begins with a space
+    inside): looking up is induction, and induction needs the same token in the memory and in the reasoning.
+    """
+    normaliser = normalizers.Sequence([
+        normalizers.Replace("\n", "\n "), normalizers.Prepend(" "),
+        normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(" $"), ""),
+    ])  # fmt: skip
+    tags = re.compile("|".join(map(re.escape, (*SPECIAL, *TAGS))))
+    pieces: set[str] = set()
+    for text in texts:
+        for part in tags.split(text):
+            pieces.update(re.findall(PIECE, normaliser.normalize_str(part)) if part else [])
+    dates = [f" {FIRST_DAY + timedelta(days=i):%Y-%m-%d}" for i in range(DAYS)]
+    times = [f" {h:02d}:{m:02d}" for h in range(24) for m in (*range(0, 60, 5), 59)]
+    vocabulary = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary += sorted(pieces.union(dates, times, (f" {n}" for n in range(101)), "abcdefghijklmnopqrstuvwxyz"))
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True))
+    tokenizer.normalizer = normaliser
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
+    tokenizer.decoder = decoders.Sequence([
+        decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        additional_special_tokens=[t for t in SPECIAL if t not in ("<|im_end|>", "<|endoftext|>")],
+    )  # fmt: skip
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
+    """The stock Qwen2.5-VL processing for scenes of 84 x 84 pixels (9 tokens) and crops down to 28 x 28 (1 token)."""
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja").read_text()
+    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=84 * 84)
+    return ImageOnlyProcessor(images, tokenizer, chat_template=template)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4) -> Qwen2_5_VLForConditionalGeneration:
+    """An untrained model of about 1.5 M parameters (heads of 32; vision depth 3, width 96)."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+            num_attention_heads=width // 32, num_key_value_heads=width // 32, max_position_embeddings=4096,
+            rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=96, intermediate_size=288, num_heads=3, out_hidden_size=width, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[0, 1, 2],
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
