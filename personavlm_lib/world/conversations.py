@@ -1,0 +1,105 @@
+"""Conversations that nobody here wrote, read into turns: MemoryBank's file of users, and the authors' `user_data.json`.
+
+A format is recognised by its shape, not by its name.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+
+from personavlm_lib.memory.records import Turn
+
+FIRST_TURN, TURN_STEP = time(9), timedelta(minutes=2)  # MemoryBank dates its days only
+EXPECTED = (
+    "expected MemoryBank's {user: {history: {YYYY-MM-DD: [{query, response}]}}} "
+    "or the authors' {profile, imgs, sessions: [[{time, user, assistant}]]}"
+)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One user's turns in order of time, `index` counted from 0, and questions to ask after the last of them."""
+
+    user: str
+    turns: list[Turn]
+    questions: list[str]
+
+
+def read_conversations(path: str | Path, questions: str | Path | None = None) -> list[Conversation]:
+    """The conversations of a JSON file, one for each user.
+
+    `questions` is a file with one `{user: [question, ...]}` a line; without it, `<stem>_questions.jsonl` beside the
+    conversations is taken where it exists. Raises FileNotFoundError, and ValueError in one line for any other shape.
+    """
+    path = Path(path)
+    beside = path.with_name(f"{path.stem}_questions.jsonl")
+    asked = _questions(Path(questions) if questions else beside if beside.exists() else None)
+    data = _json(path, path.read_text(encoding="utf-8"))
+    try:
+        if isinstance(data, dict) and "sessions" in data:
+            user = _name(data.get("profile")) or path.parent.name
+            lives = {user: _sessions(data, path.parent)}
+        elif isinstance(data, dict) and data:
+            lives = {user.strip(): _history(record["history"]) for user, record in data.items()}
+        else:
+            raise ValueError(f"a {type(data).__name__} holds no user")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is no conversation file that is known ({what}): {EXPECTED}") from None
+    return [Conversation(user, turns, asked.get(user, [])) for user, turns in lives.items()]
+
+
+def _json(path: Path, text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON (line {error.lineno}: {error.msg}): {EXPECTED}") from None
+
+
+def _questions(path: Path | None) -> dict[str, list[str]]:
+    if path is None:
+        return {}
+    asked: dict[str, list[str]] = {}
+    for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
+        entry = _json(path, line)
+        if not isinstance(entry, dict) or not all(isinstance(listed, list) for listed in entry.values()):
+            raise ValueError(f"{path} is no questions file: expected one {{user: [question, ...]}} a line")
+        for user, listed in entry.items():
+            asked.setdefault(user.strip(), []).extend(str(question).strip() for question in listed)
+    return asked
+
+
+def _history(days: dict[str, list[dict[str, str]]]) -> list[Turn]:
+    """MemoryBank: each day's exchanges from 09:00 on, two minutes apart."""
+    turns: list[Turn] = []
+    for day in sorted(days):
+        start = datetime.combine(date.fromisoformat(day.strip()), FIRST_TURN)
+        for i, exchange in enumerate(days[day]):
+            said = Turn(start + i * TURN_STEP, exchange["query"], exchange["response"], index=len(turns))
+            turns.append(said)
+    return turns
+
+
+def _sessions(data: dict, folder: Path) -> list[Turn]:
+    """The authors' file: images are used up in the order of the `<img>` marks, and lie beside it if they are there."""
+    images = [str(folder / name) if (folder / name).exists() else name for name in data.get("imgs") or []]
+    marks = sum(entry["user"].count("<img>") for session in data["sessions"] for entry in session)
+    if marks > len(images):
+        raise ValueError(f"{marks} <img> marks but {len(images)} imgs")
+    turns: list[Turn] = []
+    for entry in (entry for session in data["sessions"] for entry in session):
+        count = entry["user"].count("<img>")
+        moment = datetime.fromisoformat(entry["time"].split("(")[0].strip())  # a weekday may follow in brackets
+        turns.append(Turn(moment, entry["user"], entry.get("assistant") or "", tuple(images[:count])))
+        del images[:count]
+    turns.sort(key=lambda turn: turn.time)
+    return [Turn(turn.time, turn.user, turn.assistant, turn.images, index) for index, turn in enumerate(turns)]
+
+
+def _name(profile: object) -> str:
+    """The first `name` in a profile, however deep it is nested; "" without one."""
+    if not isinstance(profile, dict):
+        return ""
+    own = next((value for key, value in profile.items() if key.lower() == "name" and isinstance(value, str)), "")
+    return own.strip() or next(filter(None, map(_name, profile.values())), "")

@@ -1,0 +1,163 @@
+"""Lives, gold memories and training samples, on disk (paper, sections 3.2 and 4, appendix B.2 and C).
+
+Gold memory is what the agent's own update stage leaves behind when the oracle speaks; SFT samples are recordings of it.
+"""
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.agent.update import live
+from personavlm_lib.memory.records import SESSION_GAP, Turn
+from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.memory.vision import Eyes
+from personavlm_lib.models import Recorder, run
+from personavlm_lib.world.oracle import Oracle
+from personavlm_lib.world.plan import LifePlan, sample_plan
+from personavlm_lib.world.tasks import Hop, Question, ask
+from personavlm_lib.world.tellers import tell
+
+# Appendix B.2: shares of the SFT samples by purpose, and of the RL samples by kind of question.
+SFT_MIXTURE = {"respond": 0.436, "personality": 0.103, "memory": 0.461}
+RL_MIXTURE = {"open": 0.21, "choice": 0.556, "binary": 0.234}
+MEMORY_PURPOSES = ("semantic", "core", "procedural", "episodic")
+
+
+@dataclass(frozen=True)
+class Life:
+    """One simulated user: the dialogue as told, the questions about it, and the plan behind both."""
+
+    plan: LifePlan
+    turns: tuple[Turn, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def user(self) -> str:
+        return self.plan.user
+
+    @property
+    def oracle(self) -> Oracle:
+        return Oracle(self.plan, list(self.turns), self.questions)
+
+
+def make_life(seed: int, images: Path, days: int, size: float, questions: int, alignment: int) -> Life:
+    """A life with `questions` questions and `alignment` pairs of alignment items; pictures go to `images`."""
+    plan = sample_plan(seed, days, size)
+    return Life(plan, tuple(tell(plan, images)), tuple(ask(plan, questions, alignment)))
+
+
+def write_lives(path: Path, lives: Iterable[Life], days: int, size: float) -> None:
+    """JSON Lines: what the plan is sampled from, turns and questions; image paths relative to the file's folder."""
+    with open(path, "w") as file:
+        for life in lives:
+            turns = [replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images)) for t in life.turns]
+            row = {"user": life.user, "seed": life.plan.seed, "days": days, "size": size}
+            row |= {"turns": [asdict(t) for t in turns], "questions": [asdict(q) for q in life.questions]}
+            file.write(json.dumps(row, default=datetime.isoformat) + "\n")
+
+
+def read_lives(path: Path) -> list[Life]:
+    """The lives of a file that `write_lives` wrote."""
+    return [_life(json.loads(line), path.parent) for line in path.read_text().splitlines()]
+
+
+def _life(row: dict, folder: Path) -> Life:
+    def moment(text: str | None) -> datetime | None:
+        return text and datetime.fromisoformat(text)
+
+    turns = [
+        Turn(moment(t["time"]), t["user"], t["assistant"], tuple(str(folder / i) for i in t["images"]), t["index"])
+        for t in row["turns"]
+    ]
+    questions = []
+    for q in row["questions"]:
+        hops = tuple(Hop(h["keywords"], h["sentence"], moment(h["start"]), moment(h["end"])) for h in q["hops"])
+        fields = q | {"time": moment(q["time"]), "hops": hops, "options": tuple(q["options"])}
+        questions.append(Question(**fields | {"evidence": tuple(q["evidence"])}))
+    return Life(sample_plan(row["seed"], row["days"], row["size"], row["user"]), tuple(turns), tuple(questions))
+
+
+def as_query(question: Question) -> Turn:
+    """The question as the user's next message."""
+    return Turn(question.time, question.query)
+
+
+def gold_memory(life: Life, folder: Path, eyes: Eyes | None, samples: list[dict] | None = None) -> MemoryStore:
+    """The memory that the update stage writes when the oracle speaks; conversations are appended to `samples`."""
+    store = MemoryStore(folder)
+    if not store.as_of().turns:
+        recorder = Recorder(life.oracle, [] if samples is None else samples)
+        run([live(store, list(life.turns), PromptSet("nano"), eyes, written_by="oracle")], recorder)
+    return store
+
+
+def answer_samples(life: Life, store: MemoryStore, rng: random.Random, without: float = 0.05) -> list[dict]:
+    """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
+
+    Every question comes with and without its options in turn. A share `without` is asked with no memory and no
+    retrieval: there the sample teaches to say that it is unknown, and to guess.
+    """
+    samples: list[dict] = []
+    retriever = Retriever()
+    trajectories, golds = [], []
+    questions = [q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions]
+    for question in questions:
+        blind = rng.random() < without and question.options
+        view = store.as_of(question.time)
+        if blind:
+            view = view.without("core", "semantic", "episodic", "procedural")
+        settings = AgentSettings(random_top_k=True, max_retrievals=0 if blind else 3)
+        trajectories.append(respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random())))
+        golds.append(None if blind else question.answer)
+    recorder = Recorder(Oracle(life.plan, list(life.turns), questions), samples)
+    answers = [response.answer for response in run(trajectories, recorder, width=1)]
+    kept = zip(samples, answers, golds, strict=True)
+    return [sample for sample, answer, gold in kept if gold is None or answer == gold]
+
+
+def mix(samples: list[dict], total: int, rng: random.Random) -> list[dict]:
+    """`total` samples in the shares of SFT_MIXTURE, drawn without repetition as far as there are enough."""
+    drawn: list[dict] = []
+    for group, share in SFT_MIXTURE.items():
+        purposes = MEMORY_PURPOSES if group == "memory" else (group,)
+        pool = [sample for sample in samples if sample["purpose"] in purposes]
+        if group == "memory":  # half for the decision after every turn, half for the three at a session's end
+            pool = _balanced(pool, rng)
+        count = round(share * total)
+        rng.shuffle(pool) if group != "memory" else None
+        drawn += (pool * (count // max(1, len(pool)) + 1))[:count]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _balanced(pool: list[dict], rng: random.Random) -> list[dict]:
+    """The pool in an order that takes from its purposes in turn, for as long as each has samples left."""
+    queues = {purpose: [s for s in pool if s["purpose"] == purpose] for purpose in MEMORY_PURPOSES}
+    for queue in queues.values():
+        rng.shuffle(queue)
+    longest = max(map(len, queues.values()), default=0)
+    return [queue[i] for i in range(longest) for queue in queues.values() if i < len(queue)]
+
+
+def rl_questions(lives: list[Life], total: int, rng: random.Random) -> list[tuple[Life, Question]]:
+    """`total` prompts in the shares of RL_MIXTURE; open ones are choice questions without their options."""
+    pairs = [(life, question) for life in lives for question in life.questions]
+    drawn = []
+    for kind, share in RL_MIXTURE.items():
+        pool = [p for p in pairs if (p[1].kind == "binary") == (kind == "binary")]
+        rng.shuffle(pool)
+        picked = pool[: round(share * total)]
+        drawn += [(life, replace(q, kind="open", options=()) if kind == "open" else q) for life, q in picked]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def consolidated(life: Life) -> datetime:
+    """When everything of the life is known: its last turn plus the session gap."""
+    return life.turns[-1].time + SESSION_GAP

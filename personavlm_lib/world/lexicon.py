@@ -1,0 +1,86 @@
+"""The words of the simulated world: what a life can hold, in the canonical wording that the nano model learns from.
+
+Whoever changes a word here remakes the backbone in the same commit: its tokenizer is built from `words()`.
+"""
+
+from personavlm_lib.world.scenes import COLORS, THINGS
+
+NAMES = (
+    "bob alice kai rita marie jax moss ryker oscar colette solene cooper raj belle marnie bernie nadia viktor lena omar "
+    "priya tomas yuki hana felix greta ivan noor pablo sven tara ugo vera wade zoe milo"
+).split()
+
+# Stable attributes: core memory (human: city, pet; persona: job).
+CORE = {
+    "job": "nurse teacher lawyer farmer pilot chemist baker writer plumber dentist tailor sailor".split(),
+    "city": "rome paris tokyo lima cairo oslo berlin madrid dublin seoul delhi quito".split(),
+    "pet": "dog cat parrot hamster turtle rabbit goldfish ferret gecko pony canary duck".split(),
+}
+PERSONA_KEYS = ("job",)
+
+# Preferences that people state about themselves and their friends, and that shift for a cause: semantic memory.
+PREFERENCES = {
+    "drink": "sprite cola tea coffee juice milk water cocoa soda lemonade mate chai".split(),
+    "food": "pizza sushi tacos ramen curry salad pasta burger soup falafel paella dumplings".split(),
+    "sport": "running tennis surfing boxing rowing skiing golf judo cycling hiking squash rugby".split(),
+    "music": "jazz rock folk blues techno opera punk soul metal indie funk disco".split(),
+    "genre": "mystery fantasy poetry memoir thriller romance history science satire horror essay western".split(),
+    "game": "chess poker dominoes checkers tetris solitaire bingo darts billiards mahjong scrabble bridge".split(),
+}
+CAUSES = "stress allergy doctor budget boredom travel weather injury sleep friends work childhood".split()
+
+# One-off happenings with a friend: episodic memory.
+EVENTS = {
+    "visited": "museum lake castle zoo market theatre harbor garden library temple bakery island".split(),
+    "repaired": "bicycle radio clock fence boat roof kettle tent piano camera ladder oven".split(),
+    "watched": "comedy drama cartoon documentary musical parade eclipse match ballet quiz circus sunset".split(),
+    "bought": "guitar carpet mirror scarf vase drone helmet blanket telescope candle backpack wallet".split(),
+}
+
+# Recurring behaviour and plans: procedural memory.
+HABITS = "yoga pilates gardening painting knitting choir swimming cooking fishing climbing pottery dancing".split()
+GOALS = "marathon novel diploma triathlon album degree cottage startup license exhibition garage orchard".split()
+GOAL_ENDS = ("reached", "dropped")
+WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+
+# How a trait shows in a user's words: one word per trait and score; the neutral score 3 leaves no trace.
+MARKERS = {
+    "openness": {1: "ordinary", 2: "usual", 4: "curious", 5: "wondrous"},
+    "conscientiousness": {1: "careless", 2: "loosely", 4: "orderly", 5: "precisely"},
+    "extraversion": {1: "alone", 2: "quietly", 4: "lively", 5: "hooray"},
+    "agreeableness": {1: "rubbish", 2: "doubtful", 4: "kindly", 5: "lovingly"},
+    "neuroticism": {1: "serene", 2: "calm", 4: "uneasy", 5: "terrified"},
+}
+# How a reply adapts to a trait (Table 10): one word per trait and pole.
+STYLES = {
+    "openness": {"low": "practical", "high": "imaginative"},
+    "conscientiousness": {"low": "spontaneous", "high": "planned"},
+    "extraversion": {"low": "reserved", "high": "sociable"},
+    "agreeableness": {"low": "direct", "high": "warm"},
+    "neuroticism": {"low": "brisk", "high": "reassuring"},
+}
+SMALL_TALK = (
+    "hello there", "good morning", "thank you so much", "what time is it", "tell me a joke", "how are you today",
+    "see you soon", "what is the weather like", "please count to ten", "that was fun",
+)  # fmt: skip
+REPLIES = ("noted", "i see", "thank you for telling me", "good to know")
+EMPTY_REPLIES = ("hello", "you are welcome", "of course", "as you wish")
+
+# Words of the prompts and of the reasoning that no list above holds.
+FRAME = (
+    "my i is of with what who did do does on every goal now because look at the color whose this that friend met a name "
+    "look up no yes suit me reply user assistant today yesterday unknown nothing options so high low mid very moderate "
+    "in image object picture left right respond profile personality recent ask found procedural semantic episodic "
+    "answer infer remember summarise update core topics seen as for new preference fact small talk concept event "
+    "directive caption repeat key value true false null how many and one two openness conscientiousness extraversion "
+    "agreeableness neuroticism"
+).split()
+
+
+def words() -> list[str]:
+    """Every word of the canonical wording, sorted, without repetition."""
+    lists = [NAMES, CAUSES, HABITS, GOALS, GOAL_ENDS, WEEKDAYS, FRAME, COLORS, THINGS]
+    lists += [*CORE.values(), *PREFERENCES.values(), *EVENTS.values(), CORE, PREFERENCES, EVENTS]
+    lists += [marker.values() for marker in MARKERS.values()] + [style.values() for style in STYLES.values()]
+    lists += [sentence.split() for sentence in (*SMALL_TALK, *REPLIES, *EMPTY_REPLIES)]
+    return sorted({str(word) for group in lists for word in group})

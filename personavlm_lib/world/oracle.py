@@ -1,0 +1,127 @@
+"""The oracle: a ChatModel that answers any prompt of the agent from the life plan.
+
+`run(respond(...), oracle)` and `run(live(...), oracle)` leave gold memory and, through a Recorder, the SFT samples: what
+the model is trained on is what it will see. An answer rests on what stands in the conversation alone (appendix C): the
+oracle knows the plan, but says only what the profile or a retrieved memory has shown it.
+"""
+
+import random
+import re
+from collections.abc import Iterable
+
+from personavlm_lib.agent.protocol import EpisodeReply, SemanticReply, write_answer, write_episodes, write_pairs
+from personavlm_lib.agent.protocol import write_retrieve, write_semantic
+from personavlm_lib.memory.records import TRAITS, Turn
+from personavlm_lib.models import Ask, Reply
+from personavlm_lib.world.lexicon import PERSONA_KEYS
+from personavlm_lib.world.plan import Beat, LifePlan
+from personavlm_lib.world.tasks import Hop, Question
+from personavlm_lib.world.tellers import sentence
+
+KEPT = ("name", "core", "preference", "friend", "image")  # kinds of beat that semantic memory keeps
+
+
+class Oracle:
+    """Knows one life: its plan by the turns that tell it, its questions by their time and words."""
+
+    def __init__(self, plan: LifePlan, turns: list[Turn], questions: Iterable[Question] = ()):
+        self.plan = plan
+        self.indices = {(turn.time, turn.user): index for index, turn in enumerate(turns)}
+        self.questions = {(question.time, question.query): question for question in questions}
+
+    def start(self) -> list[str]:
+        return []
+
+    def reply(self, asked: list[tuple[list[str], Ask]]) -> list[Reply]:
+        replies = []
+        for transcript, ask in asked:
+            transcript.append(ask.text)
+            text = getattr(self, f"_{ask.purpose}")(transcript, ask)
+            transcript.append(text)
+            replies.append(Reply(text, tokens_out=len(text.split())))
+        return replies
+
+    def _index(self, turn: Turn) -> int:
+        return self.indices[turn.time, turn.user]
+
+    def _beat(self, turn: Turn) -> Beat:
+        return self.plan.beats[self._index(turn)]
+
+    # Response stage
+
+    def _respond(self, transcript: list[str], ask: Ask) -> str:
+        question = self.questions[ask.about.time, ask.about.user]
+        seen = " ".join("\n".join(transcript[::2]).split())
+        guess = random.Random(question.case).choice(question.options or ("unknown",))
+        if question.kind == "binary":
+            return self._judge(question, seen, guess)
+        for number, hop in enumerate(question.hops):
+            if hop.sentence in seen:
+                continue
+            attempts = [hop, Hop(hop.keywords, hop.sentence)] if hop.start else [hop]
+            tried = sum(written.count(f'"keywords": {hop.keywords}\n') for written in transcript[1::2])
+            if seen.endswith("answer now") or tried == len(attempts):
+                return write_answer("unknown", guess)
+            attempt = attempts[tried]
+            thought = " ".join([h.sentence for h in question.hops[:number]][-1:] + [f"look up {hop.keywords}"])
+            if attempt.start:
+                thought += f" {attempt.start:%A} {attempt.start:%Y-%m-%d}".lower()
+            return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=False)
+        if not question.hops and question.thought not in seen:
+            return write_answer("unknown", guess)
+        return write_answer(question.thought, question.answer)
+
+    @staticmethod
+    def _judge(question: Question, seen: str, guess: str) -> str:
+        """Yes or no to a style: compares it with the level of the trait that the prompt's profile shows."""
+        style, mine = question.thought.split(" my ")  # "sociable is extraversion high", "extraversion high"
+        trait, pole = style.split()[-2:]
+        shown = re.search(rf"personality .*?{trait} (\w+)", seen)
+        level = shown[1] if shown else "unknown"
+        answer = ("yes" if level == pole else "no") if level in ("low", "high") else guess
+        return write_answer(f"{style} my {trait} {level}", answer)
+
+    # Update stage
+
+    def _personality(self, transcript: list[str], ask: Ask) -> str:
+        beat = self._beat(ask.about)
+        return write_pairs(dict(zip(TRAITS, beat.scores, strict=True)))
+
+    def _semantic(self, transcript: list[str], ask: Ask) -> str:
+        beat = self._beat(ask.about)
+        if beat.kind not in KEPT:
+            return write_semantic(SemanticReply(beat.kind.replace("_", " "), False, "", ""), quote=False)
+        content = sentence(beat) + (f" (Image Object: {beat.key})" if beat.kind == "image" else "")
+        return write_semantic(SemanticReply(f"new {beat.kind}", True, content, f"{beat.who} {beat.key}"), quote=False)
+
+    def _core(self, transcript: list[str], ask: Ask) -> str:
+        """All attributes stated up to the session's end, newest value each, in the order of first mention."""
+        told = self.plan.beats[: self._index(ask.about[-1]) + 1]
+        stated = {b.key: b.value for b in told if b.kind in ("name", "core")}
+        ordered = sorted(stated, key=lambda key: key in PERSONA_KEYS)
+        return write_pairs({key: stated[key] for key in ordered}, quote=False)
+
+    def _procedural(self, transcript: list[str], ask: Ask) -> str:
+        kept: dict[str, str] = {}
+        for beat in self.plan.beats[: self._index(ask.about[-1]) + 1]:
+            if beat.kind in ("habit", "goal"):
+                kept[beat.value] = sentence(beat)
+            elif beat.kind == "goal_end":
+                kept.pop(beat.value, None)
+        return write_pairs(dict(list(kept.items())[:5]), quote=False)
+
+    def _episodic(self, transcript: list[str], ask: Ask) -> str:
+        """One topic per run of turns about the same thing: same kind of beat and same person or key."""
+        topics: list[list[int]] = []
+        beats = [self._beat(turn) for turn in ask.about]
+        for index, beat in enumerate(beats):
+            if topics and index and beats[topics[-1][-1]].kind == beat.kind and beat.kind != "event":
+                topics[-1].append(index)
+            else:
+                topics.append([index])
+        replies = []
+        for topic in topics:
+            summary = " ".join(sentence(beats[i]) for i in topic)
+            keywords = dict.fromkeys(word for i in topic for word in (beats[i].who, beats[i].key or beats[i].value))
+            replies.append(EpisodeReply(summary, " ".join(keywords), tuple(topic)))
+        return write_episodes(replies, quote=False)

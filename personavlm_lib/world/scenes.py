@@ -1,0 +1,187 @@
+"""The images of the simulated world: one or two coloured things, drawn with Pillow alone.
+
+No fonts, no photographs and no random state but the generator that is handed in, so a scene is the same on every
+machine. A thing is big enough (28-40 of 84 pixels) to be told apart by a vision tower of a few hundred kilobytes.
+"""
+
+import colorsys
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+RGB = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+COLORS: dict[str, RGB] = {
+    "red": (214, 32, 36),
+    "blue": (34, 70, 214),
+    "green": (24, 140, 52),
+    "yellow": (250, 214, 10),
+    "purple": (136, 38, 168),
+    "orange": (248, 128, 14),
+    "black": (22, 22, 24),
+    "white": (254, 254, 254),
+}
+# Never close to a thing's colour, white included: greys, beiges and pale tints of middle lightness.
+BACKGROUNDS: tuple[RGB, ...] = (
+    (178, 178, 180), (190, 180, 162), (168, 182, 194), (172, 190, 170), (196, 176, 178), (184, 172, 150),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: `kind` of THINGS, `color` of COLORS, `box` = (left, top, right, bottom) in 0..1 of the image,
+    and the exact `rgb` it is painted in (its colour, a little off as in life)."""
+
+    kind: str
+    color: str
+    box: Box
+    rgb: RGB
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `red cup`."""
+        return f"{self.color} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things from left to right on a plain background."""
+
+    things: tuple[Thing, ...]
+    background: RGB
+
+
+class _Brush:
+    """Draws in the unit square of one box, so that each kind is a few lines whatever its size."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, box: Box, fill: RGB):
+        self.draw, self.box, self.fill = draw, box, fill
+        self.shade = tuple(c // 2 if sum(fill) > 150 else c + 70 for c in fill)
+
+    def points(self, flat: Sequence[float]) -> list[tuple[float, float]]:
+        left, top, right, bottom = self.box
+        xs, ys = flat[::2], flat[1::2]
+        return [(left + x * (right - left), top + y * (bottom - top)) for x, y in zip(xs, ys, strict=True)]
+
+    def polygon(self, *flat: float, shaded: bool = False) -> None:
+        self.draw.polygon(self.points(flat), fill=self.shade if shaded else self.fill)
+
+    def rectangle(self, *flat: float, shaded: bool = False) -> None:
+        self.draw.rectangle(self.points(flat), fill=self.shade if shaded else self.fill)
+
+    def ellipse(self, *flat: float, shaded: bool = False) -> None:
+        self.draw.ellipse(self.points(flat), fill=self.shade if shaded else self.fill)
+
+    def arc(self, *flat: float, start: float, end: float, width: float) -> None:
+        pixels = max(1, round(width * (self.box[2] - self.box[0])))
+        self.draw.arc(self.points(flat), start, end, fill=self.fill, width=pixels)
+
+
+def _cup(b: _Brush) -> None:
+    b.polygon(0.05, 0.1, 0.72, 0.1, 0.64, 0.98, 0.13, 0.98)
+    b.arc(0.5, 0.25, 1.0, 0.75, start=-110, end=110, width=0.1)
+    b.ellipse(0.05, 0.02, 0.72, 0.2, shaded=True)
+
+
+def _hat(b: _Brush) -> None:
+    b.ellipse(0.0, 0.62, 1.0, 0.92)
+    b.polygon(0.27, 0.75, 0.32, 0.1, 0.68, 0.1, 0.73, 0.75)
+    b.rectangle(0.275, 0.55, 0.725, 0.68, shaded=True)
+
+
+def _ball(b: _Brush) -> None:
+    b.ellipse(0.03, 0.03, 0.97, 0.97)
+    b.rectangle(0.05, 0.45, 0.95, 0.55, shaded=True)
+    b.rectangle(0.45, 0.05, 0.55, 0.95, shaded=True)
+
+
+def _book(b: _Brush) -> None:
+    b.polygon(0.0, 0.14, 0.47, 0.26, 0.47, 0.94, 0.0, 0.8)
+    b.polygon(1.0, 0.14, 0.53, 0.26, 0.53, 0.94, 1.0, 0.8)
+    b.rectangle(0.46, 0.26, 0.54, 0.94, shaded=True)
+    for y in (0.34, 0.48, 0.62):
+        b.polygon(0.08, y, 0.39, y + 0.08, 0.39, y + 0.14, 0.08, y + 0.06, shaded=True)
+        b.polygon(0.92, y, 0.61, y + 0.08, 0.61, y + 0.14, 0.92, y + 0.06, shaded=True)
+
+
+def _car(b: _Brush) -> None:
+    b.rectangle(0.0, 0.46, 1.0, 0.76)
+    b.polygon(0.16, 0.48, 0.3, 0.2, 0.7, 0.2, 0.86, 0.48)
+    b.polygon(0.29, 0.44, 0.36, 0.27, 0.64, 0.27, 0.72, 0.44, shaded=True)
+    b.ellipse(0.1, 0.6, 0.38, 0.9, shaded=True)
+    b.ellipse(0.62, 0.6, 0.9, 0.9, shaded=True)
+
+
+def _fish(b: _Brush) -> None:
+    b.ellipse(0.0, 0.22, 0.74, 0.78)
+    b.polygon(0.6, 0.5, 1.0, 0.14, 1.0, 0.86)
+    b.ellipse(0.14, 0.38, 0.26, 0.5, shaded=True)
+
+
+def _lamp(b: _Brush) -> None:
+    b.polygon(0.3, 0.02, 0.7, 0.02, 0.98, 0.46, 0.02, 0.46)
+    b.rectangle(0.44, 0.44, 0.56, 0.9, shaded=True)
+    b.rectangle(0.22, 0.86, 0.78, 0.98)
+
+
+def _flag(b: _Brush) -> None:
+    b.rectangle(0.06, 0.0, 0.17, 1.0, shaded=True)
+    b.polygon(0.17, 0.06, 1.0, 0.14, 0.8, 0.32, 1.0, 0.52, 0.17, 0.58)
+
+
+THINGS: dict[str, Callable[[_Brush], None]] = {
+    "cup": _cup, "hat": _hat, "ball": _ball, "book": _book, "car": _car, "fish": _fish, "lamp": _lamp, "flag": _flag,
+}  # fmt: skip
+
+
+def sample_thing(rng: random.Random, kind: str, color: str, left: float = 0.0, right: float = 1.0) -> Thing:
+    """A `color` `kind` somewhere between `left` and `right`, its size, place and hue a little varied.
+
+    Raises KeyError where the kind or the colour is not one of THINGS and COLORS.
+    """
+    hue, light, saturation = colorsys.rgb_to_hls(*(c / 255 for c in COLORS[color]))
+    hue, light = (hue + rng.uniform(-0.012, 0.012)) % 1.0, min(0.99, light * rng.uniform(0.94, 1.06))
+    rgb = tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue, light, saturation))
+    width = rng.uniform(0.36, 0.46)
+    height = width * rng.uniform(0.9, 1.1)
+    x = rng.uniform(left + 0.02, right - 0.02 - width)
+    y = rng.uniform(0.02, 0.98 - height)
+    THINGS[kind]  # a name that nothing can draw fails here, not when somebody renders it
+    return Thing(kind, color, tuple(round(v, 4) for v in (x, y, x + width, y + height)), rgb)
+
+
+def sample_scene(rng: random.Random, wanted: Sequence[tuple[str, str]]) -> Scene:
+    """A scene of the one or two (kind, color) pairs in `wanted`, from left to right, none covering another.
+
+    Raises ValueError for any other number, KeyError for an unknown kind or colour.
+    """
+    if len(wanted) not in (1, 2):
+        raise ValueError(f"a scene holds one or two things, not {len(wanted)}: {list(wanted)}")
+    share = 1 / len(wanted)
+    background = rng.choice(BACKGROUNDS)
+    background = tuple(c + rng.randint(-4, 4) for c in background)
+    things = (sample_thing(rng, *pair, left=i * share, right=(i + 1) * share) for i, pair in enumerate(wanted))
+    return Scene(tuple(things), background)
+
+
+def render(scene: Scene, size: int = 84) -> Image.Image:
+    """The scene as an RGB image of `size` x `size` pixels, drawn four times larger and averaged down."""
+    large = 4 * size
+    image = Image.new("RGB", (large, large), scene.background)
+    draw = ImageDraw.Draw(image)
+    for thing in scene.things:
+        THINGS[thing.kind](_Brush(draw, tuple(v * large for v in thing.box), thing.rgb))
+    return image.resize((size, size), Image.Resampling.BOX)
+
+
+def caption(scene: Scene) -> str:
+    """What stands where: `a red cup left of a blue ball`, or `a red cup`."""
+    return " left of ".join(with_article(thing.name) for thing in scene.things)
+
+
+def with_article(name: str) -> str:
+    """`a red cup`, `an orange hat`."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

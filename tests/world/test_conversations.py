@@ -1,0 +1,99 @@
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from personavlm_lib.memory.records import split_sessions
+from personavlm_lib.world.conversations import read_conversations
+
+
+def write(path: Path, data: object) -> Path:
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_memorybank_gets_times_from_its_days_and_questions_from_beside_it(tmp_path):
+    said = [{"query": "hi", "response": "hello"}, {"query": "tea?", "response": "yes"}]
+    users = {
+        " Jason ": {"name": "Jason", "history": {"2023-05-02": said[:1], "2023-04-27": said}},
+        "Ivy": {"history": {}},
+    }
+    path = write(tmp_path / "bank.json", users)
+    (tmp_path / "bank_questions.jsonl").write_text('{"Jason": ["who?", " when? "]}\n\n', encoding="utf-8")
+    jason, ivy = read_conversations(path)
+    assert (jason.user, jason.questions, ivy.user, ivy.turns, ivy.questions) == (
+        "Jason",
+        ["who?", "when?"],
+        "Ivy",
+        [],
+        [],
+    )
+    times = [datetime(2023, 4, 27, 9, 0), datetime(2023, 4, 27, 9, 2), datetime(2023, 5, 2, 9, 0)]
+    assert [(t.time, t.index) for t in jason.turns] == list(zip(times, range(3), strict=True))
+    assert (jason.turns[1].user, jason.turns[1].assistant) == ("tea?", "yes")
+    assert len(split_sessions(jason.turns)) == 2
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"Ivy": ["why?"]}', encoding="utf-8")
+    assert [c.questions for c in read_conversations(path, other)] == [[], ["why?"]]
+
+
+def test_the_authors_file_consumes_images_in_order(tmp_path):
+    (tmp_path / "a.png").touch()
+    late = [{"time": "2024-09-13 09:00 (Friday)", "user": "<img> and <img>", "assistant": "nice"}]
+    early = [
+        {"time": "2024-09-12 09:40", "user": "see <img>", "assistant": ""},
+        {"time": "2024-09-12 09:41", "user": "ok"},
+    ]
+    data = {
+        "profile": {"basics": {"Name": "Kai"}},
+        "imgs": ["a.png", "b.png", "c.png", "d.png"],
+        "sessions": [early, late],
+    }
+    [kai] = read_conversations(write(tmp_path / "user_data.json", data))
+    assert kai.user == "Kai" and kai.questions == []
+    assert [t.images for t in kai.turns] == [(str(tmp_path / "a.png"),), (), ("b.png", "c.png")]
+    assert [t.time.hour for t in kai.turns] == [9, 9, 9] and kai.turns[2].time.day == 13
+    data["profile"] = {}
+    assert read_conversations(write(tmp_path / "user_data.json", data))[0].user == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [], {}, 3, {"Ann": 4}, {"Ann": {"histories": {}}}, {"Ann": {"history": {"May": []}}},
+        {"Ann": {"history": {"2023-05-02": [{"q": "x"}]}}}, {"Ann": {"history": [1]}},
+        {"sessions": [[{"time": "noon", "user": "x"}]]},
+        {"sessions": [[{"time": "2024-01-01 00:00", "user": "<img>"}]]},
+        {"sessions": [3]},
+    ],
+)  # fmt: skip
+def test_any_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path, data):
+    path = write(tmp_path / "odd.json", data)
+    with pytest.raises(ValueError, match="odd.json.*expected") as error:
+        read_conversations(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_json_is_refused(tmp_path):
+    (tmp_path / "odd.json").write_text("hello", encoding="utf-8")
+    with pytest.raises(ValueError, match="odd.json is not JSON"):
+        read_conversations(tmp_path / "odd.json")
+    write(tmp_path / "fine.json", {"Ann": {"history": {}}})
+    write(tmp_path / "fine_questions.jsonl", {"Ann": "who?"})
+    with pytest.raises(ValueError, match="fine_questions.jsonl is no questions file"):
+        read_conversations(tmp_path / "fine.json")
+
+
+def test_the_real_memorybank_file():
+    folder = os.environ.get("PERSONAVLM_DATA")
+    path = Path(folder or ".") / "memorybank_en.json"
+    if not folder or not path.exists():
+        pytest.skip("PERSONAVLM_DATA does not name a folder with memorybank_en.json")
+    conversations = read_conversations(path)
+    assert len(conversations) == 15 and len({c.user for c in conversations}) == 15
+    for c in conversations:
+        assert c.user == c.user.strip() and c.turns and c.questions
+        assert [t.time for t in c.turns] == sorted(t.time for t in c.turns)
+        assert len(split_sessions(c.turns)) == len({t.time.date() for t in c.turns}) >= 9

@@ -1,0 +1,58 @@
+import hashlib
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from personavlm_lib.world.scenes import BACKGROUNDS, COLORS, THINGS, Thing, caption, render, sample_scene
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_others():
+    images = [render(sample_scene(random.Random(seed), [("cup", "red"), ("ball", "blue")])) for seed in (3, 3, 4)]
+    digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    assert digests[0] == digests[1] != digests[2]
+    assert images[0].size == (84, 84) and images[0].mode == "RGB"
+
+
+def test_things_stand_side_by_side_inside_the_image_and_are_big_enough():
+    rng = random.Random(0)
+    for _ in range(300):
+        left, right = sample_scene(rng, [("lamp", "white"), ("fish", "green")]).things
+        assert left.box[2] <= right.box[0]
+        for x0, y0, x1, y1 in (left.box, right.box):
+            assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+            assert 27 <= 84 * (x1 - x0) <= 40 and 27 <= 84 * (y1 - y0) <= 43
+
+
+def test_every_thing_leaves_its_colour_and_no_two_silhouettes_agree():
+    shapes = {}
+    for kind, color in itertools.product(THINGS, COLORS):
+        scene = sample_scene(random.Random(1), [(kind, color)])
+        pixels = np.asarray(render(scene)).astype(int)
+        own = (np.abs(pixels - scene.things[0].rgb).sum(-1) < 30).sum()
+        assert own > 150, (kind, color, own)
+        if color == "red":
+            shapes[kind] = np.abs(pixels - scene.background).sum(-1) > 60
+    for a, b in itertools.combinations(shapes, 2):
+        overlap = (shapes[a] & shapes[b]).sum() / (shapes[a] | shapes[b]).sum()
+        assert overlap < 0.8, (a, b, overlap)
+
+
+def test_colours_and_backgrounds_are_far_apart():
+    for (a, one), (b, other) in itertools.combinations(COLORS.items(), 2):
+        assert np.linalg.norm(np.subtract(one, other)) > 80, (a, b)
+    for name, background in itertools.product(COLORS, BACKGROUNDS):
+        assert np.linalg.norm(np.subtract(COLORS[name], background)) > 85, (name, background)
+
+
+def test_captions_and_refusals():
+    scene = sample_scene(random.Random(0), [("cup", "red"), ("hat", "orange")])
+    assert caption(scene) == "a red cup left of an orange hat"
+    assert isinstance(scene.things[0], Thing) and scene.things[0].name == "red cup"
+    for wanted in ([], [("cup", "red")] * 3):
+        with pytest.raises(ValueError, match="one or two things"):
+            sample_scene(random.Random(0), wanted)
+    for pair in (("dog", "red"), ("cup", "pink")):
+        with pytest.raises(KeyError):
+            sample_scene(random.Random(0), [pair])
