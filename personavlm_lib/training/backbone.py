@@ -1,0 +1,292 @@
+"""The nano backbone from scratch: reading, looking up and seeing, before it has met the agent's tasks.
+
+What it learns from (each a generator below), and why:
+- `conversation`: raw turns of a simulated life in the response prompt, then several questions. The reasoning restates
+  the turn word for word, so looking up is induction; several questions a context and contexts that grow make it come.
+- `table`: bare facts and questions about them, for the first tenth almost alone: there looking up comes soonest.
+- `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
+- `seeing`: one scene and what is in it: captions and colours.
+Loss on the assistant's tokens only. Deviation from common practice: no text corpus exists at this size, so every token
+comes from the world, from seeds that no other stage uses.
+
+Launch: python -m personavlm_lib.training.backbone --config CONFIG.yaml (written by the notebook 00_backbone).
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.protocol import write_answer
+from personavlm_lib.memory.personality import BigFive, levels
+from personavlm_lib.memory.records import Turn
+from personavlm_lib.models.nano import SPECIAL, TAGS, ImageOnlyProcessor, build_model, build_processor, build_tokenizer
+from personavlm_lib.training.launch import main
+from personavlm_lib.world import lexicon, tasks
+from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.scenes import COLORS, THINGS, caption, render, sample_scene
+from personavlm_lib.world.tellers import tell
+
+SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
+Message = tuple[str, str]
+
+
+@dataclass
+class Row:
+    """One training conversation: chat messages as (role, text with <img> marks) and its PIL images."""
+
+    messages: list[Message]
+    images: list
+
+
+def conversation(rng: random.Random, longest: int, questions: int, repeat: bool, pictures: bool) -> Row:
+    """A stretch of at most `longest` turns of a life, then `questions` questions about it."""
+    # Both kinds of life that the study tells occur here, so no condition's context is longer than any seen in training.
+    days, size = rng.choice(((28, 1.0), (70, 1.2)))
+    plan = sample_plan(SEEDS + rng.randrange(1_000_000), days, size)
+    turns = tell(plan, Path("unused"), draw=False)
+    first = rng.randrange(max(1, len(turns) - longest))
+    kept = [i for i in range(first, min(first + rng.randint(2, longest), len(turns))) if pictures or not turns[i].images]
+    part = replace(plan, beats=tuple(plan.beats[i] for i in kept))
+    moment = plan.beats[-1].time + timedelta(hours=12)
+    asked = [q for maker in tasks.MAKERS[:4] for q in maker(part, rng, moment) if len(q.hops) < 2]
+    if not asked:  # small talk only
+        return conversation(rng, longest + 4, questions, repeat, pictures)
+    asked = rng.choices(asked, k=questions) if repeat else rng.sample(asked, min(questions, len(asked)))
+    scores = {trait: rng.choice(("low", "mid", "high")) for trait in levels(BigFive.neutral())}
+    history = [turns[i] for i in kept]
+    messages = []
+    for n, question in enumerate(asked):
+        if rng.random() < 0.6:
+            question = replace(question, options=())
+        query = Turn(question.time, question.query)
+        text = _PROMPTS("respond", query=query, context=history, concepts=[], core={}, levels=scores, personality="",
+                        closing=True) if n == 0 else f"ask {query.user}\nanswer now"  # fmt: skip
+        messages += [("user", text), ("assistant", write_answer(question.thought, question.answer))]
+    return Row(messages, [render(plan.beats[i].scene) for i in kept if turns[i].images])
+
+
+def table(rng: random.Random, longest: int, questions: int) -> Row:
+    """Bare facts, `who key is value`, and `questions` of them asked: look-up and nothing else."""
+    people, keys = rng.sample(lexicon.NAMES, rng.randint(2, 5)), list(_FACTS)
+    keys = rng.sample(keys, rng.randint(2, 5))
+    facts = {(who, key): rng.choice(_FACTS[key]) for who in people for key in keys}
+    shown = rng.sample(list(facts), rng.randint(2, min(longest, len(facts))))
+    lines = {pair: f"{' '.join(pair)} is {facts[pair]}" for pair in shown}
+    messages = []
+    for n, pair in enumerate(rng.choices(shown, k=questions)):
+        ask = f"ask {' '.join(pair)}"
+        messages.append(("user", "\n".join([*lines.values(), ask]) if n == 0 else ask))
+        messages.append(("assistant", write_answer(lines[pair], facts[pair])))
+    return Row(messages, [])
+
+
+def copying(rng: random.Random, vocabulary: list[str]) -> Row:
+    """Random words of the whole vocabulary, dates and grammar included, to be said again, twice."""
+    words = " ".join(rng.sample(vocabulary, rng.randint(4, 24)))
+    return Row([("user", f"repeat {words}"), ("assistant", words), ("user", "repeat"), ("assistant", words)], [])
+
+
+def seeing(rng: random.Random) -> Row:
+    """One scene: a caption, and the colour of a thing in it."""
+    kinds = rng.sample(list(THINGS), rng.choice((1, 2)))
+    scene = sample_scene(rng, [(kind, rng.choice(list(COLORS))) for kind in kinds])
+    thing = rng.choice(scene.things)
+    messages = [
+        ("user", f"look at {thing.kind} <img>\nask what color is {thing.kind} ?\nanswer now"),
+        ("assistant", write_answer(f"{thing.kind} is {thing.color}", thing.color)),
+        ("user", "caption"),
+        ("assistant", caption(scene)),
+    ]
+    image = render(scene)
+    if len(kinds) == 1 and rng.random() < 0.5:  # what a crop of a visual concept looks like
+        left, top, right, bottom = (v * image.width for v in thing.box)
+        image = image.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
+    return Row(messages, [image])
+
+
+_PROMPTS = PromptSet("nano")
+_FACTS = lexicon.CORE | lexicon.PREFERENCES
+
+
+def examples(seed: int) -> dict[str, Row]:
+    """One row of each kind, to look at."""
+    rng = random.Random(seed)
+    return {
+        "conversation": conversation(rng, 6, 2, False, True),
+        "table": table(rng, 5, 2),
+        "copying": copying(rng, lexicon.words()),
+        "seeing": seeing(rng),
+    }
+
+
+def encode(row: Row, processor: ImageOnlyProcessor) -> dict:
+    """Token ids, labels (-100 outside the assistant's messages) and image tensors of one row."""
+    tokenizer = processor.tokenizer
+    pixels = processor.image_processor(images=row.images, return_tensors="pt") if row.images else {}
+    tokens = iter((pixels["image_grid_thw"].prod(-1) // 4).tolist() if row.images else [])
+    ids, labels = [], []
+    for role, text in [("system", "You are a helpful assistant."), *row.messages]:
+        while "<img>" in text:
+            pads = "<|image_pad|>" * next(tokens)
+            text = text.replace("<img>", f"<|vision_start|>{pads}<|vision_end|>", 1)
+        head = tokenizer(f"<|im_start|>{role}\n")["input_ids"]
+        body = tokenizer(f"{text}<|im_end|>\n")["input_ids"]
+        ids += head + body
+        labels += [-100] * len(head) + (body if role == "assistant" else [-100] * len(body))
+    return {"ids": ids, "labels": labels, **pixels}
+
+
+def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Tensor]:
+    """Pads on the right; images of all rows in order. (rows, longest) ids, labels, mask and token types."""
+    width = max(len(row["ids"]) for row in rows)
+    ids = torch.tensor([row["ids"] + [pad] * (width - len(row["ids"])) for row in rows])
+    labels = torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in rows])
+    mask = torch.tensor([[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in rows])
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    batch["mm_token_type_ids"] = (ids == image_token).long()
+    if pictured := [row for row in rows if "pixel_values" in row]:
+        batch |= {k: torch.cat([row[k] for row in pictured]) for k in ("pixel_values", "image_grid_thw")}
+    return batch
+
+
+class Mixture(IterableDataset):
+    """Batches for ever, in a schedule by the share of the run that is done: contexts grow, repeated keys end."""
+
+    def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int):
+        self.processor, self.batch, self.steps, self.seed = processor, batch, steps, seed
+        keep = (piece for piece in processor.tokenizer.get_vocab() if piece.startswith(" ") and len(piece) > 2)
+        self.vocabulary = sorted(piece.strip() for piece in keep)
+
+    def rows(self, rng: random.Random, done: float) -> list[Row]:
+        kind = rng.random()
+        if done < 0.1:  # cheap and dense: first learn to look up anything at all
+            if kind < 0.85:
+                return [table(rng, 5 if done < 0.06 else 12, 8) for _ in range(2 * self.batch)]
+            return [seeing(rng) for _ in range(2 * self.batch)]
+        if kind < 0.12:
+            return [copying(rng, self.vocabulary) for _ in range(2 * self.batch)]
+        if kind < 0.2:
+            return [table(rng, 12, 8) for _ in range(2 * self.batch)]
+        if kind < 0.4:
+            return [seeing(rng) for _ in range(2 * self.batch)]
+        longest = 6 if done < 0.2 else 12 if done < 0.35 else 24 if done < 0.5 else 48
+        pictures, repeat = kind > 0.7, rng.random() > 2 * done
+        return [conversation(rng, longest, 8, repeat, pictures) for _ in range(self.batch)]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        tokenizer = self.processor.tokenizer
+        pad, image = tokenizer.pad_token_id, self.processor.image_token_id
+        for step in range(offset, self.steps, stride):
+            rng = random.Random(f"{self.seed} {step}")
+            yield collate([encode(row, self.processor) for row in self.rows(rng, step / self.steps)], pad, image)
+
+
+def answer_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross entropy of the labelled tokens. The vocabulary is asked at those alone, a fifth of all positions."""
+    batch = dict(batch)
+    labels = batch.pop("labels")[:, 1:]
+    hidden = model.model(**batch).last_hidden_state[:, :-1]
+    learned = labels != -100
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), labels[learned])
+
+
+@torch.no_grad()
+def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> dict[str, float]:
+    """Share of reasoning steps whose words are all right when each is predicted from the right ones before it.
+
+    On lives never trained on. `table`: a bare fact
+    among eight; `copy`: a list of random words; `read_8`, `read_all`: a question on 8 turns or
+    on a whole life; `see`: a colour in a scene; `recall`: the same with the picture among the turns of a conversation.
+    """
+    vocabulary = Mixture(processor, 1, 1, 0).vocabulary
+    makers = {
+        "table": lambda rng: table(rng, 8, 1),
+        "copy": lambda rng: copying(rng, vocabulary),
+        "read_8": lambda rng: conversation(rng, 8, 1, False, False),
+        "read_all": lambda rng: conversation(rng, 60, 1, False, False),
+        "see": seeing,
+        "recall": _about_pictures,
+    }
+    model.eval()
+    shares = {}
+    for name, make in makers.items():
+        rng = random.Random(f"probe {seed} {name}")
+        rows = [encode(Row(row.messages[:2], row.images), processor) for row in (make(rng) for _ in range(n))]
+        right = 0
+        for start in range(0, n, 32):
+            batch = collate(rows[start : start + 32], processor.tokenizer.pad_token_id, processor.image_token_id)
+            labels = batch.pop("labels")[:, 1:]
+            hit = model(**batch).logits[:, :-1].argmax(-1) == labels
+            right += (hit | (labels == -100)).all(-1).sum().item()
+        shares[name] = right / n
+    model.train()
+    return shares
+
+
+def _about_pictures(rng: random.Random) -> Row:
+    while True:
+        row = conversation(rng, 12, 1, False, True)
+        if "what color" in row.messages[0][1]:
+            return row
+
+
+def train(config: dict, folder: Path) -> None:
+    """Trains with `config` (seed, steps, batch, learning_rate, width, layers, log_every, workers) into `folder`."""
+    torch.manual_seed(config["seed"])
+    tokenizer = build_tokenizer(corpus())
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer, config["width"], config["layers"])
+    optimiser = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=0.05, betas=(0.9, 0.98))
+    steps = config["steps"]
+    data = DataLoader(Mixture(processor, config["batch"], steps, config["seed"]), None, num_workers=config["workers"])
+    start, seen = time.time(), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.jsonl", "w") as log:
+        for step, batch in enumerate(data, 1):
+            done = step / steps
+            pace = min(1, step / 100) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
+            for group in optimiser.param_groups:
+                group["lr"] = config["learning_rate"] * pace
+            loss = answer_loss(model, batch)  # float32: bfloat16 is many times slower on processors that only emulate it
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            seen += batch["input_ids"].numel()
+            if step % config["log_every"] == 0 or step == steps:
+                entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start, 1), "loss": loss.item()}
+                entry |= probe(model, processor)
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+                print(f"step {step}/{steps} " + " ".join(f"{k} {v:.3g}" for k, v in entry.items()), flush=True)
+                model.save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def corpus() -> Iterator[str]:
+    """Every text that the tokenizer must know in whole words: the lexicon, the prompts and replies of some lives."""
+    yield " ".join(lexicon.words())
+    yield " ".join((*SPECIAL, *TAGS))
+    yield '"reason": "decision": "content": "keywords": "topic_summary": "source_dialog_indices": "start_time": "end_time":'
+    yield "\n".join(f'"{trait}":' for trait in levels(BigFive.neutral()))
+    yield "\n".join(f'"{key}":' for key in ("name", *lexicon.CORE, *lexicon.HABITS, *lexicon.GOALS))
+    yield "You are a helpful assistant. system user (Image Object: cup) (a) (b) (c) (d) , . ? ! ' - null true false"
+    for path in sorted((Path(__file__).parents[1] / "agent" / "prompts" / "nano").glob("*.j2")):
+        yield " ".join(word for word in path.read_text().split() if word.isalpha())
+
+
+
+if __name__ == "__main__":
+    main(train)

@@ -1,0 +1,164 @@
+"""Stage 2: GRPO whose rollout is the agent itself (paper, section 3.2, Eq. 3-4, appendix B.2, Table 3).
+
+A group of trajectories is `run(respond(...), model)` with the policy sampling: the keywords and the period that it
+writes reach the retriever, top-k is drawn anew for each trajectory, and the loss sees only what the model wrote.
+Deviations from the paper: a LoRA; a rule-based judge; beta and epsilon, which the paper does not state, are settings.
+
+Launch: python -m personavlm_lib.training.grpo --config CONFIG.yaml
+"""
+
+import random
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText
+from trl import GRPOConfig, GRPOTrainer
+
+from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
+from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.models import run
+from personavlm_lib.models.local import LocalModel, Transcript, load_processor
+from personavlm_lib.training.launch import main
+from personavlm_lib.training.sft import MetricsLog, lora, precision
+from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
+from personavlm_lib.world.tasks import Question
+
+# What the trainer calls its metrics -> what the study calls them.
+NAMES = {
+    "rewards/answer_reward/mean": "reward_accuracy", "rewards/format_reward/mean": "reward_format",
+    "frac_reward_zero_std": "zero_spread", "completions/mean_length": "tokens_written",
+}  # fmt: skip
+
+
+def answer_reward(f_acc: list[float], f_cons: list[float], **_) -> list[float]:
+    """f_acc * f_cons of Eq. 3, weight 1. The columns come with the rollout."""
+    return [acc * cons for acc, cons in zip(f_acc, f_cons, strict=True)]
+
+
+def format_reward(f_format: list[float], **_) -> list[float]:
+    """f_format of Eq. 3, weight 0.5."""
+    return list(f_format)
+
+
+class Policy(LocalModel):
+    """The model being trained, asked through the same adapter as any other; its transcripts are kept."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.transcripts: list[Transcript] = []
+
+    def start(self) -> Transcript:
+        self.transcripts.append(super().start())
+        return self.transcripts[-1]
+
+
+class AgentTrainer(GRPOTrainer):
+    """GRPOTrainer that hands the images of injected turns to the policy's forward pass.
+
+    trl has this for images that tools return; `rollout_func` alone does not reach it. Elements 6 and 7 of what
+    `_generate` returns are all images of each row and the injected ones; `tools` must be truthy until the batch is
+    scored, for trl to take the path that reads them.
+    """
+
+    def _generate(self, prompts):
+        *result, images, injected = super()._generate(prompts)
+        found = result[5].pop("injected_images")
+        if any(found):
+            images, injected = [row or None for row in found], found
+            self.tools = [None]
+        return *result, images, injected
+
+    def _generate_and_score_completions(self, inputs):
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self.tools = None
+
+
+class Rollout:
+    """`rollout_func`: prompts, each repeated for its group, to trajectories of the agent."""
+
+    def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
+        self.stores, self.cases, self.config = stores, cases, config
+        self.settings = AgentSettings(PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"])
+        self.rng, self.retriever = random.Random(config["seed"]), Retriever()
+
+    def first_ask(self, question: Question) -> str:
+        return next(self.trajectory(question)).text
+
+    def trajectory(self, question: Question):
+        view = self.stores[question.user].as_of(question.time)
+        return respond(as_query(question), view, self.retriever, self.settings, rng=random.Random(self.rng.random()))
+
+    def __call__(self, prompts: list, trainer: GRPOTrainer) -> dict:
+        """One trajectory per prompt, same order: ids, the mask of what the model wrote, and columns for the reward."""
+        questions = [self.cases[text_of(prompt)] for prompt in prompts]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        policy = Policy(
+            model=model, processor=trainer.processing_class, temperature=self.config["temperature"],
+            repetition_penalty=self.config["repetition_penalty"],
+        )  # fmt: skip
+        model.eval()
+        responses = run([self.trajectory(q) for q in questions], policy, width=len(questions))
+        model.train()
+        pairs = list(zip(questions, responses, strict=True))
+        trainer._metrics["train"]["retrievals"].append(sum(len(r.retrieved) for r in responses) / len(responses))
+        trainer._metrics["train"]["accuracy"].append(sum(accuracy(q, r.answer) for q, r in pairs) / len(pairs))
+        return {
+            "prompt_ids": [t.ids[: t.prompt] for t in policy.transcripts],
+            "completion_ids": [t.ids[t.prompt :] for t in policy.transcripts],
+            "env_mask": [t.written[t.prompt :] for t in policy.transcripts],
+            "logprobs": None,
+            "injected_images": [t.images for t in policy.transcripts],
+            "f_acc": [accuracy(q, r.answer) for q, r in pairs],
+            "f_cons": [consistency(q, r) for q, r in pairs],
+            "f_format": [grammar(r) for _, r in pairs],
+        }
+
+
+def text_of(prompt: list[dict]) -> str:
+    """The text of a prompt of one user message, whether its content is a string or a list of parts."""
+    content = prompt[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+
+
+def train(config: dict, folder: Path) -> None:
+    """Trains with `config` (model, lives, memory, prompts, steps, group, ...) into `folder`."""
+    lives = read_lives(Path(config["lives"]))
+    stores = {life.user: MemoryStore(Path(config["memory"]) / life.user) for life in lives}
+    rng = random.Random(config["seed"])
+    rollout = Rollout(stores, {}, config)
+    for _, question in rl_questions(lives, config["questions"], rng):
+        rollout.cases[rollout.first_ask(question)] = question
+    processor = load_processor(config["model"])
+    per_step = config["group"] * config["groups"]
+    trainer = AgentTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(config["model"], dtype="auto"),
+        reward_funcs=[answer_reward, format_reward],
+        args=GRPOConfig(
+            output_dir=str(folder / "checkpoints"), max_steps=config["steps"], seed=config["seed"],
+            num_generations=config["group"], per_device_train_batch_size=per_step // config["accumulate"],
+            gradient_accumulation_steps=config["accumulate"], steps_per_generation=config["accumulate"],
+            learning_rate=config["learning_rate"], lr_scheduler_type="cosine", warmup_steps=config["warmup"],
+            beta=config["beta"], epsilon=config["epsilon"], num_iterations=1, loss_type="grpo", scale_rewards="group",
+            use_bias_correction_kl=False, reward_weights=[1.0, 0.5], temperature=config["temperature"],
+            max_completion_length=config["max_tokens"], logging_steps=1, save_strategy="no", report_to="none",
+            gradient_checkpointing=False, disable_tqdm=True, **precision(),
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in rollout.cases]}),
+        processing_class=processor,
+        peft_config=lora(config),
+        rollout_func=rollout,
+        callbacks=[MetricsLog(folder / "metrics.jsonl", NAMES)],
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(folder / "adapter"))
+    trainer.model.merge_and_unload().save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+
+
+if __name__ == "__main__":
+    main(train)

@@ -1,0 +1,104 @@
+"""Profiles: strict about every name, and complete for every notebook of the study."""
+
+import json
+
+import pytest
+
+from personavlm_lib.study import profiles
+from personavlm_lib.study.profiles import (
+    PROFILES,
+    ProfileError,
+    load_profile,
+    notebook,
+    notebook_parameters,
+    require,
+    stage_folder,
+    stage_parameters,
+)
+
+SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def write_notebook(path, source):
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    path.write_text(json.dumps({"cells": [cell]}))
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A stage with three parameters, and a function that writes a profile and loads it."""
+    write_notebook(tmp_path / "02_sft.ipynb", "run: str = ''\nsteps: int | None = 1\nlearning_rate: float = 0.1\n")
+    monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
+
+    def load(text):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(text)
+        return load_profile(str(path))
+
+    return load
+
+
+def test_parameters_come_from_stage_then_common_and_the_runner(tiny):
+    profile = tiny("seed: 3\ncommon: {steps: 5, users: 9}\nstages: {02_sft: {learning_rate: 1}}")
+    assert stage_parameters(profile, "02_sft", "r") == {"run": "r", "steps": 5, "learning_rate": 1}
+    assert stage_parameters(profile, "02_sft", "r", {"steps": 7})["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 0\nstage: {}\nstages: {}", "'stage' (nearest known: 'stages')"),
+        ("seed: 0\nstages: {02_stf: {}}", "'02_stf' (nearest known: '02_sft')"),
+        ("stages: {}", "'seed' is missing"),
+    ],
+)
+def test_profile_with_a_wrong_key_is_refused(tiny, text, says):
+    with pytest.raises(ProfileError) as error:
+        tiny(text)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("{steps: 1, learning_rte: 0.1}", "no parameter 'learning_rte' (nearest known: 'learning_rate')"),
+        ("{steps: 1}", "needs the parameter 'learning_rate'"),
+        ("{steps: 1, learning_rate: 2e-5}", "'2e-5', the notebook takes float"),
+        ("{steps: 1, learning_rate: 0.1, run: x}", "no parameter 'run'"),
+    ],
+)
+def test_parameters_that_are_not_the_notebooks_are_refused(tiny, given, says):
+    profile = tiny(f"seed: 0\nstages: {{02_sft: {given}}}")
+    with pytest.raises(ProfileError) as error:
+        stage_parameters(profile, "02_sft", "r")
+    assert says in str(error.value)
+
+
+def test_unknown_names_are_refused_with_the_nearest(tiny):
+    with pytest.raises(ProfileError, match="nearest known: 'nano'"):
+        load_profile("nanoo")
+    with pytest.raises(ProfileError, match="nearest known: '03_grpo'"):
+        stage_folder("r", "03_grop")
+    with pytest.raises(ProfileError, match="has no stage '03_grpo'"):
+        stage_parameters(tiny("seed: 0\nstages: {02_sft: {}}"), "03_grpo", "r")
+
+
+def test_require_wants_a_finished_stage(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="02_sft is missing: run 'make reproduce' or 'snakemake 02_sft' first"):
+        require("r", "02_sft")
+    stage_folder("r", "02_sft").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        require("r", "02_sft")
+    (tmp_path / "r" / "02_sft" / "run.json").write_text("{}")
+    assert require("r", "02_sft") == tmp_path / "r" / "02_sft"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profiles_fit_their_notebooks(name):
+    profile = load_profile(name)
+    taken = set()
+    for stage in profile.stages:
+        stage_parameters(profile, stage, name)
+        taken |= notebook_parameters(notebook(stage)).keys()
+    assert profile.common.keys() <= taken, "a key of `common` that no notebook takes"

@@ -1,0 +1,83 @@
+"""The runner on notebooks made for the occasion: what it leaves behind, after success and after failure."""
+
+import json
+import os
+import sys
+from unittest import mock
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from personavlm_lib.study import profiles
+from personavlm_lib.study.runner import main
+
+PARAMETERS = "run: str = ''\nseed: int = 0\nsteps: int = 1"
+WORKS = """
+import json, os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+time.sleep(1.2)
+seen = {"steps": steps, "seed": seed, "offline": os.environ["HF_HUB_OFFLINE"]}
+seen |= {"python": sys.executable, "pid": child.pid}
+with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "seen.json"), "w") as file:
+    json.dump(seen, file)
+print("cells may talk")
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """Writes the notebook of `08_audit` with the given cell and runs it; returns exit code and the stage's folder."""
+    monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
+    (tmp_path / "tiny.yaml").write_text("seed: 5\nstages: {08_audit: {steps: 3}}")
+    book = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
+
+    def run(source, *arguments):
+        cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+        book.cells = [*cells, nbformat.v4.new_code_cell(source)]
+        nbformat.write(book, tmp_path / "08_audit.ipynb")
+        code = main(["08_audit", "--profile", str(tmp_path / "tiny.yaml"), *arguments])
+        return code, tmp_path / "runs" / "tiny" / "08_audit"
+
+    with mock.patch.dict(os.environ, {"PERSONAVLM_RUNS": str(tmp_path / "runs")}):
+        yield run
+
+
+def test_a_stage_leaves_its_notebook_parameters_and_record(stage, capfd):
+    code, folder = stage(WORKS, "--set", "steps=4")
+    assert code == 0
+    seen = json.loads((folder.parent / "seen.json").read_text())
+    pid = seen.pop("pid")
+    assert seen == {"steps": 4, "seed": 5, "offline": "1", "python": sys.executable}
+    ended = not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert ended, "what a notebook started must not outlive it"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4} and record["changed"] == ["steps"]
+    assert record["wall_seconds"] > 1 and 0.01 < record["peak_memory_gib"] < 8
+    assert record["packages"]["papermill"] and record["hardware"]["cores"] >= 1 and "git_dirty" in record
+    assert yaml.safe_load((folder / "params.yaml").read_text()) == record["parameters"]
+    assert (folder / "notebook.log").read_text() == "cells may talk\n"
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[0] == "[1/1] 08_audit ..." and printed[-1].startswith("[1/1] 08_audit done in ")
+
+
+def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):
+    _, folder = stage("pass")
+    code, _ = stage("raise ValueError('the loss is nan')")
+    assert code == 1
+    cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+    assert any(output.get("ename") == "ValueError" for cell in cells for output in cell.get("outputs", []))
+    assert not (folder / "run.json").exists(), "the record of an earlier success must not stand"
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line == f"08_audit failed: ValueError: the loss is nan. Executed notebook: {folder / 'notebook.ipynb'}"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [("stesp=4", "no parameter 'stesp' (nearest known: 'steps')"), ("steps=x", "takes int"), ("steps", "KEY=VALUE")],
+)
+def test_a_wrong_change_is_refused_before_anything_runs(stage, capfd, change, says):
+    code, folder = stage("pass", "--set", change)
+    assert code == 1 and says in capfd.readouterr().err
+    assert not folder.exists()

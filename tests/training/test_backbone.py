@@ -1,0 +1,86 @@
+"""The backbone's data and loss: what is learned, from whom, and that a few steps run."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from personavlm_lib.models.local import LocalModel
+from personavlm_lib.models import Ask
+from personavlm_lib.training import backbone
+from personavlm_lib.training.backbone import SEEDS, Mixture, answer_loss, collate, encode, examples
+
+
+@pytest.mark.parametrize("kind", examples(0))
+def test_labels_are_the_assistants_words_and_each_image_has_its_tokens(processor, kind):
+    for seed in range(5):
+        row = examples(seed)[kind]
+        encoded = encode(row, processor)
+        assert len(encoded["ids"]) == len(encoded["labels"])
+        learned = [i for i in encoded["labels"] if i != -100]
+        said = ["".join(text.split()) for role, text in row.messages if role == "assistant"]
+        turns = ["".join(turn.split()) for turn in processor.tokenizer.decode(learned).split("<|im_end|>")]
+        assert turns == [*said, ""]
+        assert all(label in (-100, i) for i, label in zip(encoded["ids"], encoded["labels"], strict=True))
+        assert sum(text.count("<img>") for _, text in row.messages) == len(row.images)
+        pads = encoded["ids"].count(processor.image_token_id)
+        assert pads == (int(encoded["image_grid_thw"].prod(-1).sum()) // 4 if row.images else 0)
+
+
+def test_what_is_learned_is_laid_out_as_the_agent_will_ask(processor, model):
+    """The ids of a row begin as LocalModel would render the same messages."""
+    row = backbone.conversation(random.Random(0), 6, 2, False, False)
+    local = LocalModel(model=model, processor=processor)
+    transcript = local.start()
+    local.give(transcript, Ask(row.messages[0][1]))
+    assert encode(row, processor)["ids"][: len(transcript.ids)] == transcript.ids
+
+
+def test_answers_of_conversations_stand_in_the_context():
+    rng = random.Random(0)
+    for _ in range(20):
+        row = backbone.conversation(rng, 8, 2, False, False)
+        thoughts = [text.split("<think>")[1].split("</think>")[0] for role, text in row.messages if role == "assistant"]
+        assert all(thought in row.messages[0][1] for thought in thoughts)
+
+
+def test_its_lives_are_its_own(monkeypatch):
+    seeds = []
+    sample = backbone.sample_plan
+    monkeypatch.setattr(backbone, "sample_plan", lambda seed, *size: seeds.append(seed) or sample(seed, *size))
+    for seed in range(20):
+        examples(seed)
+    assert len(seeds) >= 20 and min(seeds) >= SEEDS
+
+
+def test_the_loss_is_that_of_the_labelled_tokens(processor, model):
+    rows = [encode(row, processor) for row in examples(1).values()]
+    batch = collate(rows, processor.tokenizer.pad_token_id, processor.image_token_id)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, :-1]
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+        torch.testing.assert_close(answer_loss(model, batch), expected)
+
+
+def test_batches_are_the_same_each_time(processor):
+    one, other, third = (next(iter(Mixture(processor, 2, 4, seed))) for seed in (0, 0, 1))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert one["input_ids"].tolist() != third["input_ids"].tolist()
+
+
+def test_two_steps_leave_a_model_that_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone, "probe", lambda *_: {"see": 0.0})
+    config = dict(seed=0, steps=2, batch=2, learning_rate=1e-3, width=64, layers=1, log_every=1, workers=0)
+    backbone.train(config, tmp_path)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in metrics] == [1, 2] and all(entry["loss"] > 0 for entry in metrics)
+    local = LocalModel(tmp_path)
+    assert local.reply([(local.start(), Ask("hello", max_tokens=3))])[0].tokens_out <= 3
+
+
+def test_the_probe_measures_every_skill(processor, model):
+    shares = backbone.probe(model, processor, n=2)
+    assert set(shares) == {"table", "copy", "read_8", "read_all", "see", "recall"}
+    assert all(0 <= share <= 1 for share in shares.values())

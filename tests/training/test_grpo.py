@@ -1,0 +1,155 @@
+"""GRPO: the rollout is the agent, the loss sees what the model wrote, and the trainer sees what the model saw."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from personavlm_lib.agent.protocol import write_answer, write_retrieve
+from personavlm_lib.models.local import LocalModel
+from personavlm_lib.training import grpo
+from personavlm_lib.world import dataset
+
+
+@pytest.fixture(scope="module")
+def inputs(lives, memories):
+    """The lives' file, beside their images, and the folder of their memories."""
+    picture = next(path for life in lives for turn in life.turns for path in turn.images)
+    path = Path(picture).parents[1] / "lives.jsonl"
+    dataset.write_lives(path, lives, 20, 0.7)
+    return dict(lives=str(path), memory=str(next(iter(memories.values())).folder.parent))
+
+
+def config(checkpoint, inputs, **changes):
+    return inputs | dict(
+        model=str(checkpoint), prompts="nano", questions=12, steps=2, group=4, groups=1, accumulate=2, seed=0, warmup=0,
+        learning_rate=1e-3, lora_rank=4, beta=0.01, epsilon=0.2, temperature=1.0, repetition_penalty=1.05, max_tokens=48,
+    ) | changes  # fmt: skip
+
+
+@pytest.fixture
+def recite(monkeypatch, processor):
+    """The policy writes by the script: the first of four answers at once, the others look up first; all end the turn."""
+    tokenizer = processor.tokenizer
+    head = tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+    def line(row, ids):
+        # heads: system, then user and assistant of each turn
+        if row % 4 and ids.count(head) == 3:
+            return write_retrieve("look up cup", "look at my cup" if row % 2 else "my drink", quote=False)
+        return write_answer("my cup is red", "(a)" if row % 2 else "(b)")
+
+    def generate(self, input_ids, **_):
+        new = [tokenizer(line(n, ids.tolist()) + "<|im_end|>").input_ids for n, ids in enumerate(input_ids)]
+        width = max(map(len, new))
+        new = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in new]
+        return torch.cat([input_ids, torch.tensor(new)], dim=1)
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", generate)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """(transcripts, the batch as the trainer scored it, its own log-probabilities, those of plain forward passes)."""
+    kept, transcripts = [], []
+    score, policy = grpo.AgentTrainer._generate_and_score_completions, grpo.Policy
+
+    def remembering(*args, **kwargs):
+        made = policy(*args, **kwargs)
+        transcripts.append(made.transcripts)
+        return made
+
+    def spying(trainer, rows):
+        batch = score(trainer, rows)
+        fields = {k: batch.get(k) for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        model, width = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"].shape[1]
+        model.eval()
+        with torch.no_grad():
+            trainers, *_ = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, **fields)
+        local = LocalModel(model=model, processor=trainer.processing_class)
+        plain = [_plain(local, transcript, trainer.temperature) for transcript in transcripts[-1]]
+        model.train()
+        kept.append(SimpleNamespace(transcripts=transcripts[-1], batch=batch, trainers=trainers, plain=plain, rows=rows,
+                                    trainer=trainer))  # fmt: skip
+        return batch
+
+    monkeypatch.setattr(grpo, "Policy", remembering)
+    monkeypatch.setattr(grpo.AgentTrainer, "_generate_and_score_completions", spying)
+    return kept
+
+
+@torch.no_grad()
+def _plain(local, transcript, temperature):
+    """Log-probabilities of the completion's tokens: one row, no padding, no trainer."""
+    logits = local.model(**local._batch([transcript])).logits[0, :-1] / temperature
+    chosen = torch.tensor(transcript.ids[1:])
+    return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt - 1 :, 0]
+
+
+def test_the_trainer_scores_what_the_model_saw_and_wrote(checkpoint, inputs, recite, scored, tmp_path):
+    grpo.train(config(checkpoint, inputs, temperature=0.7), tmp_path)
+    seen = set()
+    for step in scored:
+        batch = step.batch
+        seen |= {(len(t.images) > 0, sum(t.written) > 40) for t in step.transcripts}
+        template = step.trainer._tokenize_prompts([row["prompt"] for row in step.rows])[0]
+        for n, transcript in enumerate(step.transcripts):
+            prompt = batch["prompt_ids"][n][batch["prompt_mask"][n].bool()].tolist()
+            completion = batch["completion_mask"][n].bool()
+            assert prompt == template[n] == transcript.ids[: transcript.prompt]
+            assert batch["completion_ids"][n][completion].tolist() == transcript.ids[transcript.prompt :]
+            assert batch["tool_mask"][n][completion].tolist() == transcript.written[transcript.prompt :]
+            torch.testing.assert_close(step.trainers[n][completion], step.plain[n], atol=1e-4, rtol=0)
+    # with and without images, of one turn and of several
+    assert {pictures for pictures, _ in seen} == {True, False}
+    assert any(sum(t.written[i] < t.written[i + 1] for i in range(len(t.written) - 1)) > 1 for s in scored for t in s.transcripts)
+
+
+def test_rewards_follow_the_answers(checkpoint, inputs, recite, scored, tmp_path):
+    grpo.train(config(checkpoint, inputs, steps=1), tmp_path)
+    batch = scored[0].batch
+    assert len(scored[0].transcripts) == 4 and batch["advantages"].abs().sum() >= 0
+    (entry,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert entry["reward_format"] == 1 and entry["retrievals"] == 0.75
+    assert entry["reward"] == pytest.approx(entry["reward_accuracy"] + 0.5 * entry["reward_format"])
+
+
+def test_two_steps_of_sampling_leave_metrics_and_a_model(checkpoint, inputs, tmp_path):
+    grpo.train(config(checkpoint, inputs, max_tokens=6, group=2, groups=2), tmp_path)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in metrics] == [1, 2]
+    for entry in metrics:
+        assert {"reward", "reward_accuracy", "reward_format", "zero_spread", "retrievals", "accuracy", "entropy", "kl"} <= set(entry)
+    merged, adapted = LocalModel(tmp_path / "model"), LocalModel(checkpoint, tmp_path / "adapter")
+    for name, weight in adapted.model.state_dict().items():
+        torch.testing.assert_close(weight, merged.model.state_dict()[name])
+
+
+def test_the_group_shares_its_question_and_draws_its_own_top_k(lives, memories, processor, model):
+    settings = dict(prompts="nano", max_tokens=8, seed=0, temperature=1.0, repetition_penalty=1.0)
+    question = next(q for life in lives for q in life.questions if q.hops)
+    rollout = grpo.Rollout(memories, {}, settings)
+    assert len({rollout.first_ask(question) for _ in range(4)}) == 1
+    shown = set()
+    for _ in range(8):
+        trajectory = rollout.trajectory(question)
+        next(trajectory)
+        reply = SimpleNamespace(text=write_retrieve("look", "my drink", quote=False), tokens_in=1, tokens_out=1)
+        shown.add(trajectory.send(reply).text)
+    assert len(shown) > 2
+
+
+def test_prompts_find_their_questions_whatever_form_the_content_has(lives, memories):
+    assert grpo.text_of([{"role": "user", "content": "ask a"}]) == "ask a"
+    parts = [{"type": "text", "text": "ask "}, {"type": "image", "text": None}, {"type": "text", "text": "a"}]
+    assert grpo.text_of([{"role": "user", "content": parts}]) == "ask a"
+
+
+def test_the_reward_is_a_product_and_a_format():
+    assert grpo.answer_reward(f_acc=[1, 1, 0], f_cons=[1, 0, 1]) == [1, 0, 0]
+    assert grpo.format_reward(f_format=[1.0, 0.0]) == [1.0, 0.0]
