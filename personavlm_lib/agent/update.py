@@ -11,17 +11,22 @@ from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.protocol import image_object, parse_core, parse_episodes, parse_personality
 from personavlm_lib.agent.protocol import parse_procedural, parse_semantic
 from personavlm_lib.memory.personality import advance
-from personavlm_lib.memory.records import MAX_PROCEDURAL, SESSION_GAP, CoreMemory, Episode, ProceduralMemory
+from personavlm_lib.memory.records import SESSION_GAP, CoreMemory, Episode, ProceduralMemory
 from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept, split_sessions
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
-from personavlm_lib.models import Ask, Trajectory
+from personavlm_lib.models import Ask, Reply, Trajectory
 
 PERSONA_KEYS = ("job", "occupation", "profession", "education", "role")
 
 
 def _profile(view: MemoryView) -> dict[str, str]:
     return {**view.core.human, **view.core.persona} if view.core else {}
+
+
+def _without_marks(reply: Reply) -> str:
+    """What the model wrote, less `<img>` marks: where memories are shown, each mark promises an image."""
+    return reply.text.replace("<img>", "")
 
 
 def _images(turns: list[Turn]) -> tuple[str, ...]:
@@ -41,7 +46,7 @@ def update_turn(
     store.add_personality(advance(view.personality, parse_personality(reply.text), turn.index, turn.time))
     # Line 19: does this turn hold something worth keeping?
     reply = yield Ask(prompts("semantic", **slots), images, 128, fresh=True, purpose="semantic", about=turn)
-    proposed = parse_semantic(reply.text)
+    proposed = parse_semantic(_without_marks(reply))
     if proposed is None or not proposed.decision or not proposed.content.strip():
         return
     content, concept, kind = proposed.content.strip(), None, "fact"
@@ -67,15 +72,16 @@ def update_session(
     common = dict(fresh=True, about=session)
 
     reply = yield Ask(prompts("core", **slots), images, 128, purpose="core", **common)
-    if core := parse_core(reply.text):
+    if core := parse_core(_without_marks(reply)):
         human = {key: value for key, value in core.items() if key.lower() not in PERSONA_KEYS}
         persona = {key: value for key, value in core.items() if key.lower() in PERSONA_KEYS}
         store.set_core(CoreMemory(human, persona, known_from, sources, written_by))
 
     current = view.procedural.entries if view.procedural else {}
     reply = yield Ask(prompts("procedural", procedural=current, **slots), images, 128, purpose="procedural", **common)
-    entries = parse_procedural(reply.text)
-    if len(entries) <= MAX_PROCEDURAL and entries != current:  # a longer list is refused
+    entries = parse_procedural(_without_marks(reply))
+    # An empty reply says that there is nothing to keep; a text that holds no entry says nothing.
+    if entries != current and (entries or not reply.text.strip()):
         store.set_procedural(ProceduralMemory(entries, known_from, sources, written_by))
 
     reply = yield Ask(prompts("episodic", **slots), images, 256, purpose="episodic", **common)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import is_torchvision_available
 
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.models.nano import ImageOnlyProcessor
@@ -26,11 +27,8 @@ class Transcript:
 
 
 def load_processor(source: str | Path):
-    """The processor of a hub id or folder; without torchvision, Qwen2.5-VL's with images alone."""
-    try:
-        return AutoProcessor.from_pretrained(source)
-    except ImportError:
-        return ImageOnlyProcessor.from_pretrained(source)
+    """The processor of a hub id or folder; where torchvision is absent, Qwen2.5-VL's with images alone."""
+    return (AutoProcessor if is_torchvision_available() else ImageOnlyProcessor).from_pretrained(source)
 
 
 class LocalModel:
@@ -65,13 +63,9 @@ class LocalModel:
         for path in ask.images:
             with Image.open(path) as image:
                 images.append(image.convert("RGB"))
-        parts = tokenizer_safe(ask.text).split("<img>")
-        content = [{"type": "text", "text": parts[0]}]
-        for part in parts[1:]:
-            content += [{"type": "image"}, {"type": "text", "text": part}]
         template = self.processor.apply_chat_template
-        message = [{"role": "user", "content": [c for c in content if c.get("text", True)]}]
-        text = template(message, add_generation_prompt=True, tokenize=False)
+        message = {"role": "user", "content": content_parts(ask.text)}
+        text = template([message], add_generation_prompt=True, tokenize=False)
         if transcript.ids:
             # What the template puts before a first message (a default system prompt) is there already.
             before = template([{"role": "user", "content": ""}], tokenize=False).split("<|im_start|>user")[0]
@@ -121,6 +115,13 @@ class LocalModel:
         return {key: value.to(self.model.device) for key, value in batch.items()}
 
 
-def tokenizer_safe(text: str) -> str:
-    """Text in which no marker of the chat format is left: what a user or a memory holds must not open a turn."""
-    return text.replace("<|", "< |").replace("|>", "| >")
+def content_parts(text: str) -> list[dict]:
+    """A message's text as chat content, each `<img>` mark an image placeholder.
+
+    Markers of the chat format are broken up: what a user or a memory holds must not open a turn.
+    """
+    first, *rest = text.replace("<|", "< |").replace("|>", "| >").split("<img>")
+    parts = [{"type": "text", "text": first}]
+    for part in rest:
+        parts += [{"type": "image", "text": None}, {"type": "text", "text": part}]
+    return [part for part in parts if part["text"] != ""]

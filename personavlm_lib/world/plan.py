@@ -92,7 +92,7 @@ def _beats_without_time(rng: random.Random, name: str, friends: tuple[str, ...],
     for key in rng.choices(list(lexicon.EVENTS), k=some(6)):
         value, friend = rng.choice(lexicon.EVENTS[key]), rng.choice(friends)
         groups.append([{"kind": "event", "key": key, "value": value, "friend": friend}])
-    shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(5))
+    shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(6))
     for who, thing in shown:
         color, other = rng.choice(list(COLORS)), (rng.choice([t for t in THINGS if t != thing]), rng.choice(list(COLORS)))
         wanted = [(thing, color)] + ([other] if rng.random() < 0.5 else [])

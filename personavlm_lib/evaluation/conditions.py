@@ -1,0 +1,133 @@
+"""Conditions: which model answers, from which memory, with what taken away. All of them ask the same agent."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from personavlm_lib.agent.options import match_option
+from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.respond import AgentSettings, Response, respond
+from personavlm_lib.agent.update import live
+from personavlm_lib.evaluation.judges import accuracy
+from personavlm_lib.evaluation.records import AnswerRecord
+from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.store import MemoryStore, MemoryView
+from personavlm_lib.memory.vision import Eyes
+from personavlm_lib.models import ChatModel, run
+from personavlm_lib.world.dataset import Life, as_query
+from personavlm_lib.world.tasks import Question
+
+ALL_TYPES = ("core", "semantic", "episodic", "procedural")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`model` is a name in the models at hand, "oracle" or "chance". `memory` is "gold", "own", "none" (an empty
+    memory, no retrieval) or "context" (raw turns before the model's eyes, chosen by `context`: "evidence", "rag5" or
+    "full", no retrieval). `without` names memory types that are taken away."""
+
+    name: str
+    model: str
+    memory: str
+    context: str = ""
+    without: tuple[str, ...] = ()
+
+
+CONDITIONS = {
+    c.name: c
+    for c in (
+        Condition("chance", "chance", "none"),
+        Condition("no_memory", "rl", "none"),
+        Condition("backbone_rag5", "backbone", "context", "rag5"),
+        Condition("backbone_full", "backbone", "context", "full"),
+        Condition("gold_evidence", "backbone", "context", "evidence"),
+        Condition("sft_gold", "sft", "gold"),
+        Condition("sft_own", "sft", "own"),
+        Condition("rl_gold", "rl", "gold"),
+        Condition("rl_own", "rl", "own"),
+        Condition("oracle", "oracle", "gold"),
+        Condition("rl_gold_wo_episodic", "rl", "gold", without=("episodic",)),
+        Condition("rl_gold_wo_pem", "rl", "gold", without=("personality",)),
+    )
+}
+
+
+def write_memories(lives: list[Life], folder: Path, model: ChatModel, name: str, eyes: Eyes | None, width: int) -> None:
+    """Every user's memory as `model` writes it, users side by side, in `folder`/<user>; finished users are kept."""
+    stores = [MemoryStore(folder / life.user) for life in lives]
+    todo = [(s, life) for s, life in zip(stores, lives, strict=True) if len(s.as_of().turns) < len(life.turns)]
+    if any(store.as_of().turns for store, _ in todo):
+        raise RuntimeError(f"{folder} holds a memory that was cut short: delete the folder and run the stage again")
+    run([live(store, list(life.turns), PromptSet("nano"), eyes, name) for store, life in todo], model, width)
+    for store in stores:
+        store.close()
+
+
+def _context(condition: Condition, question: Question, view: MemoryView, retriever: Retriever) -> list[Turn] | None:
+    """The raw turns that a condition puts before the model; None leaves it to the agent (the last 60 minutes)."""
+    if condition.context == "evidence":
+        return [view.turn(index) for index in question.evidence][-8:]
+    if condition.context == "rag5":
+        return retriever.rank_turns(view, question.text, 5)
+    return list(view.turns) if condition.context == "full" else None
+
+
+def answer(
+    condition: Condition,
+    lives: list[Life],
+    memory: Callable[[Condition, Life], MemoryStore],
+    models: Callable[[str], ChatModel],
+    labels: dict,
+    width: int = 48,
+) -> list[AnswerRecord]:
+    """One record per question of `lives` under `condition`.
+
+    `memory` gives a user's store, `models` a ChatModel by name. `labels` are the fields of every record that are the
+    same for all (run, benchmark, seed, prompt_set_hash).
+    """
+    pairs = [(life, question) for life in lives for question in life.questions]
+    retriever = Retriever()
+    if condition.model == "chance":
+        picks = [random.Random(f"{labels['seed']} {q.case}").choice(q.options) for _, q in pairs]
+        return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)
+                for (life, q), pick in zip(pairs, picks, strict=True)]  # fmt: skip
+    blind = condition.memory in ("none", "context")
+    settings = AgentSettings(max_retrievals=0 if blind else 3)
+    trajectories = []
+    for life, question in pairs:
+        view = memory(condition, life).as_of(question.time)
+        context = _context(condition, question, view, retriever)
+        view = view.without(*condition.without, *(ALL_TYPES if condition.memory == "none" else ()))
+        trajectories.append(respond(as_query(question), view, retriever, settings, context=context))
+    start = time.monotonic()
+    if condition.model == "oracle":  # it knows one life at a time
+        responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]
+    else:
+        responses = run(trajectories, models(condition.model), width)
+    seconds = (time.monotonic() - start) / max(1, len(pairs))
+    return [_record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)]
+
+
+def _record(
+    condition: Condition, life: Life, question: Question, response: Response, labels: dict, seconds: float
+) -> AnswerRecord:
+    chosen = match_option(response.answer, list(question.options)) if response.answer else None
+    return AnswerRecord(
+        **labels, case=question.case, user=life.user, task=question.task, aspect=question.aspect,
+        kind="alignment" if question.kind == "binary" else "choice", condition=condition.name, model=condition.model,
+        memory=condition.memory, options=list(question.options), gold=question.answer, raw=response.raw,
+        parsed=None if chosen is None else question.options[chosen],
+        correct=bool(accuracy(question, response.answer)), retrieved_ids=response.retrieved_ids,
+        retrieved_turns=response.retrieved_turns, evidence_turns=list(question.evidence), steps=len(response.steps),
+        retrievals=len(response.retrieved), tokens_in=response.tokens_in, tokens_out=response.tokens_out, seconds=seconds,
+    )  # fmt: skip
+
+
+def exclude_trained(lives: list[Life], trained: list[Life]) -> list[Life]:
+    """`lives`, or ValueError if one of them was trained on: the test is on persons and plans never seen."""
+    if shared := {life.plan.seed for life in lives} & {life.plan.seed for life in trained}:
+        raise ValueError(f"test lives {sorted(shared)} were trained on: give 01_synthesize disjoint seeds")
+    return lives
