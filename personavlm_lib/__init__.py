@@ -1,1 +1,1 @@
-"""PersonaVLM, reproduced: memory, models, agent, world, evaluation, training and study, each knowing only those before."""
+"""PersonaVLM, reproduced: memory, models, agent, world, evaluation, training, study, each knowing only those before."""

@@ -24,7 +24,8 @@ class AgentSettings:
     """How the agent behaves; the defaults are the paper's.
 
     `max_retrievals` N: the model generates at most N + 1 times. `random_top_k` draws k anew for each trajectory from
-    the training ranges of appendix B.2. `personality_as` is text, numbers or cut (the paper's text, its Fig. 16, the released code).
+    the training ranges of appendix B.2. `personality_as` is text, numbers or cut (the paper's text, its Fig. 16, the
+    released code).
     """
 
     prompts: PromptSet = PromptSet("nano")

@@ -8,11 +8,25 @@ from dataclasses import replace
 from datetime import datetime
 
 from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.protocol import image_object, parse_core, parse_episodes, parse_personality
-from personavlm_lib.agent.protocol import parse_procedural, parse_semantic
+from personavlm_lib.agent.protocol import (
+    image_object,
+    parse_core,
+    parse_episodes,
+    parse_personality,
+    parse_procedural,
+    parse_semantic,
+)
 from personavlm_lib.memory.personality import advance
-from personavlm_lib.memory.records import SESSION_GAP, CoreMemory, Episode, ProceduralMemory
-from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept, split_sessions
+from personavlm_lib.memory.records import (
+    SESSION_GAP,
+    CoreMemory,
+    Episode,
+    ProceduralMemory,
+    SemanticMemory,
+    Turn,
+    VisualConcept,
+    split_sessions,
+)
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import Ask, Reply, Trajectory
@@ -36,7 +50,7 @@ def _images(turns: list[Turn]) -> tuple[str, ...]:
 def update_turn(
     store: MemoryStore, turn: Turn, prompts: PromptSet, eyes: Eyes | None = None, written_by: str = ""
 ) -> Trajectory[None]:
-    """Lines 17-19 after one turn: the personality profile evolves, semantic memory is extended where that is worth it."""
+    """Lines 17-19 after one turn: the personality profile evolves, semantic memory grows where that is worth it."""
     view = store.as_of(turn.time)
     context = [t for t in view.turns if turn.time - t.time <= SESSION_GAP and t.index != turn.index]
     slots = dict(turn=turn, context=context, core=_profile(view))
@@ -57,7 +71,9 @@ def update_turn(
         crop = eyes.crop(turn.images[0], named[1], store.images) if eyes else turn.images[0]
         concept = VisualConcept(content, named[1], crop) if crop else None
     store.add_semantic(
-        SemanticMemory(content, proposed.keywords, turn.time, turn.time, turn.time, kind, concept, (turn.index,), written_by)
+        SemanticMemory(
+            content, proposed.keywords, turn.time, turn.time, turn.time, kind, concept, (turn.index,), written_by
+        )
     )
 
 
@@ -90,8 +106,13 @@ def update_session(
         if turns:
             store.add_episode(
                 Episode(
-                    topic.topic_summary, topic.keywords, tuple(t.index for t in turns),
-                    turns[0].time, turns[-1].time, known_from, written_by,
+                    topic.topic_summary,
+                    topic.keywords,
+                    tuple(t.index for t in turns),
+                    turns[0].time,
+                    turns[-1].time,
+                    known_from,
+                    written_by,
                 )  # fmt: skip
             )
 

@@ -108,7 +108,9 @@ def answer(
     else:
         responses = run(trajectories, models(condition.model), width)
     seconds = (time.monotonic() - start) / max(1, len(pairs))
-    return [_record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)]
+    return [
+        _record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)
+    ]
 
 
 def _record(
@@ -122,7 +124,8 @@ def _record(
         parsed=None if chosen is None else question.options[chosen],
         correct=bool(accuracy(question, response.answer)), retrieved_ids=response.retrieved_ids,
         retrieved_turns=response.retrieved_turns, evidence_turns=list(question.evidence), steps=len(response.steps),
-        retrievals=len(response.retrieved), tokens_in=response.tokens_in, tokens_out=response.tokens_out, seconds=seconds,
+        retrievals=len(response.retrieved), tokens_in=response.tokens_in, tokens_out=response.tokens_out,
+        seconds=seconds,
     )  # fmt: skip
 
 

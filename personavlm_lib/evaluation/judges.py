@@ -22,7 +22,7 @@ def accuracy(question: Question, answer: str | None) -> float:
 
 
 def consistency(question: Question, response: Response) -> float:
-    """f_cons: 1 if the last reasoning step holds what the answer says; for yes and no, if the two levels bear it out."""
+    """f_cons: 1 if the last reasoning step holds what the answer says; for yes and no, if both levels bear it out."""
     thought = _words(response.steps[-1].think or "") if response.steps else []
     if response.answer is None:
         return 0.0

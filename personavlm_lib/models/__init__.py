@@ -1,6 +1,6 @@
 """How a model is asked. A trajectory is a generator that yields `Ask`s and is sent `Reply`s; it holds no model.
 
-The driver `run` owns nothing but the order of things; the model owns the transcript, in the form that its back-end needs.
+The driver `run` owns nothing but the order of things; the model owns the transcript, in the form its back-end needs.
 """
 
 from collections.abc import Generator, Iterable
@@ -28,7 +28,9 @@ class Ask:
 
     def __post_init__(self):
         if self.text.count("<img>") != len(self.images):
-            raise ValueError(f"{self.purpose or 'ask'}: {self.text.count('<img>')} <img> marks, {len(self.images)} images")
+            raise ValueError(
+                f"{self.purpose or 'ask'}: {self.text.count('<img>')} <img> marks, {len(self.images)} images"
+            )
 
 
 @dataclass(frozen=True)

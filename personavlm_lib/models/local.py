@@ -70,7 +70,7 @@ class LocalModel:
             # What the template puts before a first message (a default system prompt) is there already.
             before = template([{"role": "user", "content": ""}], tokenize=False).split("<|im_start|>user")[0]
             text = "\n" + text.removeprefix(before)
-        ids = self.processor(text=[text], images=images or None)["input_ids"][0] if images else tokenizer(text).input_ids
+        ids = (self.processor(text=[text], images=images) if images else tokenizer([text]))["input_ids"][0]
         transcript.ids += ids
         transcript.written += [0] * len(ids)
         transcript.images += images

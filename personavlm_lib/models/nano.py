@@ -11,7 +11,12 @@ from pathlib import Path
 import torch
 import trl
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
@@ -51,7 +56,9 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     times = [f" {h:02d}:{m:02d}" for h in range(24) for m in (*range(0, 60, 5), 59)]
     vocabulary = [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary += sorted(pieces.union(dates, times, (f" {n}" for n in range(101)), "abcdefghijklmnopqrstuvwxyz"))
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True))
+    tokenizer = Tokenizer(
+        models.BPE({p: i for i, p in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True)
+    )
     tokenizer.normalizer = normaliser
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
     tokenizer.decoder = decoders.Sequence([
@@ -71,7 +78,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
     return ImageOnlyProcessor(images, tokenizer, chat_template=template)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4
+) -> Qwen2_5_VLForConditionalGeneration:
     """An untrained model of about 1.5 M parameters (heads of 32; vision depth 3, width 96)."""
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     config = Qwen2_5_VLConfig(
@@ -91,8 +100,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: in
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen2_5_VLForConditionalGeneration(config)
-    # The default deviation of 0.02 is a few of Adam's steps: words of a kind (all drinks) then drift to one point before
-    # the model can tell them apart, and it does not learn to look up in five times the steps that it needs with 0.1.
+    # The default deviation of 0.02 is a few of Adam's steps: words of a kind (all drinks) then drift to one point
+    # before the model can tell them apart, and it does not learn to look up in five times the steps it needs with 0.1.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""Looking into a memory: what the assistant knew at any moment, as a widget with a time slider and as a page of its own.
+"""Looking into a memory: what the assistant knew at any moment, as a widget with a time slider and as a page.
 
 Both are drawn by `panel` from `MemoryStore.as_of`, so they show exactly what the agent would have been given then
 (Appendix A). Everything shown is escaped: memories are a user's words.
@@ -98,7 +98,7 @@ def _learned(view: MemoryView) -> list[tuple[str, datetime, object]]:
     found += [("episode", episode.known_from, episode) for episode in view.episodes]
     found += [("change core", when, what) for when, what in _changes(view, "core", lambda v: {**v.human, **v.persona})]
     found += [("change procedural", when, what) for when, what in _changes(view, "procedural", lambda v: v.entries)]
-    return sorted(found, key=lambda entry: entry[1], reverse=True)
+    return sorted(found, key=lambda entry: entry[1])[::-1]  # of the same moment, too, the later written comes first
 
 
 def _changes(

@@ -54,7 +54,9 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     plan = sample_plan(SEEDS + rng.randrange(1_000_000), days, size)
     turns = tell(plan, Path("unused"), draw=False)
     first = rng.randrange(max(1, len(turns) - longest))
-    kept = [i for i in range(first, min(first + rng.randint(2, longest), len(turns))) if pictures or not turns[i].images]
+    kept = [
+        i for i in range(first, min(first + rng.randint(2, longest), len(turns))) if pictures or not turns[i].images
+    ]
     part = replace(plan, beats=tuple(plan.beats[i] for i in kept))
     moment = plan.beats[-1].time + timedelta(hours=12)
     asked = [q for maker in tasks.MAKERS[:4] for q in maker(part, rng, moment) if len(q.hops) < 2]
@@ -161,8 +163,8 @@ def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Ten
 class Mixture(IterableDataset):
     """Batches for ever, in a schedule by the share of the run that is done: contexts grow, repeated keys end."""
 
-    def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int):
-        self.processor, self.batch, self.steps, self.seed = processor, batch, steps, seed
+    def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int, first: int = 0):
+        self.processor, self.batch, self.steps, self.seed, self.first = processor, batch, steps, seed, first
         keep = (piece for piece in processor.tokenizer.get_vocab() if piece.startswith(" ") and len(piece) > 2)
         self.vocabulary = sorted(piece.strip() for piece in keep)
 
@@ -187,7 +189,7 @@ class Mixture(IterableDataset):
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         tokenizer = self.processor.tokenizer
         pad, image = tokenizer.pad_token_id, self.processor.image_token_id
-        for step in range(offset, self.steps, stride):
+        for step in range(self.first + offset, self.steps, stride):
             rng = random.Random(f"{self.seed} {step}")
             yield collate([encode(row, self.processor) for row in self.rows(rng, step / self.steps)], pad, image)
 
@@ -247,18 +249,24 @@ def train(config: dict, folder: Path) -> None:
     tokenizer = build_tokenizer(corpus())
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, config["width"], config["layers"])
+    first = config.get("first_step", 0)
+    if first:  # goes on from weights that an unfinished run left, with the optimiser's moments new
+        model = type(model).from_pretrained(config["weights"])
     optimiser = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=0.05, betas=(0.9, 0.98))
     steps = config["steps"]
-    data = DataLoader(Mixture(processor, config["batch"], steps, config["seed"]), None, num_workers=config["workers"])
+    mixture = Mixture(processor, config["batch"], steps, config["seed"], first)
+    data = DataLoader(mixture, None, num_workers=config["workers"])
     start, seen = time.time(), 0
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metrics.jsonl", "w") as log:
-        for step, batch in enumerate(data, 1):
+        for step, batch in enumerate(data, first + 1):
             done = step / steps
-            pace = min(1, step / 100) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
+            pace = min(1, (step - first) / 50) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
             for group in optimiser.param_groups:
                 group["lr"] = config["learning_rate"] * pace
-            loss = answer_loss(model, batch)  # float32: bfloat16 is many times slower on processors that only emulate it
+            loss = answer_loss(
+                model, batch
+            )  # float32: bfloat16 is many times slower on processors that only emulate it
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
@@ -279,13 +287,13 @@ def corpus() -> Iterator[str]:
     """Every text that the tokenizer must know in whole words: the lexicon, the prompts and replies of some lives."""
     yield " ".join(lexicon.words())
     yield " ".join((*SPECIAL, *TAGS))
-    yield '"reason": "decision": "content": "keywords": "topic_summary": "source_dialog_indices": "start_time": "end_time":'
+    yield '"reason": "decision": "content": "keywords": "topic_summary": "source_dialog_indices":'
+    yield '"start_time": "end_time":'
     yield "\n".join(f'"{trait}":' for trait in levels(BigFive.neutral()))
     yield "\n".join(f'"{key}":' for key in ("name", *lexicon.CORE, *lexicon.HABITS, *lexicon.GOALS))
     yield "You are a helpful assistant. system user (Image Object: cup) (a) (b) (c) (d) , . ? ! ' - null true false"
     for path in sorted((Path(__file__).parents[1] / "agent" / "prompts" / "nano").glob("*.j2")):
         yield " ".join(word for word in path.read_text().split() if word.isalpha())
-
 
 
 if __name__ == "__main__":

@@ -63,6 +63,10 @@ class AgentTrainer(GRPOTrainer):
     scored, for trl to take the path that reads them.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model.register_forward_pre_hook(_without_empty_images, with_kwargs=True)
+
     def _generate(self, prompts):
         *result, images, injected = super()._generate(prompts)
         found = result[5].pop("injected_images")
@@ -76,6 +80,13 @@ class AgentTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(inputs)
         finally:
             self.tools = None
+
+
+def _without_empty_images(module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Of a batch with images a micro-batch may hold none: the vision tower must then be left out, not given nothing."""
+    if (pixels := kwargs.get("pixel_values")) is not None and not len(pixels):
+        kwargs = kwargs | {"pixel_values": None, "image_grid_thw": None}
+    return args, kwargs
 
 
 class Rollout:

@@ -53,13 +53,12 @@ def precision() -> dict:
 
 def to_dataset(samples: pd.DataFrame) -> Dataset:
     """Rows of (messages with structured content, images) as SFTTrainer takes them."""
-    features = Features({
-        "messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
-        "images": List(Image()),
-    })  # fmt: skip
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
     rows = {
         "messages": [
-            [{"role": m["role"], "content": content_parts(m["content"])} for m in messages] for messages in samples.messages
+            [{"role": m["role"], "content": content_parts(m["content"])} for m in messages]
+            for messages in samples.messages
         ],
         "images": [list(images) for images in samples.images],
     }

@@ -58,7 +58,9 @@ def write_lives(path: Path, lives: Iterable[Life], days: int, size: float) -> No
     """JSON Lines: what the plan is sampled from, turns and questions; image paths relative to the file's folder."""
     with open(path, "w") as file:
         for life in lives:
-            turns = [replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images)) for t in life.turns]
+            turns = [
+                replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images)) for t in life.turns
+            ]
             row = {"user": life.user, "seed": life.plan.seed, "days": days, "size": size}
             row |= {"turns": [asdict(t) for t in turns], "questions": [asdict(q) for q in life.questions]}
             file.write(json.dumps(row, default=datetime.isoformat) + "\n")
@@ -102,13 +104,15 @@ def gold_memory(life: Life, folder: Path, eyes: Eyes | None, samples: list[dict]
 def answer_samples(life: Life, store: MemoryStore, rng: random.Random, without: float = 0.05) -> list[dict]:
     """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
 
-    Every question comes with and without its options in turn. A share `without` is asked with no memory and no
+    A quarter of the choice questions comes without its options. A share `without` is asked with no memory and no
     retrieval: there the sample teaches to say that it is unknown, and to guess.
     """
     samples: list[dict] = []
     retriever = Retriever()
     trajectories, golds = [], []
-    questions = [q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions]
+    questions = [
+        q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions
+    ]
     for question in questions:
         blind = rng.random() < without and question.options
         view = store.as_of(question.time)
@@ -129,10 +133,11 @@ def mix(samples: list[dict], total: int, rng: random.Random) -> list[dict]:
     for group, share in SFT_MIXTURE.items():
         purposes = MEMORY_PURPOSES if group == "memory" else (group,)
         pool = [sample for sample in samples if sample["purpose"] in purposes]
-        if group == "memory":  # half for the decision after every turn, half for the three at a session's end
+        if group == "memory":  # each of its purposes in turn
             pool = _balanced(pool, rng)
+        else:
+            rng.shuffle(pool)
         count = round(share * total)
-        rng.shuffle(pool) if group != "memory" else None
         drawn += (pool * (count // max(1, len(pool)) + 1))[:count]
     rng.shuffle(drawn)
     return drawn

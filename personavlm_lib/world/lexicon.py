@@ -6,8 +6,8 @@ Whoever changes a word here remakes the backbone in the same commit: its tokeniz
 from personavlm_lib.world.scenes import COLORS, THINGS
 
 NAMES = (
-    "bob alice kai rita marie jax moss ryker oscar colette solene cooper raj belle marnie bernie nadia viktor lena omar "
-    "priya tomas yuki hana felix greta ivan noor pablo sven tara ugo vera wade zoe milo"
+    "bob alice kai rita marie jax moss ryker oscar colette solene cooper raj belle marnie bernie nadia viktor lena "
+    "omar priya tomas yuki hana felix greta ivan noor pablo sven tara ugo vera wade zoe milo"
 ).split()
 
 # Stable attributes: core memory (human: city, pet; persona: job).
@@ -68,12 +68,12 @@ EMPTY_REPLIES = ("hello", "you are welcome", "of course", "as you wish")
 
 # Words of the prompts and of the reasoning that no list above holds.
 FRAME = (
-    "my i is of with what who did do does on every goal now because look at the color whose this that friend met a name "
-    "look up no yes suit me reply user assistant today yesterday unknown nothing options so high low mid very moderate "
-    "in image object picture left right respond profile personality recent ask found procedural semantic episodic "
-    "answer infer remember summarise update core topics seen as for new preference fact small talk concept event "
-    "directive caption repeat key value true false null how many and one two openness conscientiousness extraversion "
-    "agreeableness neuroticism"
+    "my i is of with what who did do does on every goal now because look at the color whose this that friend met a "
+    "name look up no yes suit me reply user assistant today yesterday unknown nothing options so high low mid very "
+    "moderate in image object picture left right respond profile personality recent ask found procedural semantic "
+    "episodic answer infer remember summarise update core topics seen as for new preference fact small talk concept "
+    "event directive caption repeat key value true false null how many and one two openness conscientiousness "
+    "extraversion agreeableness neuroticism"
 ).split()
 
 

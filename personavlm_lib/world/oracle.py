@@ -1,16 +1,23 @@
 """The oracle: a ChatModel that answers any prompt of the agent from the life plan.
 
-`run(respond(...), oracle)` and `run(live(...), oracle)` leave gold memory and, through a Recorder, the SFT samples: what
-the model is trained on is what it will see. An answer rests on what stands in the conversation alone (appendix C): the
-oracle knows the plan, but says only what the profile or a retrieved memory has shown it.
+`run(respond(...), oracle)` and `run(live(...), oracle)` leave gold memory and, through a Recorder, the SFT samples:
+what the model is trained on is what it will see. An answer rests on what stands in the conversation alone (appendix C):
+the oracle knows the plan, but says only what the profile or a retrieved memory has shown it.
 """
 
 import random
 import re
 from collections.abc import Iterable
 
-from personavlm_lib.agent.protocol import EpisodeReply, SemanticReply, write_answer, write_episodes, write_pairs
-from personavlm_lib.agent.protocol import write_retrieve, write_semantic
+from personavlm_lib.agent.protocol import (
+    EpisodeReply,
+    SemanticReply,
+    write_answer,
+    write_episodes,
+    write_pairs,
+    write_retrieve,
+    write_semantic,
+)
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.world.lexicon import PERSONA_KEYS

@@ -86,15 +86,14 @@ def _beats_without_time(rng: random.Random, name: str, friends: tuple[str, ...],
         others = [v for v in lexicon.CORE[key] if v not in {b["value"] for b in opening}]
         groups.append([{"kind": "core", "key": key, "value": rng.choice(others), "cause": rng.choice(lexicon.CAUSES)}])
     told = rng.sample([(f, k) for f in friends for k in lexicon.PREFERENCES], some(4))
-    groups += [
-        [{"kind": "friend", "who": f, "key": k, "value": rng.choice(lexicon.PREFERENCES[k])}] for f, k in told
-    ]
+    groups += [[{"kind": "friend", "who": f, "key": k, "value": rng.choice(lexicon.PREFERENCES[k])}] for f, k in told]
     for key in rng.choices(list(lexicon.EVENTS), k=some(6)):
         value, friend = rng.choice(lexicon.EVENTS[key]), rng.choice(friends)
         groups.append([{"kind": "event", "key": key, "value": value, "friend": friend}])
     shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(6))
     for who, thing in shown:
-        color, other = rng.choice(list(COLORS)), (rng.choice([t for t in THINGS if t != thing]), rng.choice(list(COLORS)))
+        color = rng.choice(list(COLORS))
+        other = (rng.choice([t for t in THINGS if t != thing]), rng.choice(list(COLORS)))
         wanted = [(thing, color)] + ([other] if rng.random() < 0.5 else [])
         scene = sample_scene(rng, wanted)
         groups.append([{"kind": "image", "who": who, "key": thing, "value": color, "scene": scene}])

@@ -98,7 +98,8 @@ def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -
             shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
             yield _make(
                 plan, rng, "Visual Detail Recall", moment, f"what color is {beat.who} {beat.key} ?", beat.value,
-                plausible=shown, pool=list(COLORS), evidence=(index,), hops=(Hop(sentence(beat), f"{sentence(beat)} <img>"),),
+                plausible=shown, pool=list(COLORS), evidence=(index,),
+                hops=(Hop(sentence(beat), f"{sentence(beat)} <img>"),),
                 thought=f"{sentence(beat)} is {beat.value}",
             )  # fmt: skip
 
@@ -136,14 +137,16 @@ def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: date
             anywhen = Hop(f"i {beat.key}", sentence(beat))
             text = f"who did i {beat.key} {beat.value} with ?"
             yield _make(plan, rng, task, moment, text, beat.friend, plausible=list(plan.friends),
-                        pool=list(lexicon.NAMES), evidence=(index,), hops=(anywhen,), thought=sentence(beat))  # fmt: skip
+                        pool=list(lexicon.NAMES), evidence=(index,), hops=(anywhen,),
+                        thought=sentence(beat))  # fmt: skip
             for (kind, who, key), known in newest.items():
                 if kind == "friend" and who == beat.friend:
                     fact = plan.beats[known]
                     text = f"what is the {key} of who i {beat.key} {beat.value} with ?"
                     yield _make(plan, rng, task, moment, text, fact.value, plausible=_said(plan, key),
                                 pool=lexicon.PREFERENCES[key], evidence=(index, known),
-                                hops=(anywhen, Hop(f"{who} {key}", sentence(fact))), thought=sentence(fact))  # fmt: skip
+                                hops=(anywhen, Hop(f"{who} {key}", sentence(fact))),
+                                thought=sentence(fact))  # fmt: skip
 
 
 def latest_preference_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
@@ -200,7 +203,7 @@ MAKERS = (
 def ask(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]:
     """`n` questions of the choice tasks, spread over tasks and moments, and `alignment` pairs of alignment items."""
     rng = random.Random(f"questions {plan.seed} {seed}")
-    days = [plan.beats[-1].time.date() + timedelta(days=1)] + [b.time.date() + timedelta(days=1) for b in plan.beats[8:]]
+    days = [beat.time.date() + timedelta(days=1) for beat in (plan.beats[-1], *plan.beats[8:])]
     taken = {(b.time.date(), b.time.hour) for b in plan.beats}
     chosen: list[Question] = []
     seen: set[tuple[str, str]] = set()

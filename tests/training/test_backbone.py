@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models import Ask
+from personavlm_lib.models.local import LocalModel
 from personavlm_lib.training import backbone
 from personavlm_lib.training.backbone import SEEDS, Mixture, answer_loss, collate, encode, examples
 

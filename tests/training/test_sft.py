@@ -48,7 +48,9 @@ def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, proce
         squeezed = ["".join(turn.split()) for turn in turns]
         assert squeezed == ["".join(text.split()) for text in said] + [""]
         text_only = not len(frame.images[index])
-        assert ("pixel_values" in batch and batch["pixel_values"] is not None and len(batch["pixel_values"]) > 0) != text_only
+        assert (
+            "pixel_values" in batch and batch["pixel_values"] is not None and len(batch["pixel_values"]) > 0
+        ) != text_only
 
 
 def test_rows_carry_their_images_in_place(samples):

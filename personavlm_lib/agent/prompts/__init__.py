@@ -1,4 +1,4 @@
-"""Prompt sets as Jinja files: `full` reads naturally, `nano` is built for induction; same slots, same output grammar."""
+"""Prompt sets as Jinja files: `full` reads naturally, `nano` is built for induction; same slots, same grammar."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,0 +1,64 @@
+"""Two prompt sets with the same slots; a slot that is forgotten is an error, a changed file another hash."""
+
+import re
+import shutil
+from datetime import datetime
+
+import jinja2
+import pytest
+
+from personavlm_lib.agent import prompts
+from personavlm_lib.agent.prompts import FOLDER, PromptSet
+from personavlm_lib.memory.personality import BigFive, levels, summarise
+from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.search import Retrieved
+
+SETS = ("nano", "full")
+TURN = Turn(datetime(2024, 3, 6, 9), "look at my cup <img>", "noted", ("a.png",))
+SLOTS = {
+    "respond": dict(
+        query=TURN, context=[TURN], concepts=[], core={"name": "alice"}, levels=levels(BigFive.neutral()),
+        personality=summarise(BigFive.neutral()), closing=False,
+    ),
+    "retrieved": dict(found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True),
+    "personality": dict(turn=TURN, context=[TURN], core={}),
+    "semantic": dict(turn=TURN, context=[TURN], core={}),
+    "core": dict(session=[TURN, TURN], core={"name": "alice"}),
+    "procedural": dict(session=[TURN], core={}, procedural={"yoga": "every monday i do yoga"}),
+    "episodic": dict(session=[TURN, TURN], core={}),
+}  # fmt: skip
+
+
+def test_both_sets_hold_the_same_templates():
+    files = [{path.stem for path in (FOLDER / name).glob("*.j2")} - {"macros"} for name in SETS]
+    assert files[0] == files[1] == set(SLOTS)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("template", SLOTS)
+def test_every_template_is_filled_from_the_same_slots_and_refuses_to_miss_one(name, template):
+    text = PromptSet(name)(template, **SLOTS[template])
+    assert text and "{" not in text and text == text.strip()
+    with pytest.raises(jinja2.UndefinedError):
+        PromptSet(name)(template)
+
+
+def test_nano_prompts_show_what_the_model_needs():
+    text = PromptSet("nano")("respond", **SLOTS["respond"])
+    assert "my name is alice" in text and "openness mid" in text and "answer now" not in text
+    assert "wednesday 2024-03-06 tuesday 2024-03-05" in text and len(re.findall(r"day 2024-\d\d-\d\d", text)) == 7
+    assert "2024-03-06 user look at my cup <img> assistant noted" in text
+    closing = PromptSet("nano")("respond", **SLOTS["respond"] | {"closing": True})
+    assert closing == f"{text}\nanswer now"
+    assert re.findall(r"^\d", PromptSet("nano")("episodic", **SLOTS["episodic"]), re.M) == ["0", "1"]
+
+
+def test_a_changed_file_changes_the_hash(tmp_path, monkeypatch):
+    assert PromptSet("nano").hash() != PromptSet("full").hash() and len(PromptSet("nano").hash()) == 12
+    shutil.copytree(FOLDER / "nano", tmp_path / "nano")
+    before = PromptSet("nano").hash()
+    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
+    assert PromptSet("nano").hash() == before
+    with open(tmp_path / "nano" / "core.j2", "a") as file:
+        file.write("\n")
+    assert PromptSet("nano").hash() != before

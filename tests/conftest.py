@@ -1,0 +1,75 @@
+"""What many tests share: one tiny untrained model, two short lives with their gold memories, and models that recite."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from personavlm_lib.models import Ask, Reply
+from personavlm_lib.models.nano import build_model, build_processor, build_tokenizer
+from personavlm_lib.training.backbone import corpus
+from personavlm_lib.world import dataset
+
+
+@dataclass
+class Script:
+    """A ChatModel that recites `lines`, one per ask, and keeps the asks."""
+
+    lines: Iterable[str]
+    asks: list[Ask] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.lines = iter(self.lines)
+
+    def start(self) -> list[str]:
+        return []
+
+    def reply(self, asked):
+        self.asks += [ask for _, ask in asked]
+        return [Reply(next(self.lines), 7, 3) for _ in asked]
+
+
+@pytest.fixture
+def script():
+    return Script
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return build_processor(build_tokenizer(corpus()))
+
+
+@pytest.fixture(scope="session")
+def model(processor):
+    """Untrained, with weights so large that what it says depends on all that it is told."""
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer, 64, 2).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.08)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, processor):
+    """A folder with a small model of ordinary weights, as the stages hand them on."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    build_model(processor.tokenizer, 64, 2).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lives(tmp_path_factory):
+    """Two short lives."""
+    folder = tmp_path_factory.mktemp("lives")
+    return [dataset.make_life(seed, folder / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="session")
+def memories(lives, tmp_path_factory):
+    """user -> gold memory; all of them lie in one folder, each named after its user. Nobody writes to them."""
+    folder = tmp_path_factory.mktemp("memories")
+    return {life.user: dataset.gold_memory(life, folder / life.user, None) for life in lives}

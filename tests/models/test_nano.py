@@ -1,0 +1,59 @@
+"""The offline model: the tokenizer's promise of whole words, and the stock processing of images."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from personavlm_lib.models.nano import build_model, build_tokenizer
+from personavlm_lib.training.backbone import corpus
+from personavlm_lib.world.lexicon import words
+from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.scenes import render, sample_scene
+from personavlm_lib.world.tellers import tell
+
+
+def test_a_word_is_one_token_and_the_same_wherever_it_stands(processor):
+    tokenizer = processor.tokenizer
+    for word in words():
+        (token,) = tokenizer(word).input_ids
+        assert tokenizer(f"qx {word}\n{word} (a) {word}.").input_ids.count(token) == 3, word
+        assert tokenizer(f"<think>{word}</think>").input_ids[1] == token
+
+
+def test_dates_and_times_of_the_world_are_one_token(processor):
+    for text in ("2024-03-04", "2024-09-30", "07:00", "23:59", "(d)", '"keywords":', "<retrieve>"):
+        assert len(processor.tokenizer(text).input_ids) == 1, text
+
+
+def test_what_a_life_says_needs_no_bytes(processor):
+    lowest = processor.tokenizer.convert_tokens_to_ids("<0xFF>")
+    for seed in range(10):
+        for turn in tell(sample_plan(seed, 70, 1.2), Path("unused"), draw=False):
+            text = f"{turn.time:%Y-%m-%d} user {turn.user.replace('<img>', '')} assistant {turn.assistant}"
+            assert min(processor.tokenizer(text).input_ids) > lowest, text
+
+
+@pytest.mark.parametrize("text", [
+    "my drink is tea\nask what is my drink ? options (a) tea (b) coffee", "Zażółć 🦆 42,5%",
+    '<think>look up my drink</think>\n<retrieve>\n"keywords": my drink\n"start_time": 2024-03-04 00:00\n</retrieve>',
+])  # fmt: skip
+def test_text_survives_in_tokens_up_to_spaces(processor, text):
+    back = processor.tokenizer.decode(processor.tokenizer(text).input_ids)
+    assert back.split() == text.split() or "".join(back.split()) == "".join(text.split())
+
+
+def test_the_tokenizer_is_the_same_each_time(processor):
+    assert build_tokenizer(corpus()).get_vocab() == processor.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("size", "tokens"), [((84, 84), 9), ((56, 56), 4), ((84, 56), 6), ((28, 28), 4)])
+def test_an_image_becomes_as_many_tokens_as_it_has_patches(processor, size, tokens):
+    image = render(sample_scene(random.Random(0), [("cup", "red")])).resize(size)
+    ids = processor(text=["look <|vision_start|><|image_pad|><|vision_end|> now"], images=[image])["input_ids"][0]
+    assert ids.count(processor.image_token_id) == tokens
+
+
+def test_the_sizes_of_the_kept_model(processor):
+    parameters = sum(p.numel() for p in build_model(processor.tokenizer).parameters())
+    assert 1.2e6 < parameters < 2e6

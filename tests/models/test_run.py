@@ -1,0 +1,89 @@
+"""The driver: order, places, transcripts; and the recorder."""
+
+import pytest
+
+from personavlm_lib.models import Ask, Recorder, Reply, run
+
+
+class Echo:
+    """Says how many asks its transcript has had and what the last one was; keeps the size of every round."""
+
+    def __init__(self):
+        self.rounds, self.transcripts = [], []
+
+    def start(self):
+        self.transcripts.append([])
+        return self.transcripts[-1]
+
+    def reply(self, asked):
+        self.rounds.append(len(asked))
+        for transcript, ask in asked:
+            transcript.append(ask.text)
+        return [Reply(f"{len(transcript)} {ask.text}") for transcript, ask in asked]
+
+
+def counting(name, asks, fresh=()):
+    said = []
+    for n in range(asks):
+        reply = yield Ask(f"{name}{n}", fresh=n in fresh)
+        said.append(reply.text)
+    return said
+
+
+def test_results_come_in_the_order_given_whatever_ends_first():
+    lengths = [3, 0, 1, 2]
+    results = run((counting("abcd"[i], n) for i, n in enumerate(lengths)), Echo())
+    assert results == [["1 a0", "2 a1", "3 a2"], [], ["1 c0"], ["1 d0", "2 d1"]]
+    assert run([], Echo()) == []
+
+
+def test_places_are_refilled_and_never_exceeded():
+    model = Echo()
+    run((counting("x", n) for n in (1, 4, 1, 1, 0, 2)), model, width=2)
+    assert model.rounds == [2, 2, 2, 2, 1]  # places freed in one round are taken in the next
+    assert sum(model.rounds) == 9
+
+
+def test_trajectories_are_begun_only_when_there_is_a_place():
+    begun = []
+
+    def trajectories():
+        for name in "abc":
+            begun.append(name)
+            yield counting(name, 1)
+
+    model = Echo()
+    reply, seen = model.reply, []
+    model.reply = lambda asked: seen.append(list(begun)) or reply(asked)
+    run(trajectories(), model, width=1)
+    assert seen == [["a"], ["a", "b"], ["a", "b", "c"]]
+
+
+def test_a_fresh_ask_opens_a_new_transcript():
+    model = Echo()
+    assert run([counting("a", 4, fresh=(0, 2))], model) == [["1 a0", "2 a1", "1 a2", "2 a3"]]
+    assert model.transcripts == [["a0", "a1"], ["a2", "a3"]]
+
+
+def test_an_ask_counts_its_images():
+    with pytest.raises(ValueError, match="semantic: 1 <img> marks, 0 images"):
+        Ask("look <img>", purpose="semantic")
+    with pytest.raises(ValueError, match="0 <img> marks, 1 images"):
+        Ask("look", ("a.png",))
+
+
+def test_the_recorder_keeps_messages_and_images_in_order_one_sample_a_conversation():
+    def two_talks(name):
+        yield Ask(f"{name} <img> <img>", (f"{name}1", f"{name}2"), purpose="core", fresh=True)
+        yield Ask("more <img>", (f"{name}3",), purpose="later")
+        yield Ask(f"{name} again", purpose="episodic", fresh=True)
+
+    samples = []
+    run([two_talks("a"), two_talks("b")], Recorder(Echo(), samples))
+    assert [(s["purpose"], s["images"]) for s in samples] == [
+        ("core", ["a1", "a2", "a3"]), ("core", ["b1", "b2", "b3"]), ("episodic", []), ("episodic", []),
+    ]  # fmt: skip
+    assert samples[1]["messages"] == [
+        {"role": "user", "content": "b <img> <img>"}, {"role": "assistant", "content": "1 b <img> <img>"},
+        {"role": "user", "content": "more <img>"}, {"role": "assistant", "content": "2 more <img>"},
+    ]  # fmt: skip

@@ -1,0 +1,113 @@
+"""Lives and samples on disk, and the shares in which they are drawn."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from personavlm_lib.agent.protocol import parse_step
+from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.world import dataset
+from personavlm_lib.world.dataset import RL_MIXTURE, SFT_MIXTURE
+from personavlm_lib.world.tasks import ask
+
+
+@pytest.fixture(scope="module")
+def samples(lives, memories, tmp_path_factory):
+    folder, samples = tmp_path_factory.mktemp("recorded"), []
+    for life in lives:
+        dataset.gold_memory(life, folder / life.user, None, samples).close()
+        samples += dataset.answer_samples(life, memories[life.user], random.Random(0))
+    return samples
+
+
+def test_lives_come_back_as_they_were_wherever_the_folder_lies(tmp_path):
+    lives = [dataset.make_life(seed, tmp_path / "a" / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
+    dataset.write_lives(tmp_path / "a" / "lives.jsonl", lives, 20, 0.7)
+    assert dataset.read_lives(tmp_path / "a" / "lives.jsonl") == lives
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = dataset.read_lives(tmp_path / "b" / "lives.jsonl")
+    assert [life.questions for life in moved] == [life.questions for life in lives]
+    images = [image for life in moved for turn in life.turns for image in turn.images]
+    assert images and all(Path(image).is_file() and tmp_path / "b" in Path(image).parents for image in images)
+
+
+def test_gold_memory_is_made_once(lives, memories, tmp_path):
+    samples = []
+    dataset.gold_memory(lives[0], tmp_path / "m", None, samples).close()
+    first = len(samples)
+    again = dataset.gold_memory(lives[0], tmp_path / "m", None, samples)
+    assert len(samples) == first > 0 and len(again.as_of().turns) == len(lives[0].turns)
+    known = [memory.content for memory in memories[lives[0].user].as_of().semantic]
+    assert [memory.content for memory in again.as_of().semantic] == known
+
+
+def test_samples_are_whole_conversations(samples, lives):
+    purposes = Counter(sample["purpose"] for sample in samples)
+    turns = sum(len(life.turns) for life in lives)
+    assert purposes["personality"] == purposes["semantic"] == turns
+    assert purposes["core"] == purposes["procedural"] == purposes["episodic"] > 5
+    for sample in samples:
+        roles = [message["role"] for message in sample["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        text = "".join(message["content"] for message in sample["messages"])
+        assert text.count("<img>") == len(sample["images"]) and all(Path(path).is_file() for path in sample["images"])
+        if sample["purpose"] == "respond":
+            steps = [parse_step(message["content"]) for message in sample["messages"][1::2]]
+            assert not any(step.errors for step in steps) and steps[-1].answer and len(steps) <= 4
+
+
+def test_only_right_answers_are_learned_and_a_guess_where_nothing_can_be_known(lives, memories):
+    life, store = lives[0], memories[lives[0].user]
+    told = dataset.answer_samples(life, store, random.Random(0), without=0.0)
+    answers = {question.answer for question in life.questions}
+    assert all(parse_step(sample["messages"][-1]["content"]).answer in answers for sample in told)
+    guessed = dataset.answer_samples(life, MemoryStore.in_memory(), random.Random(0), without=0.0)
+    assert 0 < len(guessed) < len(life.questions) // 2 + 2
+    for sample in guessed:
+        (question,) = (q for q in life.questions if f"ask {q.text}" in sample["messages"][0]["content"]
+                       and f"today {q.time:%A %Y-%m-%d}".lower() in sample["messages"][0]["content"])  # fmt: skip
+        assert parse_step(sample["messages"][-1]["content"]).answer == question.answer
+    blind = dataset.answer_samples(life, store, random.Random(0), without=1.0)
+    unknown = [parse_step(sample["messages"][1]["content"]).think == "unknown" for sample in blind
+               if len(sample["messages"]) == 2 and "options" in sample["messages"][0]["content"]
+               and "suit me" not in sample["messages"][0]["content"]]  # fmt: skip
+    assert unknown and all(unknown)
+
+
+def test_the_mixture_has_the_papers_shares(samples):
+    mixed = dataset.mix(samples, 400, random.Random(0))
+    purposes = Counter(sample["purpose"] for sample in mixed)
+    assert sum(SFT_MIXTURE.values()) == pytest.approx(1) and len(mixed) == pytest.approx(400, abs=2)
+    assert purposes["respond"] / 400 == pytest.approx(SFT_MIXTURE["respond"], abs=0.01)
+    assert purposes["personality"] / 400 == pytest.approx(SFT_MIXTURE["personality"], abs=0.01)
+    memory = [purposes[purpose] for purpose in dataset.MEMORY_PURPOSES]
+    assert sum(memory) / 400 == pytest.approx(SFT_MIXTURE["memory"], abs=0.01) and min(memory) > 0
+
+
+def test_a_small_mixture_repeats_nothing(samples):
+    mixed = dataset.mix(samples, 20, random.Random(1))
+    assert len({id(sample) for sample in mixed}) == len(mixed) == 20
+    memory = Counter(sample["purpose"] for sample in mixed if sample["purpose"] in dataset.MEMORY_PURPOSES)
+    assert len(memory) == 4 and max(memory.values()) - min(memory.values()) <= 1  # each purpose in its turn
+
+
+def test_rl_prompts_have_the_papers_shares(lives):
+    many = [replace(life, questions=tuple(ask(life.plan, 12, 4, seed=n))) for life in lives for n in range(8)]
+    drawn = dataset.rl_questions(many, 100, random.Random(0))
+    kinds = Counter(question.kind for _, question in drawn)
+    assert {kind: count / 100 for kind, count in kinds.items()} == pytest.approx(RL_MIXTURE, abs=0.01)
+    assert all(not q.options for _, q in drawn if q.kind == "open")
+    assert all(question.user == life.user for life, question in drawn)
+
+
+def test_statistics_of_two_groups(lives):
+    table = dataset.statistics({"train": lives[:1], "test": lives})
+    assert isinstance(table, pd.DataFrame) and list(table.group) == ["train", "test"] and list(table.users) == [1, 2]
+    turns = [turn for life in lives for turn in life.turns]
+    assert table.turns_per_dialogue[1] == len(turns) / 2
+    assert table.image_share[1] == sum(bool(turn.images) for turn in turns) / len(turns)
+    assert table.questions[1] == sum(len(life.questions) for life in lives)

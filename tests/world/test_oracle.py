@@ -1,0 +1,118 @@
+"""The oracle: right where the conversation has shown the answer, and no wiser than chance where it has not."""
+
+import pytest
+
+from personavlm_lib.agent.protocol import parse_step
+from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
+from personavlm_lib.memory.search import Retriever
+from personavlm_lib.models import Ask, run
+from personavlm_lib.world.dataset import as_query, gold_memory, make_life
+from personavlm_lib.world.oracle import Oracle
+from personavlm_lib.world.tellers import sentence
+
+ALL = ("core", "semantic", "episodic", "procedural", "personality")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """(life, its gold memory) of ten lives, half of either size."""
+    folder, pairs = tmp_path_factory.mktemp("known"), []
+    for seed in range(10):
+        life = make_life(seed, folder / "images", *((28, 1.0) if seed % 2 else (70, 1.2)), 20, 3)
+        pairs.append((life, gold_memory(life, folder / life.user, None)))
+    return pairs
+
+
+def answers(known, settings, *without):
+    retriever = Retriever()
+    for life, store in known:
+        views = [store.as_of(question.time).without(*without) for question in life.questions]
+        asked = zip(life.questions, views, strict=True)
+        trajectories = [respond(as_query(q), view, retriever, settings) for q, view in asked]
+        yield from zip([life] * len(views), life.questions, run(trajectories, life.oracle), strict=True)
+
+
+def test_it_is_right_on_gold_memory_and_keeps_the_grammar(known):
+    rows = list(answers(known, AgentSettings()))
+    right = [accuracy(question, response.answer) for _, question, response in rows]
+    assert sum(right) / len(right) >= 0.95
+    assert all(grammar(response) == 1 for *_, response in rows)
+    facts = [(q, r) for (_, q, r), a in zip(rows, right, strict=True) if a and q.kind != "binary"]
+    assert all(consistency(q, r) == 1 for q, r in facts)
+    hopping = [(q, r) for q, r in facts if len(q.hops) == 2]
+    assert hopping and all(len(r.steps) >= 3 for _, r in hopping)
+    for question, response in facts:  # and it has looked at the evidence
+        assert not question.hops or set(question.evidence) <= set(response.retrieved_turns)
+
+
+def test_without_memory_it_is_no_better_than_chance(known):
+    rows = list(answers(known, AgentSettings(max_retrievals=0), *ALL))
+    choice = [accuracy(q, r.answer) for _, q, r in rows if q.kind == "choice"]
+    binary = [accuracy(q, r.answer) for _, q, r in rows if q.kind == "binary"]
+    assert abs(sum(choice) / len(choice) - 0.25) < 3 * (0.25 * 0.75 / len(choice)) ** 0.5
+    assert abs(sum(binary) / len(binary) - 0.5) < 3 * 0.5 / len(binary) ** 0.5
+    assert all(r.steps[0].think == "unknown" for _, q, r in rows if q.kind == "choice")
+
+
+@pytest.mark.parametrize("missing", [("semantic", "episodic"), ("core",), ("procedural", "episodic")])
+def test_what_is_taken_away_is_not_said(known, missing):
+    """What it states as a fact stands in a message that it was given."""
+    unknown = 0
+    for life, question, response in answers(known, AgentSettings(), *missing):
+        if response.steps[-1].think == "unknown":
+            unknown += 1
+        elif question.kind != "binary":
+            assert question.hops or "core" not in missing, (life.user, question)
+            shown = [
+                memory.content + (" <img>" if memory.concept else "")
+                for f in response.retrieved
+                for memory in f.semantic
+            ]
+            shown += [turn.user for f in response.retrieved for episode in f.episodic for turn in episode.raw]
+            shown += [text for f in response.retrieved for _, text in f.procedural]
+            assert all(hop.sentence in "\n".join(shown) for hop in question.hops), (life.user, question)
+    assert unknown > 10
+
+
+def test_hop_sentences_stand_in_gold_memory(known):
+    for life, store in known:
+        for question in life.questions:
+            view = store.as_of(question.time)
+            memories = [m.content + (" <img>" if m.concept else "") for m in view.semantic]
+            memories += [*(view.procedural.entries.values() if view.procedural else ())]
+            text = "\n".join(memories + [turn.user for turn in view.turns])
+            assert all(hop.sentence in text for hop in question.hops)
+
+
+def test_gold_memory_is_the_plan(known):
+    for life, store in known:
+        view, beats = store.as_of(), life.plan.beats
+        kept = [beat for beat in beats if beat.kind in ("name", "core", "preference", "friend", "image")]
+        assert [m.content for m in view.semantic] == [sentence(beat) for beat in kept]
+        assert sum(m.concept is not None for m in view.semantic) == sum(beat.kind == "image" for beat in beats)
+        newest = {b.key: b.value for b in beats if b.kind in ("name", "core")}
+        assert {**view.core.human, **view.core.persona} == newest and set(view.core.persona) == {"job"}
+        assert sorted(i for episode in view.episodes for i in episode.turns) == list(range(len(beats)))
+        ended = {b.value for b in beats if b.kind == "goal_end"}
+        lasting = {sentence(b) for b in beats if b.kind in ("habit", "goal") and b.value not in ended}
+        assert set(view.procedural.entries.values()) == lasting
+        observed = [state.observed.as_tuple() for state in view.personality_history]
+        assert observed == [tuple(map(float, beat.scores)) for beat in beats]
+
+
+def test_it_looks_at_the_conversation_not_at_the_plan(known):
+    life, _ = known[0]
+    question = next(q for q in life.questions if len(q.hops) == 1 and q.task == "Latest Preference Recognition")
+    hop, about = question.hops[0], as_query(question)
+
+    def step(text):
+        oracle = life.oracle
+        return parse_step(oracle.reply([(oracle.start(), Ask(text, purpose="respond", about=about))])[0].text)
+
+    assert step("found nothing").retrieve.keywords == hop.keywords
+    assert step(f"found {hop.sentence}").answer == question.answer
+    assert step("found nothing answer now").think == "unknown"
+    # another life's oracle cannot be asked
+    with pytest.raises(KeyError):
+        Oracle(life.plan, list(life.turns)).reply([([], Ask("", purpose="respond", about=about))])

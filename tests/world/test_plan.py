@@ -1,0 +1,87 @@
+"""Lives sampled from a seed: the same each time, in order, with what the study needs in them."""
+
+import itertools
+from datetime import timedelta
+
+import pytest
+
+from personavlm_lib.memory.records import SESSION_GAP, split_sessions
+from personavlm_lib.world import lexicon
+from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.tellers import tell
+
+SIZES = ((28, 1.0), (70, 1.2))  # of the lives to train on and to test on
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_seed_is_the_same_life_and_another_is_another(size):
+    assert sample_plan(7, *size) == sample_plan(7, *size) != sample_plan(8, *size)
+    assert sample_plan(7, *size, user="anna").user == "anna" and sample_plan(7, *size).user == "user_00007"
+
+
+@pytest.mark.parametrize(("days", "size"), SIZES)
+def test_turns_sessions_and_days(days, size, tmp_path):
+    for seed in range(30):
+        plan = sample_plan(seed, days, size)
+        times = [beat.time for beat in plan.beats]
+        assert times == sorted(set(times)) and times[-1] - times[0] < timedelta(days=days + 1)
+        assert 20 <= len(times) <= 100  # Appendix C
+        sessions = split_sessions(tell(plan, tmp_path, draw=False))
+        assert len(sessions) > len(times) / 5 - 1 and max(map(len, sessions)) <= 5
+        for one, other in itertools.pairwise(sessions):
+            assert other[0].time - one[-1].time > SESSION_GAP
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_more_than_fifteen_percent_of_the_turns_show_an_image(size):
+    beats = [beat for seed in range(50) for beat in sample_plan(seed, *size).beats]
+    assert sum(beat.scene is not None for beat in beats) / len(beats) > 0.15  # section 4
+
+
+def test_what_a_life_holds():
+    plans = [sample_plan(seed, *SIZES[0]) for seed in range(60)]
+    for plan in plans:
+        assert [beat.key for beat in plan.beats[: len(lexicon.CORE) + 1]] == ["name", *lexicon.CORE]
+        assert len({plan.name, *plan.friends}) == 4
+        assert plan.beats[0].time < plan.drift < plan.beats[-1].time
+        changes = [abs(a - b) for a, b in zip(plan.before.as_tuple(), plan.after.as_tuple(), strict=True)]
+        assert sum(change >= 1 for change in changes) == 2 and sum(map(bool, changes)) == 2
+        assert plan.personality_at(plan.drift) == plan.after != plan.personality_at(plan.drift - timedelta(minutes=1))
+    kinds = {beat.kind for plan in plans for beat in plan.beats}
+    assert kinds == {
+        "name",
+        "core",
+        "preference",
+        "friend",
+        "event",
+        "image",
+        "habit",
+        "goal",
+        "goal_end",
+        "small_talk",
+    }
+    for plan in plans:
+        told: dict[tuple[str, str], list] = {}
+        for beat in plan.beats:
+            told.setdefault((beat.kind, beat.key), []).append(beat)
+        shifts = [beats for (kind, _), beats in told.items() if kind == "preference"]
+        for first, *later in shifts:
+            assert not first.cause and all(beat.cause in lexicon.CAUSES for beat in later)  # a shift has its cause
+            assert len({first.value, *(beat.value for beat in later)}) == 1 + len(later)
+        goals = [beat.value for beat in plan.beats if beat.kind == "goal"]
+        assert {beat.value for beat in plan.beats if beat.kind == "goal_end"} <= set(goals)
+    assert sum(any(b.cause and b.kind == "preference" for b in plan.beats) for plan in plans) > 50
+
+
+def test_the_scores_of_turns_lie_around_the_true_personality():
+    errors = {True: [], False: []}
+    for seed in range(100):
+        plan = sample_plan(seed)
+        for beat in plan.beats:
+            now, other = plan.personality_at(beat.time), plan.after if beat.time < plan.drift else plan.before
+            for shown, true, else_ in zip(beat.scores, now.as_tuple(), other.as_tuple(), strict=True):
+                if shown != 3:
+                    assert abs(shown - true) < 1 or true == 3
+                    errors[True].append(abs(shown - true))
+                    errors[False].append(abs(shown - else_))
+    assert sum(errors[True]) < 0.6 * sum(errors[False])

@@ -1,0 +1,114 @@
+"""The question makers: every question is answerable from its evidence, and none gives its answer away."""
+
+from collections import Counter
+
+import pytest
+
+from personavlm_lib.agent.options import match_option
+from personavlm_lib.memory.records import SESSION_GAP
+from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.tasks import ASPECTS, ask
+from personavlm_lib.world.tellers import tell
+
+N, PAIRS = 20, 3
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """(plan, turns, question) of 60 lives of both sizes."""
+    folder, rows = tmp_path_factory.mktemp("unused"), []
+    for seed in range(60):
+        plan = sample_plan(seed, *((28, 1.0) if seed % 2 else (70, 1.2)))
+        turns = tell(plan, folder, draw=False)
+        rows += [(plan, turns, question) for question in ask(plan, N, PAIRS)]
+    return rows
+
+
+def test_the_same_seed_asks_the_same():
+    plan = sample_plan(3)
+    assert ask(plan, N, PAIRS) == ask(plan, N, PAIRS) != ask(plan, N, PAIRS, seed=1)
+
+
+def test_as_many_as_wanted_and_every_task_that_exists(asked):
+    tasks = Counter(question.task for *_, question in asked)
+    assert set(tasks) == set(ASPECTS) and min(tasks.values()) > 60
+    assert len(asked) == 60 * (N + 2 * PAIRS)
+    assert len({question.case for *_, question in asked}) == len(asked)
+    assert all(question.aspect == ASPECTS[question.task] for *_, question in asked)
+
+
+def test_four_distinct_options_with_the_answer_among_them(asked):
+    for *_, question in asked:
+        wanted = {"choice": 4, "binary": 2}[question.kind]
+        assert len(set(question.options)) == len(question.options) == wanted
+        assert match_option(question.answer, list(question.options)) == question.options.index(question.answer)
+        for letter, option in zip("abcd", question.options, strict=False):
+            assert f"({letter}) {option}" in question.query
+
+
+def test_letters_and_yes_and_no_are_balanced(asked):
+    letters = Counter(q.options.index(q.answer) for *_, q in asked if q.kind == "choice")
+    expected = letters.total() / 4
+    assert sum((letters[i] - expected) ** 2 / expected for i in range(4)) < 16.3  # chi-squared, 3 df, p = 0.001
+    binary = Counter(q.answer for *_, q in asked if q.kind == "binary")
+    assert binary["yes"] == binary["no"] > 0
+
+
+def test_the_answer_is_not_the_option_that_was_said_most_often(asked):
+    """No task may be solved by counting, or by taking whatever the user has mentioned at all."""
+    lone = [
+        [o for o in q.options if any(o in turn.user.split() for turn in turns)] == [q.answer]
+        for _, turns, q in asked if q.kind == "choice" and q.task == "Latest Preference Recognition"
+    ]  # fmt: skip
+    assert sum(lone) / len(lone) < 0.75
+
+
+def test_evidence_comes_before_the_question_and_is_no_longer_before_the_models_eyes(asked):
+    for plan, _, question in asked:
+        assert question.evidence
+        for index in question.evidence:
+            assert plan.beats[index].time + SESSION_GAP < question.time
+        assert all(abs(beat.time - question.time) >= SESSION_GAP for beat in plan.beats if beat.time < question.time)
+
+
+def test_the_answer_stands_in_the_words_of_the_evidence(asked):
+    for plan, turns, question in asked:
+        said = " ".join(turns[index].user for index in question.evidence).split()
+        if question.task == "Visual Detail Recall":
+            (beat,) = (plan.beats[index] for index in question.evidence)
+            assert question.answer in [thing.color for thing in beat.scene.things if thing.kind == beat.key]
+            assert question.answer not in said
+        elif question.task != "Personality Alignment":
+            assert question.answer in said
+        assert question.answer in question.thought.split() or question.kind == "binary"
+
+
+def test_nothing_later_contradicts_the_answer(asked):
+    """The newest value counts: no turn between the evidence and the question states another for the same key."""
+    for plan, _, question in asked:
+        last = plan.beats[question.evidence[-1]]
+        if question.kind == "choice" and last.kind in ("core", "preference", "friend", "habit", "image"):
+            later = [b for b in plan.beats if last.time < b.time < question.time]
+            assert not any((b.kind, b.who, b.key) == (last.kind, last.who, last.key) for b in later), question
+
+
+def test_a_hop_restates_what_was_said_and_names_what_to_look_for(asked):
+    for _, turns, question in asked:
+        assert bool(question.hops) or question.task in ("Personality Alignment", "Semantic Information Recall",
+                                                        "Latest Preference Recognition")  # fmt: skip
+        for hop in question.hops:
+            evidence = [turns[index] for index in question.evidence]
+            assert any(hop.sentence in turn.user for turn in evidence), hop
+            if hop.start:
+                assert any(hop.start <= turn.time <= hop.end for turn in evidence)
+        words = question.text.split()
+        assert not question.hops or set(question.hops[0].keywords.split()) & set(words)
+    assert max(len(question.hops) for *_, question in asked) == 2 and any(h.start for *_, q in asked for h in q.hops)
+
+
+def test_alignment_items_come_in_pairs_that_differ_in_one_word(asked):
+    binary = [q for *_, q in asked if q.kind == "binary"]
+    for one, other in zip(binary[::2], binary[1::2], strict=True):
+        assert (one.user, one.time, {one.answer, other.answer}) == (other.user, other.time, {"yes", "no"})
+        different = [(a, b) for a, b in zip(one.text.split(), other.text.split(), strict=True) if a != b]
+        assert len(different) == 1

@@ -1,0 +1,52 @@
+"""The template teller: a turn for each beat, in words of the lexicon, the same bytes each time."""
+
+import hashlib
+from pathlib import Path
+
+from personavlm_lib.memory.records import TRAITS
+from personavlm_lib.world.lexicon import MARKERS, words
+from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.tellers import sentence, tell
+
+PLAN = sample_plan(5)
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_the_same_plan_is_told_in_the_same_words_and_the_same_pictures(tmp_path):
+    one, other = tell(PLAN, tmp_path / "a"), tell(PLAN, tmp_path / "b")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") and len(digests(tmp_path / "a")) >= 5
+    strip = [
+        [(t.time, t.user, t.assistant, t.index, [Path(i).name for i in t.images]) for t in ts] for ts in (one, other)
+    ]
+    assert strip[0] == strip[1]
+
+
+def test_turns_say_what_their_beats_hold(tmp_path):
+    turns = tell(PLAN, tmp_path, draw=False)
+    assert [turn.time for turn in turns] == [beat.time for beat in PLAN.beats] and not list(tmp_path.iterdir())
+    known = set(words())
+    for index, (turn, beat) in enumerate(zip(turns, PLAN.beats, strict=True)):
+        assert turn.index == index and turn.user.count("<img>") == len(turn.images) == (beat.scene is not None)
+        assert sentence(beat) in turn.user and (not beat.cause or f"because of {beat.cause}" in turn.user)
+        assert set(turn.user.replace("<img>", "").split()) | set(turn.assistant.split()) <= known
+        for trait, score in zip(TRAITS, beat.scores, strict=True):
+            markers = set(MARKERS[trait].values()) & set(turn.user.split())
+            assert markers == ({MARKERS[trait][score]} if score != 3 else set())
+
+
+def test_a_picture_tells_the_colour_that_the_words_do_not(tmp_path):
+    for beat in PLAN.beats:
+        if beat.kind == "image":
+            assert beat.value not in sentence(beat).split()
+            assert (beat.key, beat.value) in [(thing.kind, thing.color) for thing in beat.scene.things]
+
+
+def test_markers_are_words_of_their_own():
+    """Else a fact could be taken for a mood."""
+    markers = [word for trait in MARKERS.values() for word in trait.values()]
+    assert len(markers) == len(set(markers)) == 20
+    plain = {word for seed in range(40) for beat in sample_plan(seed).beats for word in sentence(beat).split()}
+    assert not plain & set(markers)
