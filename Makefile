@@ -22,7 +22,7 @@ STOPPED = { echo "The chain stopped. If nothing above says why: '$(VENV)/bin/sna
 
 .PHONY: reproduce test figures explore backbone lint clean help
 
-reproduce: $(STAMP)  ## run the whole study: PROFILE=smoke, nano (default), one-gpu, paper or released
+reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default) or smoke
 	@$(SNAKEMAKE) --config profile=$(PROFILE) run=$(RUN) || $(call STOPPED,$(PROFILE))
 	@echo "The report is runs/$(RUN)/09_report/report.html"
 

@@ -82,6 +82,7 @@ def answer(
     models: Callable[[str], ChatModel],
     labels: dict,
     width: int = 48,
+    max_tokens: int = 256,
 ) -> list[AnswerRecord]:
     """One record per question of `lives` under `condition`.
 
@@ -95,7 +96,7 @@ def answer(
         return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)
                 for (life, q), pick in zip(pairs, picks, strict=True)]  # fmt: skip
     blind = condition.memory in ("none", "context")
-    settings = AgentSettings(max_retrievals=0 if blind else 3)
+    settings = AgentSettings(max_retrievals=0 if blind else 3, max_tokens=max_tokens)
     trajectories = []
     for life, question in pairs:
         view = memory(condition, life).as_of(question.time)
