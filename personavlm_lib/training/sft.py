@@ -54,15 +54,17 @@ def precision() -> dict:
 def to_dataset(samples: pd.DataFrame) -> Dataset:
     """Rows of (messages with structured content, images) as SFTTrainer takes them."""
     part = {"type": Value("string"), "text": Value("string")}
-    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
+    features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
+    features["length"] = Value("int64")  # rows of like length share a batch: else two thirds of it is padding
     rows = {
+        "length": [sum(len(m["content"].split()) for m in messages) for messages in samples.messages],
         "messages": [
             [{"role": m["role"], "content": content_parts(m["content"])} for m in messages]
             for messages in samples.messages
         ],
         "images": [list(images) for images in samples.images],
     }
-    return Dataset.from_dict(rows, features=features)
+    return Dataset.from_dict(rows, features=Features(features))
 
 
 def train(config: dict, folder: Path) -> None:
@@ -77,7 +79,7 @@ def train(config: dict, folder: Path) -> None:
             gradient_accumulation_steps=config["accumulate"], learning_rate=config["learning_rate"],
             lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
             logging_steps=config["log_every"], save_strategy="no", report_to="none", gradient_checkpointing=False,
-            dataloader_num_workers=0, disable_tqdm=True, **precision(),
+            train_sampling_strategy="group_by_length", remove_unused_columns=False, dataloader_num_workers=0, disable_tqdm=True, **precision(),
         ),
         train_dataset=to_dataset(samples),
         processing_class=processor,
