@@ -9,7 +9,7 @@ PROFILE ?= nano
 RUN ?= $(basename $(notdir $(PROFILE)))
 # the first Python on the PATH that is new enough; 3.11 comes first because the pins were tried with it
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell $(name) -c $(NEW_ENOUGH) 2>/dev/null && echo $(name))) python3)
-# another wheel index for torch alone, such as https://download.pytorch.org/whl/cpu
+# another wheel index for torch alone, such as PyTorch's own for CPU builds
 TORCH_INDEX ?=
 
 NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
