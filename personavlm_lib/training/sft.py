@@ -7,8 +7,10 @@ Launch: python -m personavlm_lib.training.sft --config CONFIG.yaml   (one proces
 """
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -51,26 +53,38 @@ def precision() -> dict:
     return dict(bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
 
 
+def in_batches(samples: pd.DataFrame, batch: int, steps: int, seed: int) -> pd.DataFrame:
+    """`steps` random batches of rows, one after another, each with its rows in order of length.
+
+    So each part of a batch pads little, and the batch stays a mixture. Batches of like length throughout hold one task
+    each, and learned far more slowly.
+    """
+    rng = np.random.default_rng(seed)
+    epochs = math.ceil(batch * steps / len(samples))
+    order = np.concatenate([rng.permutation(len(samples)) for _ in range(epochs)])[: batch * steps]
+    length = samples.messages.map(lambda messages: sum(len(message["content"]) for message in messages)).to_numpy()
+    batches = (order[i : i + batch] for i in range(0, len(order), batch))
+    return samples.iloc[np.concatenate([rows[np.argsort(length[rows], kind="stable")] for rows in batches])]
+
+
 def to_dataset(samples: pd.DataFrame) -> Dataset:
     """Rows of (messages with structured content, images) as SFTTrainer takes them."""
     part = {"type": Value("string"), "text": Value("string")}
-    features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
-    features["length"] = Value("int64")  # rows of like length share a batch: else two thirds of it is padding
+    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
     rows = {
-        "length": [sum(len(m["content"].split()) for m in messages) for messages in samples.messages],
         "messages": [
             [{"role": m["role"], "content": content_parts(m["content"])} for m in messages]
             for messages in samples.messages
         ],
         "images": [list(images) for images in samples.images],
     }
-    return Dataset.from_dict(rows, features=Features(features))
+    return Dataset.from_dict(rows, features=features)
 
 
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...) into `folder`."""
     processor = load_processor(config["model"])
-    samples = pd.read_parquet(config["samples"])
+    samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
     trainer = SFTTrainer(
         model=AutoModelForImageTextToText.from_pretrained(config["model"], dtype="auto"),
         args=SFTConfig(
@@ -79,8 +93,7 @@ def train(config: dict, folder: Path) -> None:
             gradient_accumulation_steps=config["accumulate"], learning_rate=config["learning_rate"],
             lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
             logging_steps=config["log_every"], save_strategy="no", report_to="none", gradient_checkpointing=False,
-            train_sampling_strategy="group_by_length", remove_unused_columns=False,
-            dataloader_num_workers=0, disable_tqdm=True, **precision(),
+            train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision(),
         ),
         train_dataset=to_dataset(samples),
         processing_class=processor,
