@@ -56,12 +56,12 @@ CONDITIONS = {
 
 
 def write_memories(lives: list[Life], folder: Path, model: ChatModel, name: str, eyes: Eyes | None, width: int) -> None:
-    """Every user's memory as `model` writes it, users side by side, in `folder`/<user>; finished users are kept."""
+    """Every user's memory as `model` writes it, users side by side, in `folder`/<user>, which must be new."""
     stores = [MemoryStore(folder / life.user) for life in lives]
-    todo = [(s, life) for s, life in zip(stores, lives, strict=True) if len(s.as_of().turns) < len(life.turns)]
-    if any(store.as_of().turns for store, _ in todo):
-        raise RuntimeError(f"{folder} holds a memory that was cut short: delete the folder and run the stage again")
-    run([live(store, list(life.turns), PromptSet("nano"), eyes, name) for store, life in todo], model, width)
+    trajectories = [
+        live(store, list(life.turns), PromptSet("nano"), eyes, name) for store, life in zip(stores, lives, strict=True)
+    ]
+    run(trajectories, model, width)
     for store in stores:
         store.close()
 

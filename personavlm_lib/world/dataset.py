@@ -93,11 +93,11 @@ def as_query(question: Question) -> Turn:
 
 
 def gold_memory(life: Life, folder: Path, eyes: Eyes | None, samples: list[dict] | None = None) -> MemoryStore:
-    """The memory that the update stage writes when the oracle speaks; conversations are appended to `samples`."""
+    """The memory that the update stage writes into the new `folder` when the oracle speaks; conversations are appended
+    to `samples`."""
     store = MemoryStore(folder)
-    if not store.as_of().turns:
-        recorder = Recorder(life.oracle, [] if samples is None else samples)
-        run([live(store, list(life.turns), PromptSet("nano"), eyes, written_by="oracle")], recorder)
+    recorder = Recorder(life.oracle, [] if samples is None else samples)
+    run([live(store, list(life.turns), PromptSet("nano"), eyes, written_by="oracle")], recorder)
     return store
 
 
