@@ -128,10 +128,3 @@ def _record(
         retrievals=len(response.retrieved), tokens_in=response.tokens_in, tokens_out=response.tokens_out,
         seconds=seconds,
     )  # fmt: skip
-
-
-def exclude_trained(lives: list[Life], trained: list[Life]) -> list[Life]:
-    """`lives`, or ValueError if one of them was trained on: the test is on persons and plans never seen."""
-    if shared := {life.plan.seed for life in lives} & {life.plan.seed for life in trained}:
-        raise ValueError(f"test lives {sorted(shared)} were trained on: give 01_synthesize disjoint seeds")
-    return lives

@@ -35,14 +35,13 @@ def test_lives_come_back_as_they_were_wherever_the_folder_lies(tmp_path):
     assert images and all(Path(image).is_file() and tmp_path / "b" in Path(image).parents for image in images)
 
 
-def test_gold_memory_is_made_once(lives, memories, tmp_path):
+def test_gold_memory_takes_a_new_folder_and_keeps_every_conversation(lives, memories, tmp_path):
     samples = []
-    dataset.gold_memory(lives[0], tmp_path / "m", None, samples).close()
-    first = len(samples)
-    again = dataset.gold_memory(lives[0], tmp_path / "m", None, samples)
-    assert len(samples) == first > 0 and len(again.as_of().turns) == len(lives[0].turns)
+    made = dataset.gold_memory(lives[0], tmp_path / "m", None, samples)
     known = [memory.content for memory in memories[lives[0].user].as_of().semantic]
-    assert [memory.content for memory in again.as_of().semantic] == known
+    assert samples and [memory.content for memory in made.as_of().semantic] == known
+    with pytest.raises(ValueError, match="order of time"):
+        dataset.gold_memory(lives[0], tmp_path / "m", None, samples)
 
 
 def test_samples_are_whole_conversations(samples, lives):
