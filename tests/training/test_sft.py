@@ -37,8 +37,9 @@ def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, proce
     trainers = []
     monkeypatch.setattr(sft.SFTTrainer, "train", lambda self: trainers.append(self))
     sft.train(config(checkpoint, samples), tmp_path)
-    (trainer,), frame, tokenizer = trainers, pd.read_parquet(samples), processor.tokenizer
-    for index in range(6):
+    (trainer,), tokenizer = trainers, processor.tokenizer
+    frame = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0).reset_index(drop=True)
+    for index in range(8):
         batch = trainer.data_collator([trainer.train_dataset[index]])
         labels, ids = batch["labels"][0], batch["input_ids"][0]
         learned = labels != -100
@@ -51,6 +52,16 @@ def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, proce
         assert (
             "pixel_values" in batch and batch["pixel_values"] is not None and len(batch["pixel_values"]) > 0
         ) != text_only
+
+
+def test_batches_are_random_mixtures_in_order_of_length():
+    lengths = list(range(1, 13)) * 2
+    frame = pd.DataFrame({"messages": [[{"content": "x" * n}] for n in lengths], "row": range(24)})
+    drawn = sft.in_batches(frame, batch=6, steps=8, seed=0)
+    assert sorted(drawn.row[:24]) == sorted(drawn.row[24:]) == list(range(24))
+    sizes = [len(messages[0]["content"]) for messages in drawn.messages]
+    batches = [sizes[i : i + 6] for i in range(0, 48, 6)]
+    assert all(batch == sorted(batch) for batch in batches) and len({tuple(batch) for batch in batches}) > 4
 
 
 def test_rows_carry_their_images_in_place(samples):
