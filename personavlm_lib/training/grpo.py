@@ -22,7 +22,7 @@ from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
 from personavlm_lib.models.local import LocalModel, Transcript, load_processor
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import MetricsLog, lora, precision
+from personavlm_lib.training.sft import MetricsLog, lora, precision, train_and_save
 from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
 from personavlm_lib.world.tasks import Question
 
@@ -165,10 +165,7 @@ def train(config: dict, folder: Path) -> None:
         rollout_func=rollout,
         callbacks=[MetricsLog(folder / "metrics.jsonl", NAMES)],
     )  # fmt: skip
-    trainer.train()
-    trainer.save_model(str(folder / "adapter"))
-    trainer.model.merge_and_unload().save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    train_and_save(trainer, folder)
 
 
 if __name__ == "__main__":

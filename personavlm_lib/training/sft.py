@@ -81,6 +81,14 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
+def train_and_save(trainer, folder: Path) -> None:
+    """Runs a trainer to its end; leaves `adapter/` and, merged with its processor, `model/`."""
+    trainer.train()
+    trainer.save_model(str(folder / "adapter"))
+    trainer.model.merge_and_unload().save_pretrained(folder / "model")
+    trainer.processing_class.save_pretrained(folder / "model")
+
+
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...) into `folder`."""
     processor = load_processor(config["model"])
@@ -100,10 +108,7 @@ def train(config: dict, folder: Path) -> None:
         peft_config=lora(config),
         callbacks=[MetricsLog(folder / "metrics.jsonl")],
     )  # fmt: skip
-    trainer.train()
-    trainer.save_model(str(folder / "adapter"))
-    trainer.model.merge_and_unload().save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    train_and_save(trainer, folder)
 
 
 if __name__ == "__main__":
