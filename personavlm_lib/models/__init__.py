@@ -42,7 +42,8 @@ class Reply:
     tokens_out: int = 0
 
 
-Trajectory = Generator[Ask, Reply, T]
+# A trajectory may also yield several asks at once, each of a new conversation, and is then sent as many replies.
+Trajectory = Generator[Ask | tuple[Ask, ...], Reply | tuple[Reply, ...], T]
 
 
 class ChatModel(Protocol):
@@ -60,25 +61,34 @@ def run(trajectories: Iterable[Trajectory[T]], model: ChatModel, width: int = 48
     """
     results: dict[int, T] = {}
     waiting = enumerate(trajectories)
-    active: list[tuple[int, Trajectory[T], Any, Ask]] = []
+    active: list[tuple[int, Trajectory[T], list, Ask | tuple[Ask, ...]]] = []
 
-    def advance(index: int, trajectory: Trajectory[T], transcript: Any, reply: Reply | None) -> None:
+    def advance(index: int, trajectory: Trajectory[T], transcripts: list, reply: Reply | tuple[Reply, ...] | None):
         try:
-            ask = trajectory.send(reply)
+            asked = trajectory.send(reply)
         except StopIteration as end:
             results[index] = end.value
-        else:
-            active.append((index, trajectory, model.start() if ask.fresh or transcript is None else transcript, ask))
+            return
+        several = isinstance(asked, tuple)
+        if several or asked.fresh or len(transcripts) != 1:
+            transcripts = [model.start() for _ in (asked if several else [asked])]
+        active.append((index, trajectory, transcripts, asked))
 
     while True:
         while len(active) < width and (fresh := next(waiting, None)) is not None:
-            advance(*fresh, None, None)
+            advance(*fresh, [], None)
         if not active:
             return [results[i] for i in range(len(results))]
         round_, active = active, []
-        replies = model.reply([(transcript, ask) for _, _, transcript, ask in round_])
-        for (index, trajectory, transcript, _), reply in zip(round_, replies, strict=True):
-            advance(index, trajectory, transcript, reply)
+        pairs = [
+            pair for *_, transcripts, asked in round_
+            for pair in zip(transcripts, asked if isinstance(asked, tuple) else [asked], strict=True)
+        ]  # fmt: skip
+        replies = iter(model.reply(pairs))
+        for index, trajectory, transcripts, asked in round_:
+            several = isinstance(asked, tuple)
+            reply = tuple(next(replies) for _ in asked) if several else next(replies)
+            advance(index, trajectory, transcripts, reply)
 
 
 @dataclass

@@ -65,6 +65,18 @@ def test_a_fresh_ask_opens_a_new_transcript():
     assert model.transcripts == [["a0", "a1"], ["a2", "a3"]]
 
 
+def test_asks_of_conversations_of_their_own_are_put_together():
+    def asks_both():
+        first = yield Ask("a")
+        both = yield Ask("b"), Ask("c")
+        last = yield Ask("d", fresh=True)
+        return [first.text, [reply.text for reply in both], last.text]
+
+    model = Echo()
+    assert run([asks_both(), counting("x", 2)], model) == [["1 a", ["1 b", "1 c"], "1 d"], ["1 x0", "2 x1"]]
+    assert model.rounds == [2, 3, 1]
+
+
 def test_an_ask_counts_its_images():
     with pytest.raises(ValueError, match="semantic: 1 <img> marks, 0 images"):
         Ask("look <img>", purpose="semantic")
