@@ -76,12 +76,14 @@ def respond(
     settings: AgentSettings = AgentSettings(),
     recognise: Recognise | None = None,
     context: list[Turn] | None = None,
+    found: Retrieved | None = None,
     rng: random.Random | None = None,
 ) -> Trajectory[Response]:
     """Answers `query` (its text, images and time) from `view`, the memory as it was before it.
 
     `recognise` finds visual concepts in the query's images. `context` replaces the turns of the last 60 minutes (line
-    4): the full-context and RAG baselines hand in theirs. Yields one Ask per reasoning step; returns the Response.
+    4): the full-context and RAG baselines hand in theirs. `found` replaces the searching: it is shown at once, and one
+    generation must do (w/o Reasoning of Table 8). Yields one Ask per reasoning step; returns the Response.
     """
     # Line 4: short-term memory, the turns within the session threshold t_s.
     if context is None:
@@ -96,10 +98,15 @@ def respond(
         closing=settings.max_retrievals == 0,
     )  # fmt: skip
     images = (*(image for turn in context for image in turn.images), *query.images)
-    ask = Ask(text, images, settings.max_tokens, fresh=True, purpose="respond", about=query)
     response, seen = Response(None), {f"semantic:{memory.id}" for memory in concepts}
+    if found:
+        response.retrieved.append(found)
+        text += "\n" + settings.prompts("retrieved", found=found, closing=True)
+        images += _images(found)
+    max_retrievals = 0 if found else settings.max_retrievals
+    ask = Ask(text, images, settings.max_tokens, fresh=True, purpose="respond", about=query)
     # Lines 5-16: think, then retrieve by words and period, or answer.
-    for n in range(settings.max_retrievals + 1):
+    for n in range(max_retrievals + 1):
         reply = yield ask
         step = parse_step(reply.text)
         response.steps.append(step)
@@ -108,7 +115,7 @@ def respond(
         if step.retrieve is None:  # lines 12-14
             response.answer = step.answer
             return response
-        if n == settings.max_retrievals:
+        if n == max_retrievals:
             break
         # Lines 8-11: the period isolates first, then the search of all types; nothing comes back twice.
         found = retriever.retrieve(
@@ -117,7 +124,7 @@ def respond(
         )  # fmt: skip
         seen |= set(found.ids)
         response.retrieved.append(found)
-        closing = n + 1 == settings.max_retrievals
+        closing = n + 1 == max_retrievals
         text = settings.prompts("retrieved", found=found, closing=closing)
         ask = replace(ask, text=text, images=_images(found), fresh=False)
     response.unfinished = True

@@ -164,3 +164,12 @@ def test_training_draws_top_k_anew_from_the_papers_ranges(store, script):
         _, response = ask(store, script, [look_up("my drink"), ANSWER], settings=settings, rng=random.Random(n))
         sizes.add((len(response.retrieved[0].semantic), len(response.retrieved[0].episodic)))
     assert len(sizes) > 4
+
+
+def test_without_reasoning_one_generation_must_do(store, script):
+    """w/o Reasoning (Table 8): what one search of the question's own words found is shown at once."""
+    found = Retriever().retrieve(store.as_of(NOW), "my drink is milk")
+    model, response = ask(store, script, [look_up("alice music")], found=found)
+    assert len(model.asks) == 1 and response.unfinished and response.retrieved == [found]
+    assert model.asks[0].text.startswith("respond") and model.asks[0].text.endswith("answer now")
+    assert "my drink is milk" in model.asks[0].text.split("\nfound\n")[1]
