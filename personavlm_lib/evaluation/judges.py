@@ -8,7 +8,7 @@ import re
 
 from personavlm_lib.agent.options import match_option
 from personavlm_lib.agent.respond import Response
-from personavlm_lib.world.tasks import Question
+from personavlm_lib.world.questions import Question
 
 
 def accuracy(question: Question, answer: str | None) -> float:

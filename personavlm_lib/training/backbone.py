@@ -5,6 +5,7 @@ What it learns from (each a generator below), and why:
   the turn word for word, so looking up is induction; several questions a context and contexts that grow make it come.
 - `table`: bare facts and questions about them, for the first tenth almost alone: there looking up comes soonest.
 - `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
+- `knowing`: what everybody knows: which trait a word shows and how strongly, what a value or a habit takes.
 - `seeing`: one scene and what is in it: captions and colours.
 Loss on the assistant's tokens only. Deviation from common practice: no text corpus exists at this size, so every token
 comes from the world, from seeds that no other stage uses.
@@ -27,13 +28,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.protocol import write_answer
 from personavlm_lib.memory.personality import BigFive, levels
-from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models.nano import SPECIAL, TAGS, ImageOnlyProcessor, build_model, build_processor, build_tokenizer
 from personavlm_lib.training.launch import main
 from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import sample_plan
 from personavlm_lib.world.scenes import COLORS, THINGS, caption, render, sample_scene
-from personavlm_lib.world.tellers import tell
+from personavlm_lib.world.tellers import tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
 Message = tuple[str, str]
@@ -59,7 +60,7 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     ]
     part = replace(plan, beats=tuple(plan.beats[i] for i in kept))
     moment = plan.beats[-1].time + timedelta(hours=12)
-    asked = [q for maker in tasks.MAKERS[:4] for q in maker(part, rng, moment) if len(q.hops) < 2]
+    asked = [q for maker in tasks.MAKERS[:-1] for q in maker(part, rng, moment) if len(q.hops) < 2]
     if not asked:  # small talk only
         return conversation(rng, longest + 4, questions, repeat, pictures)
     asked = rng.choices(asked, k=questions) if repeat else rng.sample(asked, min(questions, len(asked)))
@@ -91,6 +92,28 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     return Row(messages, [])
 
 
+def knowing(rng: random.Random, questions: int) -> Row:
+    """Common knowledge, without any memory: what is said of a word, and the trait that shows in a user's words."""
+    messages = []
+    for _ in range(questions):
+        if rng.random() < 0.3:
+            known = rng.choice(list(lexicon.KNOWLEDGE.values()))
+            value = rng.choice(list(known))
+            messages.append((f"what does {value} take ?", write_answer(f"{value} takes {known[value]}", known[value])))
+        elif rng.random() < 0.3:
+            trait, pole = rng.choice(list(lexicon.STYLES)), rng.choice(("low", "high"))
+            word = lexicon.STYLES[trait][pole]
+            messages.append((f"what is {word} ?", write_answer(f"{word} is {trait} {pole}", f"{trait} {pole}")))
+        else:
+            beat = rng.choice(sample_plan(SEEDS + rng.randrange(1_000_000)).beats)
+            trait = rng.choice(list(lexicon.MARKERS))
+            score = beat.scores[TRAITS.index(trait)]
+            shown = lexicon.MARKERS[trait].get(score, "nothing")
+            said = user_words(beat).replace("<img>", "")
+            messages.append((f"rate {trait} {said}", write_answer(f"{shown} is {trait} {score}", str(score))))
+    return Row([turn for ask, reply in messages for turn in (("user", ask), ("assistant", reply))], [])
+
+
 def copying(rng: random.Random, vocabulary: list[str]) -> Row:
     """Random words of the whole vocabulary, dates and grammar included, to be said again, twice."""
     words = " ".join(rng.sample(vocabulary, rng.randint(4, 24)))
@@ -116,7 +139,7 @@ def seeing(rng: random.Random) -> Row:
 
 
 _PROMPTS = PromptSet("nano")
-_FACTS = lexicon.CORE | lexicon.PREFERENCES
+_FACTS = lexicon.CORE | lexicon.PREFERENCES | {"relation": lexicon.RELATIONS, "value": lexicon.VALUES}
 
 
 def examples(seed: int) -> dict[str, Row]:
@@ -125,6 +148,7 @@ def examples(seed: int) -> dict[str, Row]:
     return {
         "conversation": conversation(rng, 6, 2, False, True),
         "table": table(rng, 5, 2),
+        "knowing": knowing(rng, 4),
         "copying": copying(rng, lexicon.words()),
         "seeing": seeing(rng),
     }
@@ -171,17 +195,19 @@ class Mixture(IterableDataset):
     def rows(self, rng: random.Random, done: float) -> list[Row]:
         kind = rng.random()
         if done < 0.1:  # cheap and dense: first learn to look up anything at all
-            if kind < 0.85:
+            if kind < 0.75:
                 return [table(rng, 5 if done < 0.06 else 12, 8) for _ in range(2 * self.batch)]
-            return [seeing(rng) for _ in range(2 * self.batch)]
-        if kind < 0.12:
+            return [seeing(rng) if kind < 0.9 else knowing(rng, 8) for _ in range(2 * self.batch)]
+        if kind < 0.1:
             return [copying(rng, self.vocabulary) for _ in range(2 * self.batch)]
-        if kind < 0.2:
+        if kind < 0.16:
             return [table(rng, 12, 8) for _ in range(2 * self.batch)]
-        if kind < 0.4:
+        if kind < 0.26:
+            return [knowing(rng, 8) for _ in range(2 * self.batch)]
+        if kind < 0.44:
             return [seeing(rng) for _ in range(2 * self.batch)]
         longest = 6 if done < 0.2 else 12 if done < 0.35 else 24 if done < 0.5 else 48
-        pictures, repeat = kind > 0.7, rng.random() > 2 * done
+        pictures, repeat = kind > 0.72, rng.random() > 2 * done
         return [conversation(rng, longest, 8, repeat, pictures) for _ in range(self.batch)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -217,6 +243,7 @@ def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> d
         "copy": lambda rng: copying(rng, vocabulary),
         "read_8": lambda rng: conversation(rng, 8, 1, False, False),
         "read_all": lambda rng: conversation(rng, 60, 1, False, False),
+        "know": lambda rng: knowing(rng, 1),
         "see": seeing,
         "recall": _about_pictures,
     }
@@ -243,6 +270,19 @@ def _about_pictures(rng: random.Random) -> Row:
             return row
 
 
+def build_optimisers(model: torch.nn.Module, config: dict) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, norms, biases and the convolution of the patches."""
+    named = list(model.named_parameters())
+    muon = [p for name, p in named if p.ndim == 2 and "embed" not in name] if config.get("muon", True) else []
+    rest = [p for _, p in named if not any(p is q for q in muon)]
+    adam = torch.optim.AdamW(rest, config["learning_rate"], weight_decay=0.05, betas=(0.9, 0.98))
+    if not muon:
+        return [adam]
+    # scaled to the size of AdamW's steps, so that one learning rate serves both
+    scaled = torch.optim.Muon(muon, config["learning_rate"], weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [adam, scaled]
+
+
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (seed, steps, batch, learning_rate, width, layers, log_every, workers) into `folder`."""
     torch.manual_seed(config["seed"])
@@ -252,7 +292,7 @@ def train(config: dict, folder: Path) -> None:
     first = config.get("first_step", 0)
     if first:  # goes on from weights that an unfinished run left, with the optimiser's moments new
         model = type(model).from_pretrained(config["weights"])
-    optimiser = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=0.05, betas=(0.9, 0.98))
+    optimisers = build_optimisers(model, config)
     steps = config["steps"]
     mixture = Mixture(processor, config["batch"], steps, config["seed"], first)
     data = DataLoader(mixture, None, num_workers=config["workers"])
@@ -262,15 +302,16 @@ def train(config: dict, folder: Path) -> None:
         for step, batch in enumerate(data, first + 1):
             done = step / steps
             pace = min(1, (step - first) / 50) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
-            for group in optimiser.param_groups:
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = config["learning_rate"] * pace
             loss = answer_loss(
                 model, batch
             )  # float32: bfloat16 is many times slower on processors that only emulate it
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
+            for optimiser in optimisers:
+                optimiser.step()
+            model.zero_grad()
             seen += batch["input_ids"].numel()
             if step % config["log_every"] == 0 or step == steps:
                 entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start, 1), "loss": loss.item()}

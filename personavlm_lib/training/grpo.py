@@ -24,7 +24,7 @@ from personavlm_lib.models.local import LocalModel, Transcript, load_processor
 from personavlm_lib.training.launch import main
 from personavlm_lib.training.sft import MetricsLog, lora, precision, train_and_save
 from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
-from personavlm_lib.world.tasks import Question
+from personavlm_lib.world.questions import Question
 
 # What the trainer calls its metrics -> what the study calls them.
 NAMES = {

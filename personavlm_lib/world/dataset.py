@@ -22,7 +22,8 @@ from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import Recorder, run
 from personavlm_lib.world.oracle import Oracle
 from personavlm_lib.world.plan import LifePlan, sample_plan
-from personavlm_lib.world.tasks import Hop, Question, ask
+from personavlm_lib.world.questions import Hop, Question
+from personavlm_lib.world.tasks import ask
 from personavlm_lib.world.tellers import tell
 
 # Appendix B.2: shares of the SFT samples by purpose, and of the RL samples by kind of question.
@@ -52,6 +53,11 @@ def make_life(seed: int, images: Path, days: int, size: float, questions: int, a
     """A life with `questions` questions and `alignment` pairs of alignment items; pictures go to `images`."""
     plan = sample_plan(seed, days, size)
     return Life(plan, tuple(tell(plan, images)), tuple(ask(plan, questions, alignment)))
+
+
+def retold(life: Life, images: Path) -> Life:
+    """The same life and questions, told in varied wording."""
+    return replace(life, turns=tuple(tell(life.plan, images, wording="varied")))
 
 
 def write_lives(path: Path, lives: Iterable[Life], days: int, size: float) -> None:

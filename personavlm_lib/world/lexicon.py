@@ -3,6 +3,8 @@
 Whoever changes a word here remakes the backbone in the same commit: its tokenizer is built from `words()`.
 """
 
+import re
+
 from personavlm_lib.world.scenes import COLORS, THINGS
 
 NAMES = (
@@ -38,10 +40,35 @@ EVENTS = {
 }
 
 # Recurring behaviour and plans: procedural memory.
-HABITS = "yoga pilates gardening painting knitting choir swimming cooking fishing climbing pottery dancing".split()
+HABITS = "yoga gardening painting knitting choir swimming cooking fishing climbing pottery dancing pilates".split()
 GOALS = "marathon novel diploma triathlon album degree cottage startup license exhibition garage orchard".split()
 GOAL_ENDS = ("reached", "dropped")
 WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+
+# What a user says of themselves and of others that an answer must be inferred from, by what everybody knows.
+VALUES = "ecology thrift comfort speed freedom safety prestige adventure".split()
+SKILLS = "latin algebra juggling origami archery sailing fencing drumming astronomy grammar geometry typing".split()
+LEVELS = "novice learner skilled expert".split()  # in the order in which they are reached
+RELATIONS = "boss client colleague neighbor cousin flatmate partner sister".split()
+ITEMS = "ribbon lantern suitcase umbrella whistle basket compass hammer notebook cushion bucket stapler".split()
+OCCASIONS = "picnic wedding interview hike birthday concert camping journey ceremony lecture reunion auction".split()
+GOAL_STATES = (*GOAL_ENDS, "open", "unknown")
+
+# Common knowledge, by the key of the fact that it is applied to: a value of that key -> what it takes.
+KNOWLEDGE = {
+    "value": dict(zip(VALUES, "tram scooter limousine motorcycle camper van yacht jeep".split(), strict=True)),
+    "level": dict(zip(LEVELS, "simply slowly briefly deeply".split(), strict=True)),
+    "relation": dict(
+        zip(RELATIONS, "formal formal polite polite playful playful tender tender".split(), strict=True)
+    ),
+    "sport": dict(zip(
+        PREFERENCES["sport"], "track court beach arena river slope course dojo velodrome trail gym pitch".split(),
+        strict=True,
+    )),
+    "habit": dict(zip(
+        HABITS, "mat spade brush yarn songbook goggles apron rod chalk clay shoes strap".split(), strict=True
+    )),
+}  # fmt: skip
 
 # How a trait shows in a user's words: one word per trait and score; the neutral score 3 leaves no trace.
 MARKERS = {
@@ -66,6 +93,18 @@ SMALL_TALK = (
 REPLIES = ("noted", "i see", "thank you for telling me", "good to know")
 EMPTY_REPLIES = ("hello", "you are welcome", "of course", "as you wish")
 
+# The same facts in other words: a condition of its own, which nothing is trained on.
+VARIED = {
+    "name": ("people call {who} person {value}", "call me {value}"),
+    "fact": ("{value} has become {who} {key}", "when it comes to {key} {who} choice is {value}"),
+    "event": ("together with {friend} i {key} {value}", "{friend} and i {key} {value}"),
+    "image": ("see {who} {key} here <img>", "here comes {who} {key} <img>"),
+    "habit": ("{value} is what i do every {key}", "each {key} comes with {value}"),
+    "goal": ("i aim for {value}", "{value} is what i aim for"),
+    "goal_end": ("my aim {value} is {key}", "{key} is my aim {value}"),
+    "intent": ("for {value} i take {key}", "{key} is what i take for {value}"),
+}
+
 # Words of the prompts and of the reasoning that no list above holds.
 FRAME = (
     "my i is of with what who did do does on every goal now because look at the color whose this that friend met a "
@@ -73,13 +112,16 @@ FRAME = (
     "moderate in image object picture left right respond profile personality recent ask found procedural semantic "
     "episodic answer infer remember summarise update core topics seen as for new preference fact small talk concept "
     "event directive caption repeat key value true false null how many and one two openness conscientiousness "
-    "extraversion agreeableness neuroticism"
+    "extraversion agreeableness neuroticism need why change became goal relation value skill level intent takes "
+    "which vehicle suits how should be explained to write where go first in a new town pack today rate know"
 ).split()
 
 
 def words() -> list[str]:
     """Every word of the canonical wording, sorted, without repetition."""
-    lists = [NAMES, CAUSES, HABITS, GOALS, GOAL_ENDS, WEEKDAYS, FRAME, COLORS, THINGS]
+    lists = [NAMES, CAUSES, HABITS, GOALS, GOAL_STATES, WEEKDAYS, FRAME, COLORS, THINGS]
+    lists += [VALUES, SKILLS, LEVELS, RELATIONS, ITEMS, OCCASIONS, *(known.values() for known in KNOWLEDGE.values())]
+    lists += [re.findall(r"(?<![{<])\b[a-z]+\b(?![}>])", " ".join(told)) for told in VARIED.values()]
     lists += [*CORE.values(), *PREFERENCES.values(), *EVENTS.values(), CORE, PREFERENCES, EVENTS]
     lists += [marker.values() for marker in MARKERS.values()] + [style.values() for style in STYLES.values()]
     lists += [sentence.split() for sentence in (*SMALL_TALK, *REPLIES, *EMPTY_REPLIES)]

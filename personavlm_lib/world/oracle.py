@@ -22,10 +22,10 @@ from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.world.lexicon import PERSONA_KEYS
 from personavlm_lib.world.plan import Beat, LifePlan
-from personavlm_lib.world.tasks import Hop, Question
-from personavlm_lib.world.tellers import sentence
+from personavlm_lib.world.questions import Hop, Question
+from personavlm_lib.world.tellers import FACTS, keywords, sentence
 
-KEPT = ("name", "core", "preference", "friend", "image")  # kinds of beat that semantic memory keeps
+KEPT = ("name", *FACTS, "intent", "image")  # kinds of beat that semantic memory keeps
 
 
 class Oracle:
@@ -68,7 +68,7 @@ class Oracle:
             attempts = [hop, Hop(hop.keywords, hop.sentence)] if hop.start else [hop]
             tried = sum(written.count(f'"keywords": {hop.keywords}\n') for written in transcript[1::2])
             if seen.endswith("answer now") or tried == len(attempts):
-                return write_answer("unknown", guess)
+                return write_answer("unknown", "unknown" if "unknown" in question.options else guess)
             attempt = attempts[tried]
             thought = " ".join([h.sentence for h in question.hops[:number]][-1:] + [f"look up {hop.keywords}"])
             if attempt.start:
@@ -99,7 +99,7 @@ class Oracle:
         if beat.kind not in KEPT:
             return write_semantic(SemanticReply(beat.kind.replace("_", " "), False, "", ""), quote=False)
         content = sentence(beat) + (f" (Image Object: {beat.key})" if beat.kind == "image" else "")
-        return write_semantic(SemanticReply(f"new {beat.kind}", True, content, f"{beat.who} {beat.key}"), quote=False)
+        return write_semantic(SemanticReply(f"new {beat.kind}", True, content, keywords(beat)), quote=False)
 
     def _core(self, transcript: list[str], ask: Ask) -> str:
         """All attributes stated up to the session's end, newest value each, in the order of first mention."""

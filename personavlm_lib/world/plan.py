@@ -22,7 +22,7 @@ class Beat:
     """What one turn is about. `who` is "my" or a friend's name; `scores` is the turn's true p' (1-5 per trait)."""
 
     time: datetime
-    kind: str  # name | core | preference | friend | event | image | habit | goal | goal_end | small_talk
+    kind: str  # name core preference friend relation value skill intent event image habit goal goal_end small_talk
     who: str = "my"
     key: str = ""
     value: str = ""
@@ -85,12 +85,24 @@ def _beats_without_time(rng: random.Random, name: str, friends: tuple[str, ...],
     for key in rng.sample(list(lexicon.CORE), 1):  # a stable attribute changes, too: a move, a new job
         others = [v for v in lexicon.CORE[key] if v not in {b["value"] for b in opening}]
         groups.append([{"kind": "core", "key": key, "value": rng.choice(others), "cause": rng.choice(lexicon.CAUSES)}])
-    told = rng.sample([(f, k) for f in friends for k in lexicon.PREFERENCES], some(4))
+    for friend in rng.sample(friends, 2):
+        values = rng.sample(lexicon.RELATIONS, rng.choice((1, 1, 2)))
+        group = [{"kind": "relation", "who": friend, "key": "relation", "value": values[0]}]
+        for value in values[1:]:
+            group.append(group[0] | {"value": value, "cause": rng.choice(lexicon.CAUSES)})
+        groups.append(group)
+    skill, first = rng.choice(lexicon.SKILLS), rng.randrange(3)
+    reached = lexicon.LEVELS[first : first + rng.choice((1, 2, 2, 3))]
+    groups.append([{"kind": "skill", "key": skill, "value": level} for level in reached])
+    groups.append([{"kind": "value", "key": "value", "value": rng.choice(lexicon.VALUES)}])
+    for item in rng.sample(lexicon.ITEMS, some(2)):
+        groups.append([{"kind": "intent", "key": item, "value": rng.choice(lexicon.OCCASIONS)}])
+    told = rng.sample([(f, k) for f in friends for k in lexicon.PREFERENCES], some(3))
     groups += [[{"kind": "friend", "who": f, "key": k, "value": rng.choice(lexicon.PREFERENCES[k])}] for f, k in told]
-    for key in rng.choices(list(lexicon.EVENTS), k=some(6)):
+    for key in rng.choices(list(lexicon.EVENTS), k=some(5)):
         value, friend = rng.choice(lexicon.EVENTS[key]), rng.choice(friends)
         groups.append([{"kind": "event", "key": key, "value": value, "friend": friend}])
-    shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(6))
+    shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(7))
     for who, thing in shown:
         color = rng.choice(list(COLORS))
         other = (rng.choice([t for t in THINGS if t != thing]), rng.choice(list(COLORS)))
@@ -99,10 +111,10 @@ def _beats_without_time(rng: random.Random, name: str, friends: tuple[str, ...],
         groups.append([{"kind": "image", "who": who, "key": thing, "value": color, "scene": scene}])
     days = rng.sample(lexicon.WEEKDAYS, 2)
     groups += [[{"kind": "habit", "key": day, "value": rng.choice(lexicon.HABITS)}] for day in days]
-    for goal in rng.sample(lexicon.GOALS, some(1)):
+    for goal in rng.sample(lexicon.GOALS, some(2)):
         ends = [{"kind": "goal_end", "key": rng.choice(lexicon.GOAL_ENDS), "value": goal}]
         groups.append([{"kind": "goal", "value": goal}] + (ends if rng.random() < 0.6 else []))
-    groups += [[{"kind": "small_talk", "value": rng.choice(lexicon.SMALL_TALK)}] for _ in range(some(3))]
+    groups += [[{"kind": "small_talk", "value": rng.choice(lexicon.SMALL_TALK)}] for _ in range(some(2))]
     return groups
 
 
@@ -137,7 +149,7 @@ def _chunks(turns: int, parts: int) -> list[range]:
 
 
 def sample_plan(seed: int, days: int = 28, size: float = 1.0, user: str = "") -> LifePlan:
-    """A life of about 30 x `size` turns within `days` days (paper: 20-100 turns, a month for training, appendix C)."""
+    """A life of about 40 x `size` turns within `days` days (paper: 20-100 turns, a month for training, appendix C)."""
     rng = random.Random(f"life {seed}")
     name, *friends = rng.sample(lexicon.NAMES, 4)
     beats = _shuffled(rng, _beats_without_time(rng, name, tuple(friends), size))

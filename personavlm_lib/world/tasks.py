@@ -1,78 +1,32 @@
 """Question makers: pure functions of the plan, each answerable from gold evidence turns (paper, Table 5).
 
-First cut: Visual Detail Recall, Semantic Information Recall, Latest Preference Recognition, Behavioral Pattern
-Recognition and Personality Alignment (yes or no to one reply, two items a case).
+Thirteen of the paper's fourteen tasks; Relationship Recognition, which is counting, is not among them. Personality
+Alignment is yes or no to one reply, two items a case; all others have four options.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
+from personavlm_lib.world.questions import Hop, Question
 from personavlm_lib.world.scenes import COLORS
-from personavlm_lib.world.tellers import sentence
+from personavlm_lib.world.tellers import fact, keywords, sentence
 
-ASPECTS = {
-    "Visual Detail Recall": "Memory",
-    "Semantic Information Recall": "Memory",
-    "Latest Preference Recognition": "Preference",
-    "Behavioral Pattern Recognition": "Behavior",
-    "Personality Alignment": "Alignment",
-}
+VALUES_OF = lexicon.CORE | lexicon.PREFERENCES  # every value that a key of these kinds can have
+LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit")
 
 
-@dataclass(frozen=True)
-class Hop:
-    """One thing to find out: where to look, and the sentence that settles it once it has been seen."""
-
-    keywords: str
-    sentence: str
-    start: datetime | None = None
-    end: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """An in-situ question. `hops` are what a reasoner must find, in order; empty where the profile suffices.
-
-    `kind` is choice (four options), binary (yes or no) or open (no options); `answer` is the right option's words.
-    """
-
-    case: str
-    user: str
-    task: str
-    kind: str
-    time: datetime
-    text: str
-    options: tuple[str, ...]
-    answer: str
-    evidence: tuple[int, ...]
-    hops: tuple[Hop, ...] = ()
-    thought: str = ""  # the last reasoning step, which restates the fact that holds the answer
-
-    @property
-    def aspect(self) -> str:
-        return ASPECTS[self.task]
-
-    @property
-    def query(self) -> str:
-        """The question as it is put to a model: its text and, where there are any, its lettered options."""
-        if not self.options:
-            return self.text
-        letters = " ".join(f"({'abcd'[i]}) {option}" for i, option in enumerate(self.options))
-        return f"{self.text} options {letters}"
-
-
-def _newest(plan: LifePlan, moment: datetime) -> dict[tuple[str, str, str], int]:
-    """Turn index of the newest statement of each (kind, who, key) made a session gap or more before `moment`."""
+def _newest(plan: LifePlan, moment: datetime) -> list[tuple[int, Beat]]:
+    """The newest statement of each (kind, who, key), with its turn, made a session gap or more before `moment`."""
     newest = {}
     for index, beat in enumerate(plan.beats):
-        if beat.time + 2 * SESSION_GAP < moment and beat.kind in ("core", "preference", "friend", "habit"):
+        if beat.time + 2 * SESSION_GAP < moment and beat.kind in LASTING:
             newest[beat.kind, beat.who, beat.key] = index
-    return newest
+    return [(index, plan.beats[index]) for index in newest.values()]
 
 
 def _options(rng: random.Random, answer: str, plausible: list[str], pool: list[str]) -> tuple[str, ...]:
@@ -92,6 +46,43 @@ def _said(plan: LifePlan, key: str) -> list[str]:
     return [beat.value for beat in plan.beats if beat.key == key]
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """A maker of questions that one newest fact of a kind answers: as it stands, or by what is commonly known of it.
+
+    `text` is filled from the beat. `knowledge` names the table that leads from the beat's value to the answer; without
+    it the answer is the beat's `field`. `asks` says of which beats (given the moment) the question can be asked.
+    """
+
+    task: str
+    kind: str
+    text: str
+    pool: Callable[[Beat], Iterable[str]] = lambda beat: ()
+    knowledge: str = ""
+    field: str = "value"
+    asks: Callable[[Beat, datetime], bool] = lambda beat, moment: True
+
+    def __call__(self, plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+        known = lexicon.KNOWLEDGE.get(self.knowledge, {})
+        for index, beat in _newest(plan, moment):
+            if beat.kind != self.kind or not self.asks(beat, moment):
+                continue
+            alike = [
+                b for b in plan.beats
+                if b.key == beat.key or b.kind == beat.kind in ("habit", "intent") or self.field == "cause"
+            ]  # fmt: skip
+            said = [getattr(b, self.field) for b in alike if getattr(b, self.field)]
+            stated, answer, pool = sentence(beat), getattr(beat, self.field), list(self.pool(beat))
+            if known:
+                said, pool = [known[value] for value in said if value in known], list(known.values())
+                stated, answer = f"{stated} {answer} takes {known[answer]}", known[answer]
+            # The profile holds the core facts, and shows them without what they came to change for.
+            hops = () if beat.kind == "core" else (Hop(keywords(beat), sentence(beat)),)
+            thought = stated if hops else fact(beat)
+            yield _make(plan, rng, self.task, moment, self.text.format(**vars(beat)), answer, plausible=said, pool=pool,
+                        evidence=(index,), hops=hops, thought=thought)  # fmt: skip
+
+
 def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
     for index, beat in enumerate(plan.beats):
         if beat.kind == "image" and beat.time + 2 * SESSION_GAP < moment:
@@ -109,21 +100,13 @@ def _event_hop(beat: Beat, moment: datetime) -> Hop:
     day = datetime.combine(beat.time.date(), time())
     recent = timedelta(0) < datetime.combine(moment.date(), time()) - day < timedelta(days=7)
     if not recent:
-        return Hop(f"i {beat.key}", sentence(beat))
-    return Hop(f"i {beat.key}", sentence(beat), day, day + timedelta(hours=23, minutes=59))
+        return Hop(keywords(beat), sentence(beat))
+    return Hop(keywords(beat), sentence(beat), day, day + timedelta(hours=23, minutes=59))
 
 
-def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    """Friends' tastes and one's own attributes; events by their day or companion; a friend's taste via an event."""
+def events_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    """Events by their day or companion, and the taste of a friend who is known by an event: two things to find."""
     task = "Semantic Information Recall"
-    newest = _newest(plan, moment)
-    for (kind, who, key), index in newest.items():
-        beat = plan.beats[index]
-        if kind == "friend" or kind == "core":
-            pool = (lexicon.CORE | lexicon.PREFERENCES)[key]
-            hops = (Hop(f"{who} {key}", sentence(beat)),) if kind == "friend" else ()
-            yield _make(plan, rng, task, moment, f"what is {who} {key} ?", beat.value, plausible=_said(plan, key),
-                        pool=pool, evidence=(index,), hops=hops, thought=sentence(beat))  # fmt: skip
     events = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "event" and b.time + 2 * SESSION_GAP < moment]
     for index, beat in events:
         hop = _event_hop(beat, moment)
@@ -134,40 +117,48 @@ def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: date
             text = f"what did i {beat.key} on {day} ?"
             yield _make(plan, rng, task, moment, text, beat.value, hops=(hop,), thought=sentence(beat), **common)
         if not alike:
-            anywhen = Hop(f"i {beat.key}", sentence(beat))
+            anywhen = Hop(keywords(beat), sentence(beat))
             text = f"who did i {beat.key} {beat.value} with ?"
             yield _make(plan, rng, task, moment, text, beat.friend, plausible=list(plan.friends),
                         pool=list(lexicon.NAMES), evidence=(index,), hops=(anywhen,),
                         thought=sentence(beat))  # fmt: skip
-            for (kind, who, key), known in newest.items():
-                if kind == "friend" and who == beat.friend:
-                    fact = plan.beats[known]
-                    text = f"what is the {key} of who i {beat.key} {beat.value} with ?"
-                    yield _make(plan, rng, task, moment, text, fact.value, plausible=_said(plan, key),
-                                pool=lexicon.PREFERENCES[key], evidence=(index, known),
-                                hops=(anywhen, Hop(f"{who} {key}", sentence(fact))),
-                                thought=sentence(fact))  # fmt: skip
+            for known, taste in _newest(plan, moment):
+                if taste.kind == "friend" and taste.who == beat.friend:
+                    text = f"what is the {taste.key} of who i {beat.key} {beat.value} with ?"
+                    yield _make(plan, rng, task, moment, text, taste.value, plausible=_said(plan, taste.key),
+                                pool=lexicon.PREFERENCES[taste.key], evidence=(index, known),
+                                hops=(anywhen, Hop(keywords(taste), sentence(taste))),
+                                thought=sentence(taste))  # fmt: skip
+
+
+def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    for kind in ("friend", "core"):
+        yield from Lookup(
+            "Semantic Information Recall", kind, "what is {who} {key} ?", lambda beat: VALUES_OF[beat.key]
+        )(plan, rng, moment)
+    yield from events_recall(plan, rng, moment)
 
 
 def latest_preference_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    for (kind, who, key), index in _newest(plan, moment).items():
-        beat = plan.beats[index]
-        earlier = [b for b in plan.beats[:index] if b.key == key and b.who == who]
-        if kind == "preference" or (kind == "core" and earlier):
-            hops = (Hop(f"{who} {key}", sentence(beat)),) if kind == "preference" else ()
-            yield _make(plan, rng, "Latest Preference Recognition", moment, f"what is {who} {key} now ?", beat.value,
-                        plausible=_said(plan, key), pool=(lexicon.CORE | lexicon.PREFERENCES)[key],
-                        evidence=(index,), hops=hops, thought=sentence(beat))  # fmt: skip
+    for kind in ("preference", "core"):  # of the core facts only those that have changed
+        yield from Lookup(
+            "Latest Preference Recognition", kind, "what is {who} {key} now ?", lambda beat: VALUES_OF[beat.key],
+            asks=lambda beat, _: beat.kind == "preference" or bool(beat.cause),
+        )(plan, rng, moment)  # fmt: skip
 
 
-def behavioral_pattern_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    for (kind, _, day), index in _newest(plan, moment).items():
-        if kind == "habit":
-            beat = plan.beats[index]
-            others = [b.value for b in plan.beats if b.kind == "habit"]
-            yield _make(plan, rng, "Behavioral Pattern Recognition", moment, f"what do i do every {day} ?", beat.value,
-                        plausible=others, pool=lexicon.HABITS, evidence=(index,),
-                        hops=(Hop(f"every {day} i do", sentence(beat)),), thought=sentence(beat))  # fmt: skip
+def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    """What became of a goal: reached, dropped, still open, or unknown because it was never heard of."""
+    told = [(i, b) for i, b in enumerate(plan.beats) if b.kind in ("goal", "goal_end") and b.time < moment]
+    last = {beat.value: (index, beat) for index, beat in told if beat.time + 2 * SESSION_GAP < moment}
+    never = rng.choice([goal for goal in lexicon.GOALS if goal not in _said(plan, "")])
+    for goal in [*last, never]:
+        index, beat = last.get(goal, (None, Beat(moment, "goal", value=goal)))
+        state = "unknown" if index is None else beat.key or "open"
+        thought = "unknown" if index is None else sentence(beat) + ("" if beat.key else " open")
+        yield _make(plan, rng, "Long-term Goal Tracking", moment, f"what became of my goal {goal} ?", state,
+                    pool=lexicon.GOAL_STATES, evidence=() if index is None else (index,),
+                    hops=(Hop(keywords(beat), sentence(beat)),), thought=thought)  # fmt: skip
 
 
 def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
@@ -194,10 +185,21 @@ def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) 
 MAKERS = (
     visual_detail_recall,
     semantic_information_recall,
+    Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?", lambda _: lexicon.OCCASIONS),
+    Lookup("Implicit Intent Recognition", "habit", "what should i pack today ?", knowledge="habit",
+           asks=lambda beat, moment: beat.key == lexicon.WEEKDAYS[moment.weekday()]),
     latest_preference_recognition,
-    behavioral_pattern_recognition,
+    Lookup("Interest Evolution Analysis", "preference", "why did {who} {key} change ?", lambda _: lexicon.CAUSES,
+           field="cause", asks=lambda beat, _: bool(beat.cause)),
+    Lookup("Implicit Preference Recommendation", "value", "which vehicle suits me ?", knowledge="value"),
+    Lookup("Behavioral Pattern Recognition", "habit", "what do i do every {key} ?", lambda _: lexicon.HABITS),
+    long_term_goal_tracking,
+    Lookup("Relationship Dynamics Comprehension", "relation", "how should i write to {who} ?", knowledge="relation"),
+    Lookup("Tiered Explanation Delivery", "skill", "how should {key} be explained to me ?", knowledge="level"),
+    Lookup("Generalizing to New Scenarios", "preference", "where should i go first in a new town ?",
+           knowledge="sport", asks=lambda beat, _: beat.key == "sport"),
     personality_alignment,
-)
+)  # fmt: skip
 
 
 def ask(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]:

@@ -1,6 +1,7 @@
-"""Tellers turn a life plan into dialogues. The template teller is offline and instant, in canonical wording."""
+"""Tellers turn a life plan into dialogues. The template teller is offline and instant."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from personavlm_lib.memory.records import TRAITS, Turn
@@ -8,17 +9,28 @@ from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.scenes import render
 
+FACTS = ("core", "preference", "friend", "relation", "value", "skill")  # kinds of beat that say: who key is value
+
+
+def fact(beat: Beat) -> str:
+    """`bob drink is cola`: how everything that holds of somebody is said."""
+    return f"{beat.who} {beat.key} is {beat.value}"
+
 
 def sentence(beat: Beat) -> str:
-    """The sentence that states the beat's fact: the words a memory keeps and a reasoning step restates."""
-    if beat.kind in ("name", "core", "preference", "friend"):
-        return f"{beat.who} {beat.key} is {beat.value}"
+    """The sentence that states the beat: the words a memory keeps and a reasoning step restates."""
+    if beat.kind in ("preference", "relation") and beat.cause:
+        return f"{fact(beat)} now because of {beat.cause}"
+    if beat.kind in FACTS or beat.kind == "name":
+        return fact(beat)
     if beat.kind == "event":
         return f"i {beat.key} {beat.value} with {beat.friend}"
     if beat.kind == "image":
         return f"{beat.who} {beat.key}"
     if beat.kind == "habit":
         return f"every {beat.key} i do {beat.value}"
+    if beat.kind == "intent":
+        return f"i need {beat.key} for {beat.value}"
     if beat.kind == "goal":
         return f"my goal is {beat.value}"
     if beat.kind == "goal_end":
@@ -26,17 +38,44 @@ def sentence(beat: Beat) -> str:
     return beat.value
 
 
-def user_words(beat: Beat) -> str:
+def keywords(beat: Beat) -> str:
+    """What one would look the beat up by: the sentence's beginning, which does not give its end away."""
+    if beat.kind == "habit":
+        return f"every {beat.key} i do"
+    if beat.kind in ("goal", "goal_end"):
+        return f"my goal {beat.value}"
+    return {"event": f"i {beat.key}", "intent": f"i need {beat.key}"}.get(beat.kind, f"{beat.who} {beat.key}")
+
+
+def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
     """What the user says in this turn: the fact, its cause, and the words in which the personality shows."""
-    said = {"image": f"look at {sentence(beat)} <img>"}.get(beat.kind, sentence(beat))
-    if beat.cause:
+    said = f"look at {sentence(beat)} <img>" if beat.kind == "image" else sentence(beat)
+    if wording:
+        said = wording(beat)
+    if beat.cause and beat.cause not in said.split():
         said += f" now because of {beat.cause}"
     shown = [lexicon.MARKERS[trait][score] for trait, score in zip(TRAITS, beat.scores, strict=True) if score != 3]
     return " ".join([said, *shown])
 
 
-def tell(plan: LifePlan, images: Path, draw: bool = True) -> list[Turn]:
-    """The dialogue of a plan, one turn per beat; pictures are rendered into the folder `images` if `draw`."""
+def _varied(plan: LifePlan) -> Callable[[Beat], str]:
+    rng = random.Random(f"wording {plan.seed}")
+
+    def said(beat: Beat) -> str:
+        told = lexicon.VARIED.get("fact" if beat.kind in FACTS else beat.kind)
+        return rng.choice(told).format(**vars(beat)) if told else sentence(beat)
+
+    return said
+
+
+def tell(plan: LifePlan, images: Path, draw: bool = True, wording: str = "canonical") -> list[Turn]:
+    """The dialogue of a plan, one turn per beat; pictures are rendered into the folder `images` if `draw`.
+
+    `wording`: "canonical", which the nano model learns from, or "varied", the same facts in other words.
+    """
+    if wording not in ("canonical", "varied"):
+        raise ValueError(f"wording is {wording!r}; choose canonical or varied")
+    words = _varied(plan) if wording == "varied" else None
     rng = random.Random(f"teller {plan.seed}")
     turns = []
     for index, beat in enumerate(plan.beats):
@@ -48,5 +87,5 @@ def tell(plan: LifePlan, images: Path, draw: bool = True) -> list[Turn]:
                 render(beat.scene).save(path)
             paths = (str(path),)
         replies = lexicon.EMPTY_REPLIES if beat.kind == "small_talk" else lexicon.REPLIES
-        turns.append(Turn(beat.time, user_words(beat), rng.choice(replies), paths, index))
+        turns.append(Turn(beat.time, user_words(beat, words), rng.choice(replies), paths, index))
     return turns

@@ -8,7 +8,7 @@ import pytest
 from personavlm_lib.agent.protocol import parse_step, write_answer, write_retrieve
 from personavlm_lib.agent.respond import Response
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
-from personavlm_lib.world.tasks import Question
+from personavlm_lib.world.questions import Question
 
 OPTIONS = ("tea", "coffee", "cola", "milk")
 CHOICE = Question("c0", "u", "Latest Preference Recognition", "choice", datetime(2024, 4, 1), "what is my drink now ?",

@@ -42,7 +42,9 @@ def test_answers_of_conversations_stand_in_the_context():
     for _ in range(20):
         row = backbone.conversation(rng, 8, 2, False, False)
         thoughts = [text.split("<think>")[1].split("</think>")[0] for role, text in row.messages if role == "assistant"]
-        assert all(thought in row.messages[0][1] for thought in thoughts)
+        for thought in thoughts:  # word for word, then what is commonly known of it
+            stated = thought.split(" takes ")[0].rsplit(" ", " takes " in thought)[0].removesuffix(" open")
+            assert stated in row.messages[0][1] or thought == "unknown"
 
 
 def test_its_lives_are_its_own(monkeypatch):
@@ -82,5 +84,5 @@ def test_two_steps_leave_a_model_that_answers(tmp_path, monkeypatch):
 
 def test_the_probe_measures_every_skill(processor, model):
     shares = backbone.probe(model, processor, n=2)
-    assert set(shares) == {"table", "copy", "read_8", "read_all", "see", "recall"}
+    assert set(shares) == {"table", "copy", "read_8", "read_all", "know", "see", "recall"}
     assert all(0 <= share <= 1 for share in shares.values())

@@ -48,18 +48,11 @@ def test_what_a_life_holds():
         assert sum(change >= 1 for change in changes) == 2 and sum(map(bool, changes)) == 2
         assert plan.personality_at(plan.drift) == plan.after != plan.personality_at(plan.drift - timedelta(minutes=1))
     kinds = {beat.kind for plan in plans for beat in plan.beats}
-    assert kinds == {
-        "name",
-        "core",
-        "preference",
-        "friend",
-        "event",
-        "image",
-        "habit",
-        "goal",
-        "goal_end",
-        "small_talk",
-    }
+    wanted = "name core preference friend relation value skill intent event image habit goal goal_end small_talk"
+    assert kinds == set(wanted.split())
+    for plan in plans:
+        levels = [lexicon.LEVELS.index(beat.value) for beat in plan.beats if beat.kind == "skill"]
+        assert levels == sorted(set(levels))  # skills grow
     for plan in plans:
         told: dict[tuple[str, str], list] = {}
         for beat in plan.beats:

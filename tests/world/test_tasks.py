@@ -6,11 +6,21 @@ import pytest
 
 from personavlm_lib.agent.options import match_option
 from personavlm_lib.memory.records import SESSION_GAP
+from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import sample_plan
-from personavlm_lib.world.tasks import ASPECTS, ask
+from personavlm_lib.world.questions import ASPECTS
+from personavlm_lib.world.tasks import LASTING, ask
 from personavlm_lib.world.tellers import tell
 
 N, PAIRS = 20, 3
+# Tasks whose answer is not said but follows from what was said, by this table.
+INFERRED = {
+    "Implicit Intent Recognition": lexicon.KNOWLEDGE["habit"],
+    "Implicit Preference Recommendation": lexicon.KNOWLEDGE["value"],
+    "Relationship Dynamics Comprehension": lexicon.KNOWLEDGE["relation"],
+    "Tiered Explanation Delivery": lexicon.KNOWLEDGE["level"],
+    "Generalizing to New Scenarios": lexicon.KNOWLEDGE["sport"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,7 @@ def test_the_same_seed_asks_the_same():
 
 def test_as_many_as_wanted_and_every_task_that_exists(asked):
     tasks = Counter(question.task for *_, question in asked)
-    assert set(tasks) == set(ASPECTS) and min(tasks.values()) > 60
+    assert set(tasks) == set(ASPECTS) and min(tasks.values()) >= 15
     assert len(asked) == 60 * (N + 2 * PAIRS)
     assert len({question.case for *_, question in asked}) == len(asked)
     assert all(question.aspect == ASPECTS[question.task] for *_, question in asked)
@@ -65,7 +75,7 @@ def test_the_answer_is_not_the_option_that_was_said_most_often(asked):
 
 def test_evidence_comes_before_the_question_and_is_no_longer_before_the_models_eyes(asked):
     for plan, _, question in asked:
-        assert question.evidence
+        assert question.evidence or question.answer == "unknown"  # what was never said has no evidence
         for index in question.evidence:
             assert plan.beats[index].time + SESSION_GAP < question.time
         assert all(abs(beat.time - question.time) >= SESSION_GAP for beat in plan.beats if beat.time < question.time)
@@ -78,6 +88,11 @@ def test_the_answer_stands_in_the_words_of_the_evidence(asked):
             (beat,) = (plan.beats[index] for index in question.evidence)
             assert question.answer in [thing.color for thing in beat.scene.things if thing.kind == beat.key]
             assert question.answer not in said
+        elif question.task in INFERRED:
+            known = INFERRED[question.task]
+            assert question.answer in [known[word] for word in said if word in known]
+        elif question.task == "Long-term Goal Tracking" and question.answer in ("open", "unknown"):
+            assert not {"reached", "dropped"} & set(said)
         elif question.task != "Personality Alignment":
             assert question.answer in said
         assert question.answer in question.thought.split() or question.kind == "binary"
@@ -86,10 +101,14 @@ def test_the_answer_stands_in_the_words_of_the_evidence(asked):
 def test_nothing_later_contradicts_the_answer(asked):
     """The newest value counts: no turn between the evidence and the question states another for the same key."""
     for plan, _, question in asked:
-        last = plan.beats[question.evidence[-1]]
-        if question.kind == "choice" and last.kind in ("core", "preference", "friend", "habit", "image"):
+        last = plan.beats[question.evidence[-1]] if question.evidence else plan.beats[0]
+        if question.kind == "choice" and last.kind in (*LASTING, "image"):
             later = [b for b in plan.beats if last.time < b.time < question.time]
             assert not any((b.kind, b.who, b.key) == (last.kind, last.who, last.key) for b in later), question
+        if question.task == "Long-term Goal Tracking":
+            (goal,) = set(question.text.split()) & set(lexicon.GOALS)
+            ends = {b.key or "open" for b in plan.beats if b.value == goal and b.time < question.time}
+            assert question.answer in (ends - {"open"} or ends or {"unknown"})
 
 
 def test_a_hop_restates_what_was_said_and_names_what_to_look_for(asked):
@@ -98,11 +117,12 @@ def test_a_hop_restates_what_was_said_and_names_what_to_look_for(asked):
                                                         "Latest Preference Recognition")  # fmt: skip
         for hop in question.hops:
             evidence = [turns[index] for index in question.evidence]
-            assert any(hop.sentence in turn.user for turn in evidence), hop
+            assert any(hop.sentence in turn.user for turn in evidence) or question.answer == "unknown", hop
             if hop.start:
                 assert any(hop.start <= turn.time <= hop.end for turn in evidence)
         words = question.text.split()
-        assert not question.hops or set(question.hops[0].keywords.split()) & set(words)
+        looked_for = set(question.hops[0].keywords.split()) if question.hops else set()
+        assert not looked_for or looked_for & set(words) or question.task in INFERRED
     assert max(len(question.hops) for *_, question in asked) == 2 and any(h.start for *_, q in asked for h in q.hops)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.world.lexicon import MARKERS, words
 from personavlm_lib.world.plan import sample_plan
@@ -50,3 +52,17 @@ def test_markers_are_words_of_their_own():
     assert len(markers) == len(set(markers)) == 20
     plain = {word for seed in range(40) for beat in sample_plan(seed).beats for word in sentence(beat).split()}
     assert not plain & set(markers)
+
+
+def test_varied_wording_says_the_same_in_words_of_the_vocabulary(tmp_path):
+    plan = sample_plan(2)
+    plain, varied = tell(plan, tmp_path, draw=False), tell(plan, tmp_path, draw=False, wording="varied")
+    assert tell(plan, tmp_path, draw=False, wording="varied") == varied
+    told = [(beat, a.user, b.user) for beat, a, b in zip(plan.beats, plain, varied, strict=True)]
+    assert sum(a == b for _, a, b in told) == sum(beat.kind == "small_talk" for beat in plan.beats)
+    for beat, a, b in told:
+        facts = {*beat.value.split(), beat.cause, beat.friend} - {""}
+        assert beat.scene or facts <= set(b.split())
+        assert a.count("<img>") == b.count("<img>") and set(b.split()) - {"<img>"} <= set(words())
+    with pytest.raises(ValueError, match="choose canonical or varied"):
+        tell(plan, tmp_path, draw=False, wording="poetic")
