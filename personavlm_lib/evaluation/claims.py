@@ -113,6 +113,12 @@ def _nearer(source: str) -> Callable[[Evidence], Interval | None]:
     return measure
 
 
+PARTS = {  # what is taken away -> what the paper's full agent gains over that (Table 8)
+    "core": "+1.68 (32k), +0.66 (128k)",
+    "procedural": "+1.15 (32k), +1.66 (128k)",
+    "semantic": "+1.77 (32k), +1.11 (128k)",
+    "reasoning": "+2.75 (32k), +3.73 (128k)",
+}
 _NO_FLOOR = "no floor without memory printed; PersonaVLM {} against 25.0 by chance (Tables 1 and 4)"
 
 CLAIMS = (
@@ -164,6 +170,16 @@ CLAIMS = (
         "+12.41 (32k), +5.19 (128k) with it (Table 8)",
         "points",
         _points("rl_gold", "rl_gold_wo_episodic"),
+    ),
+    *(
+        Claim(
+            f"C6{kind[0]}",
+            f"Without {kind} {'memory' if kind != 'reasoning' else 'over several rounds'} the answers are worse.",
+            f"{paper} with it (Table 8)",
+            "points",
+            _points("rl_gold", f"rl_gold_wo_{kind}"),
+        )
+        for kind, paper in PARTS.items()
     ),
     Claim(
         "C7",

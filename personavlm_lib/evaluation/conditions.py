@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from personavlm_lib.agent.options import match_option
@@ -18,7 +18,7 @@ from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import ChatModel, run
 from personavlm_lib.world.dataset import Life, as_query
-from personavlm_lib.world.tasks import Question
+from personavlm_lib.world.questions import Question
 
 ALL_TYPES = ("core", "semantic", "episodic", "procedural")
 
@@ -26,14 +26,22 @@ ALL_TYPES = ("core", "semantic", "episodic", "procedural")
 @dataclass(frozen=True)
 class Condition:
     """`model` is a name in the models at hand, "oracle" or "chance". `memory` is "gold", "own", "none" (an empty
-    memory, no retrieval) or "context" (raw turns before the model's eyes, chosen by `context`: "evidence", "rag5" or
-    "full", no retrieval). `without` names memory types that are taken away."""
+    memory, no retrieval) or "context" (raw turns before the model's eyes, chosen by `context`: "evidence", "rag5",
+    "bm25" or "full", no retrieval). `without` names memory types that are taken away, or "reasoning": then memories
+    are found by the question's own words, once. `wording` is that of the dialogues (see `world/tellers.py`)."""
 
     name: str
     model: str
     memory: str
     context: str = ""
     without: tuple[str, ...] = ()
+    wording: str = "canonical"
+
+    @property
+    def writer(self) -> str:
+        """Whose memory is read, as a folder's name: "gold" or the model's, for other dialogues with their wording."""
+        name = self.model if self.memory == "own" else "gold"
+        return name if self.wording == "canonical" else f"{name}_{self.wording}"
 
 
 CONDITIONS = {
@@ -42,14 +50,18 @@ CONDITIONS = {
         Condition("chance", "chance", "none"),
         Condition("no_memory", "rl", "none"),
         Condition("backbone_rag5", "backbone", "context", "rag5"),
+        Condition("backbone_bm25", "backbone", "context", "bm25"),
         Condition("backbone_full", "backbone", "context", "full"),
         Condition("gold_evidence", "backbone", "context", "evidence"),
         Condition("sft_gold", "sft", "gold"),
         Condition("sft_own", "sft", "own"),
         Condition("rl_gold", "rl", "gold"),
         Condition("rl_own", "rl", "own"),
+        Condition("rl_own_varied", "rl", "own", wording="varied"),
+        Condition("backbone_rag5_varied", "backbone", "context", "rag5", wording="varied"),
         Condition("oracle", "oracle", "gold"),
-        Condition("rl_gold_wo_episodic", "rl", "gold", without=("episodic",)),
+        *(Condition(f"rl_gold_wo_{kind}", "rl", "gold", without=(kind,)) for kind in ALL_TYPES),
+        Condition("rl_gold_wo_reasoning", "rl", "gold", without=("reasoning",)),
         Condition("rl_gold_wo_pem", "rl", "gold", without=("personality",)),
     )
 }
@@ -70,8 +82,9 @@ def _context(condition: Condition, question: Question, view: MemoryView, retriev
     """The raw turns that a condition puts before the model; None leaves it to the agent (the last 60 minutes)."""
     if condition.context == "evidence":
         return [view.turn(index) for index in question.evidence][-8:]
-    if condition.context == "rag5":
-        return retriever.rank_turns(view, question.text, 5)
+    if condition.context in ("rag5", "bm25"):
+        ranking = "bm25" if condition.context == "bm25" else retriever.ranking
+        return replace(retriever, ranking=ranking).rank_turns(view, question.text, 5)
     return list(view.turns) if condition.context == "full" else None
 
 
@@ -101,8 +114,10 @@ def answer(
     for life, question in pairs:
         view = memory(condition, life).as_of(question.time)
         context = _context(condition, question, view, retriever)
-        view = view.without(*condition.without, *(ALL_TYPES if condition.memory == "none" else ()))
-        trajectories.append(respond(as_query(question), view, retriever, settings, context=context))
+        taken = set(condition.without) - {"reasoning"}
+        view = view.without(*taken, *(ALL_TYPES if condition.memory == "none" else ()))
+        found = retriever.retrieve(view, question.text) if "reasoning" in condition.without else None
+        trajectories.append(respond(as_query(question), view, retriever, settings, context=context, found=found))
     start = time.monotonic()
     if condition.model == "oracle":  # it knows one life at a time
         responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]

@@ -16,7 +16,12 @@ from matplotlib.figure import Figure
 from personavlm_lib.evaluation import audit
 from personavlm_lib.evaluation.claims import NEUTRAL, Evidence, Finding, judge, last_profiles
 from personavlm_lib.evaluation.records import read_records
-from personavlm_lib.evaluation.statistics import Interval, evidence_recall, mean_absolute_error_interval
+from personavlm_lib.evaluation.statistics import (
+    Interval,
+    evidence_recall,
+    mean_absolute_error_interval,
+    paired_difference,
+)
 from personavlm_lib.study import figures, tables
 from personavlm_lib.study.profiles import ROOT, STAGES, run_folder, stage_folder
 
@@ -72,7 +77,7 @@ def build_report(run: str) -> Path:
     page = page.get_template("report.html.j2").render(
         run=run,
         about=_about(evidence.stages),
-        claims=[_claim_row(finding) | {"said": say(finding), "shown": show(finding)} for finding in found],
+        claims=[_claim_row(finding) | {"shown": show(finding)} for finding in found],
         figures=[(name, CAPTIONS[name], _data_uri(path)) for name, path in drawn.items()],
         tasks=tables.task_table(evidence.records) if len(evidence.records) else None,
         label=tables.label,
@@ -113,6 +118,11 @@ def summarise(run: str, evidence: Evidence) -> dict:
         for row in tables.condition_table(rows, kind).itertuples() if len(rows) else ():
             shares[row.condition] = {"n": row.n} | {c: getattr(row, c) / 100 for c in ("accuracy", "low", "high")}
         summary[name] = shares
+    choice = records[records["kind"] == "choice"] if len(records) else records
+    summary["paired_with_rl_own"] = {
+        name: vars(paired_difference(choice, name, "rl_own"))
+        for name in summary["conditions"] if {name, "rl_own"} <= set(summary["conditions"]) and name != "rl_own"
+    }  # fmt: skip
     recall = evidence_recall(records) if len(records) else pd.DataFrame()
     summary["evidence_recall"] = recall.set_index("condition").to_dict("index") if len(recall) else {}
     summary["reward"] = _first_and_last(evidence.grpo_metrics, "reward")
@@ -165,6 +175,7 @@ def _claim_row(finding: Finding) -> dict:
         "n": ours.n,
         "p_mcnemar": ours.p,
         "verdict": finding.verdict,
+        "said": say(finding),
     }
 
 

@@ -97,7 +97,8 @@ def test_context_conditions_show_raw_turns_and_no_memory_search(ask, lives):
         before = [turn for turn in life.turns if turn.time <= question.time]
         assert len(full) == len(before) and len(five) == min(5, len(before))
         assert len(evidence) == min(8, len(question.evidence)) and set(evidence) <= set(full)
-        assert life.turns[question.evidence[-1]].user.split(" <img>")[0] in evidence[-1]
+        if question.evidence:
+            assert life.turns[question.evidence[-1]].user.split(" <img>")[0] in evidence[-1]
 
 
 def test_what_is_taken_away_is_gone(ask):
@@ -106,6 +107,9 @@ def test_what_is_taken_away_is_gone(ask):
     assert any(i.startswith("episode:") for row in rows for i in row.retrieved_ids)
     rows = ask("rl_gold_wo_episodic", bare)
     assert not any(i.startswith("episode:") for row in rows for i in row.retrieved_ids)
+    once = Listening()
+    rows = ask("rl_gold_wo_reasoning", once)
+    assert all(row.steps == 1 == row.retrievals and row.retrieved_ids for row in rows)
     neutral = Listening()
     ask("rl_gold_wo_pem", neutral)
     flat = "openness mid conscientiousness mid extraversion mid agreeableness mid neuroticism mid"
@@ -137,3 +141,9 @@ def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
             assert len(store.as_of().turns) == len(life.turns) and store.as_of().semantic[0].written_by == "oracle"
     with pytest.raises(ValueError, match="order of time"):  # a memory of an earlier run is not added to
         write_memories(lives, tmp_path, Oracles(), "oracle", None, 8)
+
+
+def test_memory_of_other_words_lies_elsewhere():
+    assert CONDITIONS["rl_own"].writer == "rl" and CONDITIONS["rl_own_varied"].writer == "rl_varied"
+    assert CONDITIONS["rl_gold"].writer == CONDITIONS["backbone_full"].writer == "gold"
+    assert CONDITIONS["backbone_rag5_varied"].writer == "gold_varied"
