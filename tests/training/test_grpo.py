@@ -137,7 +137,9 @@ def test_rewards_follow_the_answers(checkpoint, inputs, recite, scored, tmp_path
 
 
 def test_two_steps_of_sampling_leave_metrics_and_a_model(checkpoint, inputs, tmp_path):
-    grpo.train(config(checkpoint, inputs, max_tokens=6, group=2, groups=2, width=3, gradient_checkpointing=True), tmp_path)
+    grpo.train(
+        config(checkpoint, inputs, max_tokens=6, group=2, groups=2, width=3, gradient_checkpointing=True), tmp_path
+    )
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in metrics] == [1, 2]
     for entry in metrics:
