@@ -102,6 +102,7 @@ def chain(tmp_path_factory, processor, grounding_dino):
     named["text_encoder"] = str(sentence_encoder(folder))
     given["common"] |= named
     given["stages"]["00_backbone"] |= {"model": str(folder / "qwen")}
+    del given["stages"]["explore_memories"]  # looks at memories, and needs no model
     for stage, sizes in SIZES.items():
         given["stages"][stage] |= sizes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(given))
