@@ -1,8 +1,7 @@
 """Stage 1: supervised fine-tuning of a LoRA on recordings of the oracle (paper, section 3.2 and Table 3).
 
 Deviations from the paper: a LoRA instead of all weights; sizes and rates from the profile. Loss on the assistant's
-tokens alone. `model/`, which the next stage starts from, names the adapter and what
-it goes on.
+tokens alone. `model/`, which the next stage starts from, names the adapter and the model that it goes on.
 
 Launch: python -m personavlm_lib.training.sft --config CONFIG.yaml   (one process; several: accelerate launch -m ...)
 """

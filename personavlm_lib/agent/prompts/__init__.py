@@ -48,12 +48,10 @@ class PromptSet:
         """The template with its slots filled. Raises jinja2.UndefinedError naming a slot that is missing."""
         return _environment(self.name).get_template(f"{template}.j2").render(**slots).strip()
 
-    def ask(
-        self, template: str, images: tuple[str, ...], max_tokens: int, about: Any = None, fresh: bool = True, **slots
-    ) -> Ask:
-        """The template with its slots filled, as an Ask that also carries the slots."""
+    def ask(self, template: str, images: tuple[str, ...], max_tokens: int, about: Any, **slots) -> Ask:
+        """The template with its slots filled, as the Ask that opens a conversation and carries the slots along."""
         shown = slots | {"quote": self.quote}
-        return Ask(self(template, **slots), images, max_tokens, fresh, template, about, shown)
+        return Ask(self(template, **slots), images, max_tokens, True, template, about, shown)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over all files of the set: what a record says it was asked with."""
