@@ -26,8 +26,9 @@ NEEDS = {
     "01_synthesize": [],
     "02_sft": ["00_backbone", "01_synthesize"],
     "03_grpo": ["02_sft"],
-    "04_agent_demo": ["03_grpo"],
-    "05_evaluate": ["03_grpo"],
+    # all, not the last alone: a run of weights that are trained already leaves 02 and 03 out
+    "04_agent_demo": ["00_backbone", "01_synthesize", "03_grpo"],
+    "05_evaluate": ["00_backbone", "01_synthesize", "03_grpo"],
     "06_ablations": ["05_evaluate"],
     "07_personality": ["05_evaluate"],
     "08_audit": ["05_evaluate"],

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import transformers
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.models.nano import build_model, build_processor, build_tokenizer
@@ -73,3 +75,24 @@ def memories(lives, tmp_path_factory):
     """user -> gold memory; all of them lie in one folder, each named after its user. Nobody writes to them."""
     folder = tmp_path_factory.mktemp("memories")
     return {life.user: dataset.gold_memory(life, folder / life.user, None) for life in lives}
+
+
+@pytest.fixture(scope="session")
+def grounding_dino(tmp_path_factory):
+    """A folder with a tiny random Grounding DINO and its processor."""
+    folder = tmp_path_factory.mktemp("grounding_dino")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cup", "object", ".", "?"]
+    tiny = dict(encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, encoder_n_points=2, d_model=32)
+    tiny |= dict(decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, decoder_n_points=2, num_queries=5)
+    swin = dict(model_type="swin", embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, image_size=64)
+    bert = dict(model_type="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = transformers.GroundingDinoConfig(
+        backbone_config=swin | dict(out_features=["stage2", "stage3", "stage4"]),
+        text_config=bert | dict(vocab_size=len(words)),
+        **tiny,
+    )
+    transformers.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160})
+    transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+    return folder

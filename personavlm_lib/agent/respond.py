@@ -14,7 +14,7 @@ from personavlm_lib.memory.personality import BigFive, levels, summarise
 from personavlm_lib.memory.records import SESSION_GAP, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
-from personavlm_lib.models import Ask, Trajectory
+from personavlm_lib.models import Trajectory
 
 Recognise = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
@@ -91,20 +91,20 @@ def respond(
     top_k = training_top_k(rng or random.Random(0)) if settings.random_top_k else None
     concepts = recognise(query, view) if recognise and query.images else []
     profile = view.personality.profile if view.personality else BigFive.neutral()
-    text = settings.prompts(
-        "respond", query=query, context=context, concepts=concepts,
+    images = (*(image for turn in context for image in turn.images), *query.images)
+    ask = settings.prompts.ask(
+        "respond", images, settings.max_tokens, query, query=query, context=context, concepts=concepts,
         core={**view.core.human, **view.core.persona} if view.core else {},
         levels=levels(profile), personality=summarise(profile, settings.personality_as),
         closing=settings.max_retrievals == 0,
     )  # fmt: skip
-    images = (*(image for turn in context for image in turn.images), *query.images)
     response, seen = Response(None), {f"semantic:{memory.id}" for memory in concepts}
     if found:
         response.retrieved.append(found)
-        text += "\n" + settings.prompts("retrieved", found=found, closing=True)
-        images += _images(found)
+        more = settings.prompts("retrieved", found=found, closing=True)
+        shown = {**ask.shown, "closing": True}
+        ask = replace(ask, text=f"{ask.text}\n{more}", images=(*images, *_images(found)), shown=shown)
     max_retrievals = 0 if found else settings.max_retrievals
-    ask = Ask(text, images, settings.max_tokens, fresh=True, purpose="respond", about=query)
     # Lines 5-16: think, then retrieve by words and period, or answer.
     for n in range(max_retrievals + 1):
         reply = yield ask
@@ -126,6 +126,7 @@ def respond(
         response.retrieved.append(found)
         closing = n + 1 == max_retrievals
         text = settings.prompts("retrieved", found=found, closing=closing)
-        ask = replace(ask, text=text, images=_images(found), fresh=False)
+        shown = {**ask.shown, "found": found, "closing": closing}
+        ask = replace(ask, text=text, images=_images(found), fresh=False, shown=shown)
     response.unfinished = True
     return response

@@ -29,7 +29,7 @@ from personavlm_lib.memory.records import (
 )
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
-from personavlm_lib.models import Ask, Reply, Trajectory
+from personavlm_lib.models import Reply, Trajectory
 
 PERSONA_KEYS = ("job", "occupation", "profession", "education", "role")
 
@@ -56,10 +56,10 @@ def update_turn(
     slots = dict(turn=turn, context=context, core=_profile(view))
     images = turn.images if prompts.name == "nano" else (*_images(context), *turn.images)
     # Lines 17-18: the turn's p' and the momentum update of p.
-    reply = yield Ask(prompts("personality", **slots), images, 64, fresh=True, purpose="personality", about=turn)
+    reply = yield prompts.ask("personality", images, 64 * prompts.room, turn, **slots)
     store.add_personality(advance(view.personality, parse_personality(reply.text), turn.index, turn.time))
     # Line 19: does this turn hold something worth keeping?
-    reply = yield Ask(prompts("semantic", **slots), images, 128, fresh=True, purpose="semantic", about=turn)
+    reply = yield prompts.ask("semantic", images, 128 * prompts.room, turn, **slots)
     proposed = parse_semantic(_without_marks(reply))
     if proposed is None or not proposed.decision or not proposed.content.strip():
         return
@@ -85,22 +85,21 @@ def update_session(
     view = store.as_of(known_from)
     slots = dict(session=session, core=_profile(view))
     images, sources = _images(session), tuple(turn.index for turn in session)
-    common = dict(fresh=True, about=session)
 
-    reply = yield Ask(prompts("core", **slots), images, 128, purpose="core", **common)
+    reply = yield prompts.ask("core", images, 128 * prompts.room, session, **slots)
     if core := parse_core(_without_marks(reply)):
         human = {key: value for key, value in core.items() if key.lower() not in PERSONA_KEYS}
         persona = {key: value for key, value in core.items() if key.lower() in PERSONA_KEYS}
         store.set_core(CoreMemory(human, persona, known_from, sources, written_by))
 
     current = view.procedural.entries if view.procedural else {}
-    reply = yield Ask(prompts("procedural", procedural=current, **slots), images, 128, purpose="procedural", **common)
+    reply = yield prompts.ask("procedural", images, 128 * prompts.room, session, procedural=current, **slots)
     entries = parse_procedural(_without_marks(reply))
     # An empty reply says that there is nothing to keep; a text that holds no entry says nothing.
     if entries != current and (entries or not reply.text.strip()):
         store.set_procedural(ProceduralMemory(entries, known_from, sources, written_by))
 
-    reply = yield Ask(prompts("episodic", **slots), images, 256, purpose="episodic", **common)
+    reply = yield prompts.ask("episodic", images, 256 * prompts.room, session, **slots)
     for topic in parse_episodes(reply.text):
         turns = [session[i] for i in topic.indices if i < len(session)]
         if turns:

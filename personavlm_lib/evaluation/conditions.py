@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from personavlm_lib.agent.options import match_option
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import AnswerRecord
 from personavlm_lib.memory.records import Turn
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.search import Encoder, Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import ChatModel, run
@@ -67,12 +67,20 @@ CONDITIONS = {
 }
 
 
-def write_memories(lives: list[Life], folder: Path, model: ChatModel, name: str, eyes: Eyes | None, width: int) -> None:
+def write_memories(
+    lives: list[Life],
+    folder: Path,
+    model: ChatModel,
+    name: str,
+    eyes: Eyes | None,
+    width: int,
+    prompts: PromptSet = NANO,
+    encoder: Encoder | None = None,
+) -> None:
     """Every user's memory as `model` writes it, users side by side, in `folder`/<user>, which must be new."""
-    stores = [MemoryStore(folder / life.user) for life in lives]
-    trajectories = [
-        live(store, list(life.turns), PromptSet("nano"), eyes, name) for store, life in zip(stores, lives, strict=True)
-    ]
+    stores = [MemoryStore(folder / life.user, encoder) for life in lives]
+    pairs = zip(stores, lives, strict=True)
+    trajectories = [live(store, list(life.turns), prompts, eyes, name) for store, life in pairs]
     run(trajectories, model, width)
     for store in stores:
         store.close()
@@ -96,6 +104,7 @@ def answer(
     labels: dict,
     width: int = 48,
     max_tokens: int = 256,
+    prompts: PromptSet = NANO,
 ) -> list[AnswerRecord]:
     """One record per question of `lives` under `condition`.
 
@@ -109,7 +118,7 @@ def answer(
         return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)
                 for (life, q), pick in zip(pairs, picks, strict=True)]  # fmt: skip
     blind = condition.memory in ("none", "context")
-    settings = AgentSettings(max_retrievals=0 if blind else 3, max_tokens=max_tokens)
+    settings = AgentSettings(prompts, max_retrievals=0 if blind else 3, max_tokens=max_tokens)
     trajectories = []
     for life, question in pairs:
         view = memory(condition, life).as_of(question.time)

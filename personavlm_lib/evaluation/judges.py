@@ -27,7 +27,7 @@ def consistency(question: Question, response: Response) -> float:
     if response.answer is None:
         return 0.0
     if question.kind == "binary":
-        levels = [word for word in thought if word in ("low", "mid", "high")]
+        levels = [word for word in thought if word in ("low", "mid", "moderate", "high")]
         says_yes = "yes" in _words(response.answer)
         return float(len(levels) == 2 and (levels[0] == levels[1]) == says_yes)
     answer = response.answer

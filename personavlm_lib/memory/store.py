@@ -128,8 +128,9 @@ class MemoryStore:
     """One user's memory in `folder`: `memory.db`, and copies of the images in `images/`.
 
     Each write is one transaction; `with store.transaction():` makes one of several. Vectors of the text `encoder` (by
-    default all-MiniLM-L6-v2) are made in batches when something is first searched, and kept with their rows. Use as a
-    context manager, or `close` it. StoreError for a database that is damaged, foreign or of a newer schema.
+    default the one it was made with, of a new store all-MiniLM-L6-v2) are made in batches when something is first
+    searched, and kept with their rows. Use as a context manager, or `close` it. StoreError for a database that is
+    damaged, foreign or of a newer schema.
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder | None = None) -> None:
@@ -152,7 +153,7 @@ class MemoryStore:
         return store
 
     def _open(self, path: str, encoder: Encoder | None) -> None:
-        self.path, self.encoder = path, encoder or text_encoder()
+        self.path = path
         self._tables: dict[str, Table] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {}
         self._lock, self._depth, self._version = threading.RLock(), 0, -1
@@ -160,6 +161,9 @@ class MemoryStore:
         try:
             with self.transaction():
                 self._create()
+                name = (encoder or text_encoder()).name
+                self._db.execute("INSERT OR IGNORE INTO meta VALUES ('encoder', ?)", (name,))
+                self.encoder = encoder or text_encoder(self._owner())
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
         except (sqlite3.DatabaseError, StoreError) as error:
@@ -334,10 +338,12 @@ class MemoryStore:
                 vectors.update({record.id: vector for record, vector in zip(missing, new, strict=True)})
             return np.stack([vectors[record.id] for record in records]) if records else np.zeros((0, 0), np.float32)
 
+    def _owner(self) -> str:
+        return self._db.execute("SELECT value FROM meta WHERE key = 'encoder'").fetchone()[0]
+
     def _claim_vectors(self) -> None:
         """Vectors of two encoders cannot be compared: those of another than ours are thrown away, and made anew."""
-        owner = self._db.execute("SELECT value FROM meta WHERE key = 'encoder'").fetchone()
-        if owner == (self.encoder.name,):
+        if self._owner() == self.encoder.name:
             return
         with self.transaction():
             for kind in TIMELINES:

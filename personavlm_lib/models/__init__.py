@@ -3,8 +3,8 @@
 The driver `run` owns nothing but the order of things; the model owns the transcript, in the form its back-end needs.
 """
 
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -15,8 +15,8 @@ class Ask:
     """A request for one generation: only what is new since the trajectory's last ask.
 
     `text` is the new user message; each `<img>` mark in it stands for the next of `images` (file paths). `fresh` starts
-    a new conversation. `purpose` and `about` say what is asked and about what (a turn, a query): for logs and for the
-    oracle; no language model sees them.
+    a new conversation. `purpose` and `about` say what is asked and about what (a turn, a query), `shown` what the text
+    was made from (the slots of the prompt): for logs and for the oracle; no language model sees them.
     """
 
     text: str
@@ -25,6 +25,7 @@ class Ask:
     fresh: bool = False
     purpose: str = ""
     about: Any = None
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.text.count("<img>") != len(self.images):

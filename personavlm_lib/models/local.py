@@ -4,10 +4,13 @@ A transcript is never rendered twice: the first ask goes through the processor's
 ids of what is new. Image placeholders are expanded as the Qwen2-VL family does it.
 """
 
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
@@ -26,27 +29,63 @@ class Transcript:
     prompt: int = 0  # length of the first prompt: where the first completion starts
 
 
+SOURCE = "source.json"
+MAX_PIXELS = 230_400  # of one image (paper, Table 3): at most 294 tokens
+
+
+def write_source(folder: Path, base: str | Path, adapter: str | Path = "") -> None:
+    """Makes `folder` a model without weights of its own: `base`, and `adapter` (if any), which is merged into it
+    whenever it is loaded. Each is a hub id or a folder, which is then kept as seen from this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {"base": base, "adapter": adapter}
+    named = {key: os.path.relpath(n, folder) if n and Path(n).exists() else str(n) for key, n in named.items()}
+    (folder / SOURCE).write_text(json.dumps(named))
+
+
+def follow_source(source: str | Path) -> tuple[str, list[str]]:
+    """Where the weights and the processor of a model lie, and the adapters on the way there, the innermost first."""
+    adapters: list[str] = []
+    while (file := Path(source) / SOURCE).is_file():
+        named = json.loads(file.read_text())
+        base, adapter = (str(p) if name and (p := file.parent / name).exists() else name for name in named.values())
+        adapters, source = [adapter] * bool(adapter) + adapters, base
+    return str(source), adapters
+
+
+def load_model(source: str | Path, *more: str | Path):
+    """The model of a hub id or folder with its adapters, and `more` of them, merged: bfloat16 where there is a GPU."""
+    base, adapters = follow_source(source)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    for adapter in (*adapters, *more):
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model
+
+
 def load_processor(source: str | Path):
     """The processor of a hub id or folder; where torchvision is absent, Qwen2.5-VL's with images alone."""
-    return (AutoProcessor if is_torchvision_available() else ImageOnlyProcessor).from_pretrained(source)
+    kind = AutoProcessor if is_torchvision_available() else ImageOnlyProcessor
+    processor = kind.from_pretrained(follow_source(source)[0])
+    size = processor.image_processor.size
+    size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)  # so it is called; it bounds the area
+    return processor
 
 
 class LocalModel:
-    """A model in this process. `adapter`: folder of a LoRA adapter; `temperature` 0 is greedy.
+    """A model in this process, on the GPU if there is one. `adapter`: folder of a LoRA adapter to merge in as well;
+    `temperature` 0 is greedy.
 
     `model` and `processor` may be handed in (the GRPO rollout does) instead of being loaded from `source`.
     """
 
     def __init__(
         self, source: str | Path = "", adapter: str | Path | None = None, *, model=None, processor=None,
-        temperature: float = 0.0, repetition_penalty: float = 1.0, dtype: str = "auto", name: str = "",
+        temperature: float = 0.0, repetition_penalty: float = 1.0, name: str = "",
     ):  # fmt: skip
         self.processor = processor or load_processor(source)
-        self.model = model if model is not None else AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        if adapter:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, adapter).merge_and_unload()
+        if model is None:
+            model = load_model(source, *filter(None, [adapter])).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model
         self.name = name or str(adapter or source)
         self.temperature, self.repetition_penalty = temperature, repetition_penalty
         tokenizer = self.processor.tokenizer

@@ -255,6 +255,7 @@ def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> d
         right = 0
         for start in range(0, n, 32):
             batch = collate(rows[start : start + 32], processor.tokenizer.pad_token_id, processor.image_token_id)
+            batch = {key: value.to(model.device) for key, value in batch.items()}
             labels = batch.pop("labels")[:, 1:]
             hit = model(**batch).logits[:, :-1].argmax(-1) == labels
             right += (hit | (labels == -100)).all(-1).sum().item()

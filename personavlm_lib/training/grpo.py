@@ -11,7 +11,6 @@ import random
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, GRPOTrainer
 
 from personavlm_lib.agent.prompts import PromptSet
@@ -20,7 +19,7 @@ from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
-from personavlm_lib.models.local import LocalModel, Transcript, load_processor
+from personavlm_lib.models.local import LocalModel, Transcript, load_model, load_processor
 from personavlm_lib.training.launch import main
 from personavlm_lib.training.sft import MetricsLog, lora, precision, train_and_save
 from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
@@ -113,7 +112,7 @@ class Rollout:
             repetition_penalty=self.config["repetition_penalty"],
         )  # fmt: skip
         model.eval()
-        responses = run([self.trajectory(q) for q in questions], policy, width=len(questions))
+        responses = run([self.trajectory(q) for q in questions], policy, self.config["width"])
         model.train()
         pairs = list(zip(questions, responses, strict=True))
         trainer._metrics["train"]["retrievals"].append(sum(len(r.retrieved) for r in responses) / len(responses))
@@ -147,7 +146,7 @@ def train(config: dict, folder: Path) -> None:
     processor = load_processor(config["model"])
     per_step = config["group"] * config["groups"]
     trainer = AgentTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(config["model"], dtype="auto"),
+        model=load_model(config["model"]),
         reward_funcs=[answer_reward, format_reward],
         args=GRPOConfig(
             output_dir=str(folder / "checkpoints"), max_steps=config["steps"], seed=config["seed"],
@@ -157,7 +156,7 @@ def train(config: dict, folder: Path) -> None:
             beta=config["beta"], epsilon=config["epsilon"], num_iterations=1, loss_type="grpo", scale_rewards="group",
             use_bias_correction_kl=False, reward_weights=[1.0, 0.5], temperature=config["temperature"],
             max_completion_length=config["max_tokens"], logging_steps=1, save_strategy="no", report_to="none",
-            gradient_checkpointing=False, disable_tqdm=True, **precision(),
+            gradient_checkpointing=config["gradient_checkpointing"], disable_tqdm=True, **precision(),
         ),
         train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in rollout.cases]}),
         processing_class=processor,
@@ -165,7 +164,7 @@ def train(config: dict, folder: Path) -> None:
         rollout_func=rollout,
         callbacks=[MetricsLog(folder / "metrics.jsonl", NAMES)],
     )  # fmt: skip
-    train_and_save(trainer, folder)
+    train_and_save(trainer, folder, config["model"])
 
 
 if __name__ == "__main__":

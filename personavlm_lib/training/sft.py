@@ -1,7 +1,7 @@
 """Stage 1: supervised fine-tuning of a LoRA on recordings of the oracle (paper, section 3.2 and Table 3).
 
 Deviations from the paper: a LoRA instead of all weights; sizes and rates from the profile. Loss on the assistant's
-tokens alone. The adapter is merged into `model/`, which the next stage starts from.
+tokens alone. `model/`, which the next stage starts from, names the adapter and the model that it goes on.
 
 Launch: python -m personavlm_lib.training.sft --config CONFIG.yaml   (one process; several: accelerate launch -m ...)
 """
@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from personavlm_lib.models.local import content_parts, load_processor
+from personavlm_lib.models.local import content_parts, load_model, load_processor, write_source
 from personavlm_lib.training.launch import main
 
 # The projections of the language model; the vision tower stays as it is.
@@ -81,12 +81,11 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def train_and_save(trainer, folder: Path) -> None:
-    """Runs a trainer to its end; leaves `adapter/` and, merged with its processor, `model/`."""
+def train_and_save(trainer, folder: Path, base: str) -> None:
+    """Runs a trainer to its end; leaves `adapter/`, and `model/`, which names it and `base`, the model under it."""
     trainer.train()
     trainer.save_model(str(folder / "adapter"))
-    trainer.model.merge_and_unload().save_pretrained(folder / "model")
-    trainer.processing_class.save_pretrained(folder / "model")
+    write_source(folder / "model", base, folder / "adapter")
 
 
 def train(config: dict, folder: Path) -> None:
@@ -94,13 +93,14 @@ def train(config: dict, folder: Path) -> None:
     processor = load_processor(config["model"])
     samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
     trainer = SFTTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(config["model"], dtype="auto"),
+        model=load_model(config["model"]),
         args=SFTConfig(
             output_dir=str(folder / "checkpoints"), max_steps=config["steps"], seed=config["seed"],
             per_device_train_batch_size=config["batch"] // config["accumulate"],
             gradient_accumulation_steps=config["accumulate"], learning_rate=config["learning_rate"],
             lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
-            logging_steps=config["log_every"], save_strategy="no", report_to="none", gradient_checkpointing=False,
+            logging_steps=config["log_every"], save_strategy="no", report_to="none",
+            gradient_checkpointing=config["gradient_checkpointing"],
             train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision(),
         ),
         train_dataset=to_dataset(samples),
@@ -108,7 +108,7 @@ def train(config: dict, folder: Path) -> None:
         peft_config=lora(config),
         callbacks=[MetricsLog(folder / "metrics.jsonl")],
     )  # fmt: skip
-    train_and_save(trainer, folder)
+    train_and_save(trainer, folder, config["model"])
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.memory.records import Turn, split_sessions
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.search import Encoder, Retriever
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import Recorder, run
@@ -98,16 +98,29 @@ def as_query(question: Question) -> Turn:
     return Turn(question.time, question.query)
 
 
-def gold_memory(life: Life, folder: Path, eyes: Eyes | None, samples: list[dict] | None = None) -> MemoryStore:
+def gold_memory(
+    life: Life,
+    folder: Path,
+    eyes: Eyes | None,
+    samples: list[dict] | None = None,
+    prompts: PromptSet = NANO,
+    encoder: Encoder | None = None,
+) -> MemoryStore:
     """The memory that the update stage writes into the new `folder` when the oracle speaks; conversations are appended
     to `samples`."""
-    store = MemoryStore(folder)
+    store = MemoryStore(folder, encoder)
     recorder = Recorder(life.oracle, [] if samples is None else samples)
-    run([live(store, list(life.turns), PromptSet("nano"), eyes, written_by="oracle")], recorder)
+    run([live(store, list(life.turns), prompts, eyes, written_by="oracle")], recorder)
     return store
 
 
-def answer_samples(life: Life, store: MemoryStore, rng: random.Random, without: float = 0.05) -> list[dict]:
+def answer_samples(
+    life: Life,
+    store: MemoryStore,
+    rng: random.Random,
+    without: float = 0.05,
+    prompts: PromptSet = NANO,
+) -> list[dict]:
     """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
 
     A quarter of the choice questions comes without its options. A share `without` is asked with no memory and no
@@ -124,7 +137,7 @@ def answer_samples(life: Life, store: MemoryStore, rng: random.Random, without: 
         view = store.as_of(question.time)
         if blind:
             view = view.without("core", "semantic", "episodic", "procedural")
-        settings = AgentSettings(random_top_k=True, max_retrievals=0 if blind else 3)
+        settings = AgentSettings(prompts, random_top_k=True, max_retrievals=0 if blind else 3)
         trajectories.append(respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random())))
         golds.append(None if blind else question.answer)
     recorder = Recorder(Oracle(life.plan, list(life.turns), questions), samples)

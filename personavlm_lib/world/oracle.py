@@ -6,7 +6,6 @@ the oracle knows the plan, but says only what the profile or a retrieved memory 
 """
 
 import random
-import re
 from collections.abc import Iterable
 
 from personavlm_lib.agent.protocol import (
@@ -58,34 +57,38 @@ class Oracle:
 
     def _respond(self, transcript: list[str], ask: Ask) -> str:
         question = self.questions[ask.about.time, ask.about.user]
-        seen = " ".join("\n".join(transcript[::2]).split())
+        # A fact is one sentence, however the prompt shows it; only the profile is not shown in sentences everywhere.
+        profile = [f"my {key} is {value}" for key, value in ask.shown.get("core", {}).items()]
+        seen = " ".join("\n".join(profile + transcript[::2]).split())
+        quote = ask.shown.get("quote", False)
         guess = random.Random(question.case).choice(question.options or ("unknown",))
         if question.kind == "binary":
-            return self._judge(question, seen, guess)
+            return self._judge(question, ask, guess)
         for number, hop in enumerate(question.hops):
             if hop.sentence in seen:
                 continue
             attempts = [hop, Hop(hop.keywords, hop.sentence)] if hop.start else [hop]
-            tried = sum(written.count(f'"keywords": {hop.keywords}\n') for written in transcript[1::2])
-            if seen.endswith("answer now") or tried == len(attempts):
+            wanted = write_pairs({"keywords": hop.keywords}, quote=quote) + "\n"
+            tried = sum(written.count(wanted) for written in transcript[1::2])
+            if ask.shown.get("closing") or tried == len(attempts):
                 return write_answer("unknown", "unknown" if "unknown" in question.options else guess)
             attempt = attempts[tried]
             thought = " ".join([h.sentence for h in question.hops[:number]][-1:] + [f"look up {hop.keywords}"])
             if attempt.start:
                 thought += f" {attempt.start:%A} {attempt.start:%Y-%m-%d}".lower()
-            return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=False)
+            return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=quote)
         if not question.hops and question.thought not in seen:
             return write_answer("unknown", guess)
         return write_answer(question.thought, question.answer)
 
     @staticmethod
-    def _judge(question: Question, seen: str, guess: str) -> str:
-        """Yes or no to a style: compares it with the level of the trait that the prompt's profile shows."""
+    def _judge(question: Question, ask: Ask, guess: str) -> str:
+        """Yes or no to a style: compares it with the level of the trait that the prompt shows, in its words."""
         style, mine = question.thought.split(" my ")  # "sociable is extraversion high", "extraversion high"
         trait, pole = style.split()[-2:]
-        shown = re.search(rf"personality .*?{trait} (\w+)", seen)
-        level = shown[1] if shown else "unknown"
-        answer = ("yes" if level == pole else "no") if level in ("low", "high") else guess
+        words = dict(line.split(": ") for line in ask.shown["personality"].splitlines())
+        level = (words if ask.shown["quote"] else ask.shown["levels"])[trait]
+        answer = ("yes" if level.endswith(pole) else "no") if level.endswith(("low", "high")) else guess
         return write_answer(f"{style} my {trait} {level}", answer)
 
     # Update stage
@@ -97,16 +100,18 @@ class Oracle:
     def _semantic(self, transcript: list[str], ask: Ask) -> str:
         beat = self._beat(ask.about)
         if beat.kind not in KEPT:
-            return write_semantic(SemanticReply(beat.kind.replace("_", " "), False, "", ""), quote=False)
-        content = sentence(beat) + (f" (Image Object: {beat.key})" if beat.kind == "image" else "")
-        return write_semantic(SemanticReply(f"new {beat.kind}", True, content, keywords(beat)), quote=False)
+            reply = SemanticReply(beat.kind.replace("_", " "), False, "", "")
+        else:
+            content = sentence(beat) + (f" (Image Object: {beat.key})" if beat.kind == "image" else "")
+            reply = SemanticReply(f"new {beat.kind}", True, content, keywords(beat))
+        return write_semantic(reply, quote=ask.shown["quote"])
 
     def _core(self, transcript: list[str], ask: Ask) -> str:
         """All attributes stated up to the session's end, newest value each, in the order of first mention."""
         told = self.plan.beats[: self._index(ask.about[-1]) + 1]
         stated = {b.key: b.value for b in told if b.kind in ("name", "core")}
         ordered = sorted(stated, key=lambda key: key in PERSONA_KEYS)
-        return write_pairs({key: stated[key] for key in ordered}, quote=False)
+        return write_pairs({key: stated[key] for key in ordered}, quote=ask.shown["quote"])
 
     def _procedural(self, transcript: list[str], ask: Ask) -> str:
         kept: dict[str, str] = {}
@@ -115,7 +120,7 @@ class Oracle:
                 kept[beat.value] = sentence(beat)
             elif beat.kind == "goal_end":
                 kept.pop(beat.value, None)
-        return write_pairs(dict(list(kept.items())[:5]), quote=False)
+        return write_pairs(dict(list(kept.items())[:5]), quote=ask.shown["quote"])
 
     def _episodic(self, transcript: list[str], ask: Ask) -> str:
         """One topic per run of turns about the same thing: same kind of beat and same person or key."""
@@ -131,4 +136,4 @@ class Oracle:
             summary = " ".join(sentence(beats[i]) for i in topic)
             keywords = dict.fromkeys(word for i in topic for word in (beats[i].who, beats[i].key or beats[i].value))
             replies.append(EpisodeReply(summary, " ".join(keywords), tuple(topic)))
-        return write_episodes(replies, quote=False)
+        return write_episodes(replies, quote=ask.shown["quote"])

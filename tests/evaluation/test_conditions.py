@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.evaluation.conditions import CONDITIONS, Condition, answer, write_memories
 from personavlm_lib.evaluation.records import read_records, write_records
 from personavlm_lib.memory.store import MemoryStore
@@ -115,6 +116,15 @@ def test_what_is_taken_away_is_gone(ask):
     flat = "openness mid conscientiousness mid extraversion mid agreeableness mid neuroticism mid"
     assert all(flat in text for text in neutral.texts if text.startswith("respond"))
     assert not all(flat in text for text in whole.texts if text.startswith("respond"))
+
+
+def test_the_prompt_set_reaches_answers_and_memories(lives, memories, tmp_path):
+    full, answering, living = PromptSet("full"), Listening(), Listening()
+    models, memory = (lambda _: answering), (lambda _, life: memories[life.user])
+    answer(CONDITIONS["rl_gold"], lives[:1], memory, models, LABELS, 4, 64, full)
+    assert all(text.startswith(("You assist one person", "This is what your memory holds")) for text in answering.texts)
+    write_memories(lives[:1], tmp_path, living, "rl", None, 4, full)
+    assert living.texts[0].startswith("Judge how the user's personality shows") and "User: " in living.texts[-1]
 
 
 def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):

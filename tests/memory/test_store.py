@@ -116,6 +116,13 @@ def test_vectors_of_another_encoder_are_made_anew(tmp_path, encoder):
         assert Retriever().retrieve(store.as_of(), "fact").ids == ["semantic:0"]
 
 
+def test_a_store_is_opened_with_the_encoder_that_it_was_made_with(tmp_path, encoder):
+    with MemoryStore(tmp_path / "other", encoder):
+        pass
+    with MemoryStore(tmp_path / "other") as store, MemoryStore(tmp_path / "usual") as usual:
+        assert (store.encoder.name, usual.encoder.name) == ("words", "all-MiniLM-L6-v2")
+
+
 def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
     picture = tmp_path / "Holiday.PNG"
     picture.write_bytes(b"pixels")

@@ -4,9 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import transformers
 from PIL import Image
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
 from personavlm_lib.memory.vision import (
@@ -124,23 +122,9 @@ def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
     assert eyes.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
 
 
-def test_grounding_dino_goes_through_the_same_interface(tmp_path):
+def test_grounding_dino_goes_through_the_same_interface(grounding_dino):
     """A random model of the architecture: what it finds is noise, that it loads and answers in pixels is not."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cup", "object", ".", "?"]
-    tiny = dict(encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, encoder_n_points=2, d_model=32)
-    tiny |= dict(decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, decoder_n_points=2, num_queries=5)
-    swin = dict(model_type="swin", embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, image_size=64)
-    bert = dict(model_type="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    config = transformers.GroundingDinoConfig(
-        backbone_config=swin | dict(out_features=["stage2", "stage3", "stage4"]),
-        text_config=bert | dict(vocab_size=len(words)),
-        **tiny,
-    )
-    transformers.GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
-    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
-    transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(tmp_path)
-    detector = GroundingDinoDetector(str(tmp_path), threshold=0.0)
+    detector = GroundingDinoDetector(str(grounding_dino), threshold=0.0)
     for names in ([], ["Red cup", "object"]):
         found = detector.detect(Image.new("L", (84, 60)), names)
         assert found and all(isinstance(d, Detection) for d in found)

@@ -1,6 +1,7 @@
 """A Hugging Face model as a ChatModel: batches, transcripts as token ids, and what a text must not be able to do."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models import Ask
-from personavlm_lib.models.local import LocalModel, Transcript, content_parts
+from personavlm_lib.models.local import LocalModel, Transcript, content_parts, follow_source, write_source
 from personavlm_lib.world.scenes import render, sample_scene
 
 
@@ -150,3 +151,17 @@ def test_content_parts_keeps_text_and_marks_in_order():
         {"type": "image", "text": None}, {"type": "image", "text": None},
     ]  # fmt: skip
     assert content_parts("my cup") == [{"type": "text", "text": "my cup"}]
+
+
+def test_a_folder_that_names_its_model_leads_there_also_when_it_is_moved(tmp_path):
+    for folder in ("run/base", "run/sft/adapter", "run/rl/adapter"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_source(tmp_path / "run/sft/model", tmp_path / "run/base", tmp_path / "run/sft/adapter")
+    write_source(tmp_path / "run/rl/model", tmp_path / "run/sft/model", tmp_path / "run/rl/adapter")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    base, adapters = follow_source(tmp_path / "moved/rl/model")
+    assert Path(base).samefile(tmp_path / "moved/base")
+    assert [Path(path).resolve().parent.name for path in adapters] == ["sft", "rl"]  # in the order of merging
+    assert follow_source(tmp_path / "moved/base") == (str(tmp_path / "moved/base"), [])
+    write_source(tmp_path / "given", "Qwen/Qwen2.5-VL-7B-Instruct", "someone/an-adapter")
+    assert follow_source(tmp_path / "given") == ("Qwen/Qwen2.5-VL-7B-Instruct", ["someone/an-adapter"])

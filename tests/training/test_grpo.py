@@ -37,7 +37,7 @@ def config(checkpoint, inputs, **changes):
     return inputs | dict(
         model=str(checkpoint), prompts="nano", questions=12, steps=2, group=4, groups=1, accumulate=2, seed=0, warmup=0,
         learning_rate=1e-3, lora_rank=4, beta=0.01, epsilon=0.2, temperature=1.0, repetition_penalty=1.05,
-        max_tokens=48,
+        max_tokens=48, width=4, gradient_checkpointing=False,
     ) | changes  # fmt: skip
 
 
@@ -137,7 +137,9 @@ def test_rewards_follow_the_answers(checkpoint, inputs, recite, scored, tmp_path
 
 
 def test_two_steps_of_sampling_leave_metrics_and_a_model(checkpoint, inputs, tmp_path):
-    grpo.train(config(checkpoint, inputs, max_tokens=6, group=2, groups=2), tmp_path)
+    grpo.train(
+        config(checkpoint, inputs, max_tokens=6, group=2, groups=2, width=3, gradient_checkpointing=True), tmp_path
+    )
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in metrics] == [1, 2]
     for entry in metrics:

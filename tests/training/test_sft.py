@@ -29,7 +29,7 @@ def samples(lives, memories, tmp_path_factory):
 def config(checkpoint, samples, **changes):
     return dict(
         model=str(checkpoint), samples=str(samples), steps=2, batch=4, accumulate=2, learning_rate=1e-3, lora_rank=4,
-        seed=0, warmup=0, log_every=1,
+        seed=0, warmup=0, log_every=1, gradient_checkpointing=False,
     ) | changes  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_rows_carry_their_images_in_place(samples):
 
 
 @pytest.mark.parametrize("batch", [2, 4])
-def test_two_steps_leave_metrics_an_adapter_and_a_merged_model(checkpoint, samples, tmp_path, batch):
+def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(checkpoint, samples, tmp_path, batch):
     """With micro-batches of one and of two: some of them have no image at all."""
     sft.train(config(checkpoint, samples, batch=batch), tmp_path)
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.protocol import parse_step
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
@@ -14,13 +15,18 @@ from personavlm_lib.world.tellers import sentence
 ALL = ("core", "semantic", "episodic", "procedural", "personality")
 
 
+@pytest.fixture(scope="module", params=["nano", "full"])
+def prompts(request):
+    return PromptSet(request.param)
+
+
 @pytest.fixture(scope="module")
-def known(tmp_path_factory):
+def known(tmp_path_factory, prompts):
     """(life, its gold memory) of ten lives, half of either size."""
     folder, pairs = tmp_path_factory.mktemp("known"), []
     for seed in range(10):
         life = make_life(seed, folder / "images", *((28, 1.0) if seed % 2 else (70, 1.2)), 20, 3)
-        pairs.append((life, gold_memory(life, folder / life.user, None)))
+        pairs.append((life, gold_memory(life, folder / life.user, None, prompts=prompts)))
     return pairs
 
 
@@ -33,21 +39,22 @@ def answers(known, settings, *without):
         yield from zip([life] * len(views), life.questions, run(trajectories, life.oracle), strict=True)
 
 
-def test_it_is_right_on_gold_memory_and_keeps_the_grammar(known):
-    rows = list(answers(known, AgentSettings()))
+def test_it_is_right_on_gold_memory_and_keeps_the_grammar(known, prompts):
+    rows = list(answers(known, AgentSettings(prompts)))
     right = [accuracy(question, response.answer) for _, question, response in rows]
     assert sum(right) / len(right) >= 0.95
     assert all(grammar(response) == 1 for *_, response in rows)
-    facts = [(q, r) for (_, q, r), a in zip(rows, right, strict=True) if a and q.kind != "binary"]
-    assert all(consistency(q, r) == 1 for q, r in facts)
+    shown = [(q, r) for (_, q, r), a in zip(rows, right, strict=True) if a]
+    assert all(consistency(q, r) == 1 for q, r in shown)
+    facts = [(q, r) for q, r in shown if q.kind != "binary"]
     hopping = [(q, r) for q, r in facts if len(q.hops) == 2]
     assert hopping and all(len(r.steps) >= 3 for _, r in hopping)
     for question, response in facts:  # and it has looked at the evidence
         assert not question.hops or set(question.evidence) <= set(response.retrieved_turns)
 
 
-def test_without_memory_it_is_no_better_than_chance(known):
-    rows = list(answers(known, AgentSettings(max_retrievals=0), *ALL))
+def test_without_memory_it_is_no_better_than_chance(known, prompts):
+    rows = list(answers(known, AgentSettings(prompts, max_retrievals=0), *ALL))
     choice = [accuracy(q, r.answer) for _, q, r in rows if q.kind == "choice"]
     binary = [accuracy(q, r.answer) for _, q, r in rows if q.kind == "binary"]
     assert abs(sum(choice) / len(choice) - 0.25) < 3 * (0.25 * 0.75 / len(choice)) ** 0.5
@@ -56,10 +63,10 @@ def test_without_memory_it_is_no_better_than_chance(known):
 
 
 @pytest.mark.parametrize("missing", [("semantic", "episodic"), ("core",), ("procedural", "episodic")])
-def test_what_is_taken_away_is_not_said(known, missing):
+def test_what_is_taken_away_is_not_said(known, prompts, missing):
     """What it states as a fact stands in a message that it was given."""
     unknown = 0
-    for life, question, response in answers(known, AgentSettings(), *missing):
+    for life, question, response in answers(known, AgentSettings(prompts), *missing):
         if response.steps[-1].think == "unknown":
             unknown += 1
         elif question.kind != "binary":
@@ -106,13 +113,14 @@ def test_it_looks_at_the_conversation_not_at_the_plan(known):
     question = next(q for q in life.questions if len(q.hops) == 1 and q.task == "Latest Preference Recognition")
     hop, about = question.hops[0], as_query(question)
 
-    def step(text):
+    def step(text, **shown):
         oracle = life.oracle
-        return parse_step(oracle.reply([(oracle.start(), Ask(text, purpose="respond", about=about))])[0].text)
+        ask = Ask(text, purpose="respond", about=about, shown=shown)
+        return parse_step(oracle.reply([(oracle.start(), ask)])[0].text)
 
     assert step("found nothing").retrieve.keywords == hop.keywords
     assert step(f"found {hop.sentence}").answer == question.answer
-    assert step("found nothing answer now").think == "unknown"
+    assert step("found nothing", closing=True).think == "unknown"
     # another life's oracle cannot be asked
     with pytest.raises(KeyError):
         Oracle(life.plan, list(life.turns)).reply([([], Ask("", purpose="respond", about=about))])

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from personavlm_lib.models import Ask
 
 FOLDER = Path(__file__).parent
 
@@ -36,9 +39,19 @@ class PromptSet:
     def quote(self) -> bool:
         return self.name != "nano"
 
+    @property
+    def room(self) -> int:
+        """How many times as long as nano's the replies to the update prompts may be."""
+        return 4 if self.quote else 1
+
     def __call__(self, template: str, **slots) -> str:
         """The template with its slots filled. Raises jinja2.UndefinedError naming a slot that is missing."""
         return _environment(self.name).get_template(f"{template}.j2").render(**slots).strip()
+
+    def ask(self, template: str, images: tuple[str, ...], max_tokens: int, about: Any, **slots) -> Ask:
+        """The template with its slots filled, as the Ask that opens a conversation and carries the slots along."""
+        shown = slots | {"quote": self.quote}
+        return Ask(self(template, **slots), images, max_tokens, True, template, about, shown)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over all files of the set: what a record says it was asked with."""
@@ -46,3 +59,6 @@ class PromptSet:
         for path in sorted((FOLDER / self.name).glob("*.j2")):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:12]
+
+
+NANO = PromptSet("nano")
