@@ -56,8 +56,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"(nearest known: '{found[0]}')" if found else "(nothing is known here)"
 
 
-def load_profile(name: str) -> Profile:
-    """The profile `profiles/<name>.yaml`, or the YAML file that `name` is the path of.
+def load_profile(name: str, seed: int | None = None) -> Profile:
+    """The profile `profiles/<name>.yaml`, or the YAML file that `name` is the path of; `seed` in place of its own.
 
     Raises ProfileError for a missing file, an unknown key or an unknown stage, naming the nearest known one.
     """
@@ -73,7 +73,13 @@ def load_profile(name: str) -> Profile:
         if stage not in STAGES:
             raise ProfileError(f"{path}: unknown stage {stage!r} {nearest(stage, STAGES)}")
     stages = {stage: given["stages"][stage] or {} for stage in STAGES if stage in given["stages"]}
-    return Profile(path.stem, given["seed"], stages, given.get("common") or {}, given.get("offline", True))
+    return Profile(
+        path.stem,
+        given["seed"] if seed is None else seed,
+        stages,
+        given.get("common") or {},
+        given.get("offline", True),
+    )
 
 
 def notebook(stage: str) -> Path:
@@ -148,5 +154,5 @@ def require(run: str, stage: str) -> Path:
     folder = stage_folder(run, stage)
     if not (folder / "run.json").is_file():
         state = "unfinished" if folder.exists() else "missing"
-        raise FileNotFoundError(f"{folder} is {state}: run 'make reproduce' or 'snakemake {stage}' first")
+        raise FileNotFoundError(f"{folder} is {state}: run 'make reproduce' first")
     return folder
