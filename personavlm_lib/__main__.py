@@ -20,6 +20,12 @@ Seed = Annotated[int | None, typer.Option(help="in place of the profile's")]
 Changes = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="a parameter to change, in YAML")]
 
 
+MENDS = {
+    "StoreError": "restore it from a copy, or delete its folder; a run's memories are written again by "
+    "'python -m personavlm_lib reproduce 05_evaluate --anew'"
+}  # what an error's own words, written for any user of the package, do not say of a run
+
+
 def _changes(given: list[str]) -> dict:
     if wrong := [change for change in given if "=" not in change]:
         raise ProfileError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
@@ -56,11 +62,16 @@ def run(stage: str, profile: Profile = "nano", run: Run = "", seed: Seed = None,
         with hold(run):
             run_stage(stage, given, run, changed)
     except Exception as error:
-        kind = getattr(error, "ename", type(error).__name__)  # papermill's error carries the cell's own
-        message = textwrap.shorten(getattr(error, "evalue", str(error)), 500)
         look = "" if isinstance(error, ProfileError) else executed
-        raise RuntimeError(f"{stage} failed: {kind}: {message}{look}") from error
+        raise RuntimeError(f"{stage} failed: {_told(error)}{look}") from error
     return 0
+
+
+def _told(error: Exception) -> str:
+    """An error in one line; papermill's carries that of the cell."""
+    kind, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    message = textwrap.shorten(message, 500)
+    return f"{kind}: {message}" + (f": {MENDS[kind]}" if kind in MENDS else "")
 
 
 @app.command()
@@ -104,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     except Exception as error:  # whatever it is, the reader gets one line
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(error if isinstance(error, RuntimeError) else _told(error), file=sys.stderr)
         return 1
 
 

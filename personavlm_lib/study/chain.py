@@ -18,6 +18,7 @@ from personavlm_lib.study.profiles import (
     ROOT,
     ProfileError,
     load_profile,
+    memory_folder,
     run_folder,
     stage_folder,
     stage_parameters,
@@ -72,8 +73,9 @@ def reproduce(name: str, run: str, stages: list[str], seed: int | None, anew: bo
     command += [] if seed is None else [f"seed={seed}"]
     with hold(run):
         if anew:
-            for stage in chosen:
-                shutil.rmtree(stage_folder(run, stage), ignore_errors=True)
+            kept = [memory_folder(run, "")] if "05_evaluate" in chosen else []
+            for folder in kept + [stage_folder(run, stage) for stage in chosen]:
+                shutil.rmtree(folder, ignore_errors=True)
         before = _times(folders)
         code = _snakemake(command, run_folder(run) / "chain.log")
     if code == 0 and _times(folders) == before:

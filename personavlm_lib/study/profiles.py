@@ -64,7 +64,12 @@ def load_profile(name: str, seed: int | None = None) -> Profile:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         raise ProfileError(f"profile {name!r} is not known {nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}")
-    given = yaml.safe_load(path.read_text()) or {}
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except yaml.MarkedYAMLError as error:
+        raise ProfileError(f"{path} is not YAML (line {error.problem_mark.line + 1}: {error.problem})") from None
+    if not isinstance(given, dict):
+        raise ProfileError(f"{path} must be a mapping of seed, offline, common, stages")
     for key in given.keys() - {"seed", "offline", "common", "stages"}:
         raise ProfileError(f"{path}: unknown key {key!r} {nearest(key, ('seed', 'offline', 'common', 'stages'))}")
     for key in {"seed", "stages"} - given.keys():
