@@ -1,9 +1,9 @@
 """Kills whole chains at random moments, and compares what the same command then ends with to an unbroken run.
 
-    PERSONAVLM_RUNS=/tmp/kills python tests/study/kill_chain.py [KILLS] [SEED]
+    PERSONAVLM_RUNS=/tmp/kills python tests/study/kill_chain.py [RUNS] [KILLS] [SEED]
 
-Each run is killed once (SIGKILL to its process group), at a moment drawn evenly from the time of the unbroken run, and
-resumed. Too long for the unit tests; its own profile, kill.yaml, has every stage.
+Each of RUNS runs is killed KILLS times (SIGKILL to its process group), after times drawn evenly so that the kills fall
+all over it, and resumed each time. Too long for the unit tests; its own profile, kill.yaml, has every stage.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -52,33 +53,30 @@ def tables(run: str) -> dict[str, str]:
     return found
 
 
-def main(kills: int, seed: int) -> int:
-    rng, begin = random.Random(seed), time.monotonic()
-    assert start("whole").wait() == 0
-    whole, seconds = tables("whole"), time.monotonic() - begin
+def main(runs: int = 10, kills: int = 1, seed: int = 0) -> int:
+    rng, whole, differing = random.Random(seed), tables("whole") if start("whole").wait() == 0 else {}, 0
+    stages = [json.loads((stage_folder("whole", stage) / "run.json").read_text()) for stage in STAGES]
+    seconds = sum(stage["wall_seconds"] for stage in stages)
     print(f"unbroken: {seconds:.0f} s, {len(whole)} tables", flush=True)
-    differing = 0
-    for n in range(kills):
-        moment, run = rng.uniform(0.02, 0.98) * seconds, f"kill-{seed}-{n}"
-        process = start(run)
-        time.sleep(moment)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        done = [stage for stage in STAGES if (stage_folder(run, stage) / "run.json").is_file()]
-        at = next((s for s in STAGES if s not in done and stage_folder(run, s).exists()), "between two stages")
-        begin = time.monotonic()
-        code = start(run).wait()
-        again, found = time.monotonic() - begin, tables(run)
+    for n in range(runs):
+        run, begin = f"kill-{seed}-{n}", time.monotonic()
+        for _ in range(kills):
+            process, moment = start(run), rng.uniform(0, 2 * seconds / (kills + 1))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+                break  # it ended before
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            done = [stage for stage in STAGES if (stage_folder(run, stage) / "run.json").is_file()]
+            at = [stage for stage in STAGES if stage not in done and stage_folder(run, stage).exists()]
+            print(f"{run}: killed after {moment:.0f} s in {at or 'no stage'}, {len(done)} done", flush=True)
+        code, found = start(run).wait(), tables(run)
         wrong = sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
         differing += bool(wrong or code)
-        print(
-            f"{n + 1}: killed after {moment:.0f} s in {at}, {len(done)} stages done; resumed in {again:.0f} s, exit code "
-            f"{code}, differing: {wrong or 'nothing'}",
-            flush=True,
-        )
+        spent = time.monotonic() - begin
+        print(f"{run}: ended after {spent:.0f} s, exit code {code}, differing: {wrong or 'nothing'}", flush=True)
     return int(differing > 0)
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:]]
-    sys.exit(main(*given, *(10, 0)[len(given) :]))
+    sys.exit(main(*map(int, sys.argv[1:])))
