@@ -20,7 +20,7 @@ def refused(tmp_path):
 
     def run(*words):
         command = [sys.executable, "-m", "personavlm_lib", *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         lines = [line for line in done.stderr.splitlines() if "Loading weights" not in line]
         assert done.returncode == 1 and len(lines) == 1, done.stderr
         return lines[0]

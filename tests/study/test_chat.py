@@ -21,7 +21,7 @@ def chat(tmp_path):
     def say(*lines, run="r"):
         command = [sys.executable, "-m", "personavlm_lib", "chat", "--run", run]
         return subprocess.run(
-            command, cwd=ROOT, env=environment, input="\n".join(lines), capture_output=True, text=True, timeout=200
+            command, cwd=ROOT, env=environment, input="\n".join(lines), capture_output=True, text=True, timeout=600
         )
 
     return say
