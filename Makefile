@@ -17,28 +17,26 @@ VENV := .venv
 STAMP := $(VENV)/installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-SNAKEMAKE := $(VENV)/bin/snakemake --cores all --rerun-incomplete --quiet all
-STOPPED = { echo "The chain stopped. If nothing above says why: '$(VENV)/bin/snakemake --cores all --config profile=$(1)' says more."; exit 1; }
+STUDY := $(VENV)/bin/python -m personavlm_lib
 
 .PHONY: reproduce test figures explore backbone lint clean help
 
 reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default) or smoke
-	@$(SNAKEMAKE) --config profile=$(PROFILE) run=$(RUN) || $(call STOPPED,$(PROFILE))
-	@echo "The report is runs/$(RUN)/09_report/report.html"
+	@$(STUDY) reproduce --profile $(PROFILE) --run $(RUN)
 
 test: $(STAMP)  ## unit tests, then every notebook on the smoke profile
 	@set -o pipefail; $(VENV)/bin/python -m pytest -q | tee $(VENV)/pytest.txt
-	@$(SNAKEMAKE) --forceall --config profile=smoke || $(call STOPPED,smoke)
+	@$(STUDY) reproduce --profile smoke --anew
 	@echo "All notebooks ran. The unit tests:"; tail -n 1 $(VENV)/pytest.txt
 
 figures: $(STAMP)  ## draw figures/ anew from results/reference/
-	@$(VENV)/bin/python -m personavlm_lib figures
+	@$(STUDY) figures
 
 explore: $(STAMP)  ## open the memories of a finished run in JupyterLab
 	@$(VENV)/bin/jupyter lab notebooks/explore_memories.ipynb
 
 backbone: $(STAMP)  ## make the kept nano backbone in results/backbone/ anew
-	@$(VENV)/bin/python -m personavlm_lib 00_backbone --profile nano --run backbone --set recipe=train
+	@$(STUDY) run 00_backbone --profile nano --run backbone --set recipe=train
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

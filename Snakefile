@@ -1,8 +1,8 @@
 """The chain, and the only one: which stage needs which, run by the strict runner, resumed where it stopped.
 
-    snakemake --cores all --config profile=nano             the whole run
-    snakemake --cores all 02_sft --config profile=nano      one stage and what it needs
-    snakemake --cores all --config profile=nano run=nano-1 seed=1       the same under another seed, in runs/nano-1
+`python -m personavlm_lib reproduce` calls it. By hand, with all that Snakemake knows (clusters, graphs, dry runs):
+
+    snakemake --cores all --config profile=nano run=nano-1 seed=1       the study under another seed, in runs/nano-1
 
 Only each stage's run.json is declared: Snakemake deletes declared outputs before it runs a stage again, and checkpoints
 and records must survive that.
@@ -12,15 +12,12 @@ import os
 import sys
 
 from personavlm_lib.study.profiles import ROOT, load_profile, notebook, stage_folder, stage_parameters
+from personavlm_lib.work import follow
 
-CHANGES = {"seed": config["seed"]} if "seed" in config else {}
-try:
-    PROFILE = load_profile(config.get("profile", "nano"))
-    RUN = str(config.get("run", PROFILE.name))
-    PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN, CHANGES) for stage in PROFILE.stages}
-except Exception as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)  # said here, because --quiet all hides what Snakemake would say
-    raise
+follow()  # a killed chain leaves nothing behind
+PROFILE = load_profile(config.get("profile", "nano"), config.get("seed"))
+RUN = str(config.get("run", PROFILE.name))
+PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN) for stage in PROFILE.stages}
 NEEDS = {
     "00_backbone": [],
     "01_synthesize": [],
@@ -61,9 +58,8 @@ for position, stage in enumerate(PROFILE.stages):
         params:
             # compared by Snakemake: a changed parameter runs the stage, and all that need it, again
             values=PARAMETERS[stage],
-            command=[sys.executable, "-m", "personavlm_lib.study.runner", stage]
-            + ["--profile", config.get("profile", "nano"), "--run", RUN]
-            + [word for key, value in CHANGES.items() for word in ("--set", f"{key}={value}")],
+            command=[sys.executable, "-m", "personavlm_lib", "run", stage]
+            + ["--profile", config.get("profile", "nano"), "--run", RUN, "--seed", str(PROFILE.seed)],
         threads: workflow.cores or 1  # a stage uses all cores itself, so they run one after another
         priority: 100 - position  # in the order of the profile
         shell:

@@ -1,9 +1,10 @@
 """Conditions: which model answers, from which memory, with what taken away. All of them ask the same agent."""
 
 import random
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from personavlm_lib.agent.options import match_option
@@ -11,12 +12,13 @@ from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.evaluation.judges import accuracy
-from personavlm_lib.evaluation.records import AnswerRecord
+from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
 from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import Encoder, Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import ChatModel, run
+from personavlm_lib.work import finish, finished, key
 from personavlm_lib.world.dataset import Life, as_query
 from personavlm_lib.world.questions import Question
 
@@ -74,16 +76,26 @@ def write_memories(
     name: str,
     eyes: Eyes | None,
     width: int,
+    key: str,
     prompts: PromptSet = NANO,
     encoder: Encoder | None = None,
 ) -> None:
-    """Every user's memory as `model` writes it, users side by side, in `folder`/<user>, which must be new."""
-    stores = [MemoryStore(folder / life.user, encoder) for life in lives]
-    pairs = zip(stores, lives, strict=True)
-    trajectories = [live(store, list(life.turns), prompts, eyes, name) for store, life in pairs]
-    run(trajectories, model, width)
-    for store in stores:
-        store.close()
+    """Every user's memory as `model` writes it, `width` users side by side, in `folder`/<user>.
+
+    Those that are there, whole and of the same `key`, are kept. Who were side by side stay so: what a model writes
+    depends, in its last digits, on what shares its batch.
+    """
+    for group in (lives[start : start + width] for start in range(0, len(lives), width)):
+        if all([finished(folder / life.user, key) for life in group]):
+            continue
+        for life in group:
+            shutil.rmtree(folder / life.user, ignore_errors=True)
+        stores = [MemoryStore(folder / life.user, encoder) for life in group]
+        pairs = zip(stores, group, strict=True)
+        run([live(store, list(life.turns), prompts, eyes, name) for store, life in pairs], model, width)
+        for store in stores:
+            store.close()
+            finish(store.folder, key)
 
 
 def _context(condition: Condition, question: Question, view: MemoryView, retriever: Retriever) -> list[Turn] | None:
@@ -136,6 +148,31 @@ def answer(
     return [
         _record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)
     ]
+
+
+def kept_answers(
+    name: str,
+    folder: Path,
+    made_from: dict,
+    lives: list[Life],
+    *given,
+    labels: dict,
+    width: int,
+    max_tokens: int,
+    prompts: PromptSet = NANO,
+) -> list[AnswerRecord]:
+    """`answer` to one condition, kept in `folder`/<name>, and taken from there if it was made from the same.
+
+    `made_from` holds the fingerprints of all inputs, under "weights" those of the models by name. A stopped evaluation
+    so loses the condition that it was at, and no other.
+    """
+    condition, kept = CONDITIONS[name], folder / name
+    weights = made_from["weights"].get(condition.model)
+    made = key(**made_from | labels | dict(weights=weights, condition=asdict(condition), size=(width, max_tokens)))
+    if not finished(kept, made):
+        write_records(kept / "records.parquet", answer(condition, lives, *given, labels, width, max_tokens, prompts))
+        finish(kept, made)
+    return load_records(kept / "records.parquet")
 
 
 def _record(

@@ -75,6 +75,11 @@ def write_records(path: Path, records: Iterable[AnswerRecord]) -> None:
     pq.write_table(table, path)
 
 
+def load_records(path: Path) -> list[AnswerRecord]:
+    """The records of one file, as they were written."""
+    return [AnswerRecord(**row) for row in pq.read_table(path).to_pylist()]
+
+
 def read_records(path: Path) -> pd.DataFrame:
     """The rows of one file, columns as in `AnswerRecord`."""
     return pd.read_parquet(path)

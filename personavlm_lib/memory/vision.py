@@ -24,6 +24,16 @@ from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
 Box = tuple[int, int, int, int]
 
 
+def read_image(path: str | Path) -> Image.Image:
+    """The image at `path` in RGB. ValueError for one that is missing, cut short or none at all."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        reason = "it is cut short" if "truncated" in str(error) else "it is not there" if error.errno else "it is none"
+        raise ValueError(f"image {path} cannot be read ({reason}): put a whole one in its place") from error
+
+
 @dataclass(frozen=True)
 class Detection:
     """An object in an image: `box` = (left, top, right, bottom) in pixels, `score` in 0..1, its label where known."""
@@ -203,8 +213,7 @@ class Eyes:
 
         Named by its pixels, so the same crop is the same file.
         """
-        with Image.open(path) as image:
-            patch = crop_concept(image.convert("RGB"), class_name, self.detector, self.encoder)
+        patch = crop_concept(read_image(path), class_name, self.detector, self.encoder)
         if patch is None:
             return None
         target = (
@@ -219,8 +228,7 @@ class Eyes:
         """The (d,) embedding of the image at `path`."""
         key = (path, Path(path).stat().st_mtime_ns)
         if key not in self._vectors:
-            with Image.open(path) as image:
-                self._vectors[key] = self.encoder.images([image])[0]
+            self._vectors[key] = self.encoder.images([read_image(path)])[0]
         return self._vectors[key]
 
     def recognise(self, query: Turn, view) -> list[SemanticMemory]:
@@ -229,10 +237,7 @@ class Eyes:
         known = [(concept, self.vector(concept.crop)) for concept in memories]
         best: dict[VisualConcept, float] = {}
         for path in query.images:
-            with Image.open(path) as image:
-                found = match_concepts(
-                    image.convert("RGB"), known, self.detector, self.encoder, self.threshold, self.metric
-                )
+            found = match_concepts(read_image(path), known, self.detector, self.encoder, self.threshold, self.metric)
             for concept, similarity in found:
                 best[concept] = max(similarity, best.get(concept, -1.0))
         return [memories[concept] for concept in sorted(best, key=lambda c: -best[c])[: self.top_k]]

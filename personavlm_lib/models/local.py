@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
+from personavlm_lib.memory.vision import read_image
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.models.nano import ImageOnlyProcessor
 
@@ -98,10 +99,7 @@ class LocalModel:
 
     def give(self, transcript: Transcript, ask: Ask) -> None:
         """Appends the ask to the transcript, as tokens; the model's turn comes next."""
-        tokenizer, images = self.processor.tokenizer, []
-        for path in ask.images:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
+        tokenizer, images = self.processor.tokenizer, [read_image(path) for path in ask.images]
         template = self.processor.apply_chat_template
         message = {"role": "user", "content": content_parts(ask.text)}
         text = template([message], add_generation_prompt=True, tokenize=False)

@@ -32,7 +32,7 @@ def explorer(users: list[Path], first: int = 0) -> ipywidgets.VBox:
     without a memory, and if there are none.
     """
     if not users:
-        raise FileNotFoundError("no memories to explore: run 'make reproduce' or 'snakemake 05_evaluate' first")
+        raise FileNotFoundError("no memories to explore: run 'make reproduce' first")
     who = ipywidgets.Dropdown(options=[(path.name, path) for path in users], value=users[first], description="user")
     when = ipywidgets.SelectionSlider(options=[("end", datetime.max)], description="time", layout={"width": "95%"})
     shown = ipywidgets.HTML()
@@ -88,7 +88,7 @@ def panel(view: MemoryView, user: str, page: bool = False) -> str:
 def _open(folder: Path) -> MemoryStore:
     """The store of a folder that has one; MemoryStore itself would make a new one."""
     if not (Path(folder) / "memory.db").is_file():
-        raise FileNotFoundError(f"{folder} holds no memory.db: run 'make reproduce' or 'snakemake 05_evaluate' first")
+        raise FileNotFoundError(f"{folder} holds no memory.db: run 'make reproduce' first")
     return MemoryStore(folder)
 
 

@@ -56,15 +56,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"(nearest known: '{found[0]}')" if found else "(nothing is known here)"
 
 
-def load_profile(name: str) -> Profile:
-    """The profile `profiles/<name>.yaml`, or the YAML file that `name` is the path of.
+def load_profile(name: str, seed: int | None = None) -> Profile:
+    """The profile `profiles/<name>.yaml`, or the YAML file that `name` is the path of; `seed` in place of its own.
 
     Raises ProfileError for a missing file, an unknown key or an unknown stage, naming the nearest known one.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         raise ProfileError(f"profile {name!r} is not known {nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}")
-    given = yaml.safe_load(path.read_text()) or {}
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except yaml.MarkedYAMLError as error:
+        raise ProfileError(f"{path} is not YAML (line {error.problem_mark.line + 1}: {error.problem})") from None
+    if not isinstance(given, dict):
+        raise ProfileError(f"{path} must be a mapping of seed, offline, common, stages")
     for key in given.keys() - {"seed", "offline", "common", "stages"}:
         raise ProfileError(f"{path}: unknown key {key!r} {nearest(key, ('seed', 'offline', 'common', 'stages'))}")
     for key in {"seed", "stages"} - given.keys():
@@ -73,7 +78,13 @@ def load_profile(name: str) -> Profile:
         if stage not in STAGES:
             raise ProfileError(f"{path}: unknown stage {stage!r} {nearest(stage, STAGES)}")
     stages = {stage: given["stages"][stage] or {} for stage in STAGES if stage in given["stages"]}
-    return Profile(path.stem, given["seed"], stages, given.get("common") or {}, given.get("offline", True))
+    return Profile(
+        path.stem,
+        given["seed"] if seed is None else seed,
+        stages,
+        given.get("common") or {},
+        given.get("offline", True),
+    )
 
 
 def notebook(stage: str) -> Path:
@@ -148,5 +159,5 @@ def require(run: str, stage: str) -> Path:
     folder = stage_folder(run, stage)
     if not (folder / "run.json").is_file():
         state = "unfinished" if folder.exists() else "missing"
-        raise FileNotFoundError(f"{folder} is {state}: run 'make reproduce' or 'snakemake {stage}' first")
+        raise FileNotFoundError(f"{folder} is {state}: run 'make reproduce' first")
     return folder

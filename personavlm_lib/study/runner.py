@@ -1,28 +1,26 @@
 """Runs one stage: its notebook under papermill, strictly, with everything it was given and cost on record.
 
-    python -m personavlm_lib.study.runner 02_sft --profile nano [--run RUN] [--set steps=20 ...]
+    python -m personavlm_lib run 02_sft --profile nano [--run RUN] [--set steps=20 --set ...]
 
 leaves in `runs/<run>/<stage>/`: `notebook.ipynb` (executed, also after a failure), `params.yaml`, `notebook.log`
 (what the cells printed) and, last and only after success, `run.json`.
 """
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-import textwrap
 import threading
 import time
 import tomllib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import papermill
 import psutil
@@ -30,7 +28,7 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from personavlm_lib.study import profiles
-from personavlm_lib.study.profiles import ROOT, Profile, ProfileError, load_profile, stage_folder, stage_parameters
+from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_parameters
 
 
 class ProcessTree(threading.Thread):
@@ -106,6 +104,23 @@ def environment() -> dict:
     }
 
 
+@dataclass
+class Told:
+    """A log of what cells print, of which the lines that begin with `name` (those on progress) are printed here too."""
+
+    log: TextIO
+    name: str
+
+    def write(self, text: str) -> None:
+        self.log.write(text)
+        for line in text.splitlines():
+            if line.startswith(self.name):
+                print(line, flush=True)
+
+    def flush(self) -> None:
+        self.log.flush()
+
+
 def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
     """Executes a notebook in a kernel of this very interpreter and writes the copy after each cell.
 
@@ -116,7 +131,7 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
         write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         settings = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
-        settings |= {"stdout_file": printed, "stderr_file": printed}
+        settings |= {"stdout_file": Told(printed, source.stem), "stderr_file": printed}
         papermill.execute_notebook(str(source), str(target), parameters, **settings)
 
 
@@ -145,38 +160,3 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     print(f"{place} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB", flush=True)
     (folder / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code. A failure ends in one line that says what failed and where to look."""
-    parser = argparse.ArgumentParser(description="Run one stage of the study.")
-    parser.add_argument("stage", help="one of " + ", ".join(profiles.STAGES))
-    parser.add_argument("--profile", default="nano", help="a name in profiles/, or the path of a YAML file")
-    parser.add_argument("--run", help="folder under runs/; the profile's name if not given")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-                        help="parameters to change, values in YAML")  # fmt: skip
-    given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped chain leaves no kernel behind
-    executed = None
-    try:
-        if wrong := [change for change in given.changes if "=" not in change]:
-            raise ProfileError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
-        changes = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in given.changes)}
-        profile = load_profile(given.profile)
-        run = given.run or profile.name
-        executed = stage_folder(run, given.stage) / "notebook.ipynb"
-        run_stage(given.stage, profile, run, changes)
-    except KeyboardInterrupt:
-        print(f"{given.stage} was interrupted", file=sys.stderr, flush=True)
-        return 130
-    except Exception as error:  # whatever it is, the reader gets the same one line
-        kind = getattr(error, "ename", type(error).__name__)  # papermill's error carries the cell's own
-        message = textwrap.shorten(getattr(error, "evalue", str(error)), 500)
-        look = "" if executed is None or isinstance(error, ProfileError) else f". Executed notebook: {executed}"
-        print(f"{given.stage} failed: {kind}: {message}{look}", file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,9 +19,10 @@ from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
-from personavlm_lib.models.local import LocalModel, Transcript, load_model, load_processor
+from personavlm_lib.models.local import LocalModel, Transcript, load_model, load_processor, made_of
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import MetricsLog, lora, precision, train_and_save
+from personavlm_lib.training.sft import Journal, lora, precision, saving, train_and_save
+from personavlm_lib.work import key
 from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
 from personavlm_lib.world.questions import Question
 
@@ -94,14 +95,16 @@ class Rollout:
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
         self.stores, self.cases, self.config = stores, cases, config
         self.settings = AgentSettings(PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"])
-        self.rng, self.retriever = random.Random(config["seed"]), Retriever()
+        self.retriever = Retriever()
 
     def first_ask(self, question: Question) -> str:
-        return next(self.trajectory(question)).text
+        return next(self.trajectory(question, 0, 0)).text
 
-    def trajectory(self, question: Question):
+    def trajectory(self, question: Question, step: int, row: int):
+        """Draws by step and row alone: a resumed training so draws what an unbroken one does."""
+        rng = random.Random(f"{self.config['seed']} {step} {row}")
         view = self.stores[question.user].as_of(question.time)
-        return respond(as_query(question), view, self.retriever, self.settings, rng=random.Random(self.rng.random()))
+        return respond(as_query(question), view, self.retriever, self.settings, rng=rng)
 
     def __call__(self, prompts: list, trainer: GRPOTrainer) -> dict:
         """One trajectory per prompt, same order: ids, the mask of what the model wrote, and columns for the reward."""
@@ -112,7 +115,9 @@ class Rollout:
             repetition_penalty=self.config["repetition_penalty"],
         )  # fmt: skip
         model.eval()
-        responses = run([self.trajectory(q) for q in questions], policy, self.config["width"])
+        step, first = trainer.state.global_step, trainer.accelerator.process_index * len(questions)
+        trajectories = [self.trajectory(question, step, row) for row, question in enumerate(questions, first)]
+        responses = run(trajectories, policy, self.config["width"])
         model.train()
         pairs = list(zip(questions, responses, strict=True))
         trainer._metrics["train"]["retrievals"].append(sum(len(r.retrieved) for r in responses) / len(responses))
@@ -137,34 +142,40 @@ def text_of(prompt: list[dict]) -> str:
 
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, lives, memory, prompts, steps, group, ...) into `folder`."""
+    inputs = {"model": made_of(config["model"]), "lives": Path(config["lives"])}
+    made = key(**config | inputs | {"memory": "that of the lives"})  # vectors are added to its files as it is read
     lives = read_lives(Path(config["lives"]))
     stores = {life.user: MemoryStore(Path(config["memory"]) / life.user) for life in lives}
     rng = random.Random(config["seed"])
     rollout = Rollout(stores, {}, config)
     for _, question in rl_questions(lives, config["questions"], rng):
         rollout.cases[rollout.first_ask(question)] = question
+    # One epoch in an order of its own: the trainer's sampler could not go on in the middle of a later one.
+    asks, count = list(rollout.cases), config["groups"] * config["steps"]
+    order = [text for _ in range(-(-count // len(asks))) for text in rng.sample(asks, len(asks))][:count]
     processor = load_processor(config["model"])
     per_step = config["group"] * config["groups"]
     trainer = AgentTrainer(
         model=load_model(config["model"]),
         reward_funcs=[answer_reward, format_reward],
         args=GRPOConfig(
-            output_dir=str(folder / "checkpoints"), max_steps=config["steps"], seed=config["seed"],
+            max_steps=config["steps"], seed=config["seed"], shuffle_dataset=False,
             num_generations=config["group"], per_device_train_batch_size=per_step // config["accumulate"],
             gradient_accumulation_steps=config["accumulate"], steps_per_generation=config["accumulate"],
             learning_rate=config["learning_rate"], lr_scheduler_type="cosine", warmup_steps=config["warmup"],
             beta=config["beta"], epsilon=config["epsilon"], num_iterations=1, loss_type="grpo", scale_rewards="group",
             use_bias_correction_kl=False, reward_weights=[1.0, 0.5], temperature=config["temperature"],
-            max_completion_length=config["max_tokens"], logging_steps=1, save_strategy="no", report_to="none",
-            gradient_checkpointing=config["gradient_checkpointing"], disable_tqdm=True, **precision(),
+            max_completion_length=config["max_tokens"], logging_steps=1, report_to="none", disable_tqdm=True,
+            gradient_checkpointing=config["gradient_checkpointing"], **precision(),
+            **saving(folder, made, config["steps"], 1),
         ),
-        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in rollout.cases]}),
+        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in order]}),
         processing_class=processor,
         peft_config=lora(config),
         rollout_func=rollout,
-        callbacks=[MetricsLog(folder / "metrics.jsonl", NAMES)],
+        callbacks=[Journal(folder / "metrics.jsonl", made, NAMES)],
     )  # fmt: skip
-    train_and_save(trainer, folder, config["model"])
+    train_and_save(trainer, folder, config["model"], made)
 
 
 if __name__ == "__main__":

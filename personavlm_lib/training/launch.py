@@ -5,9 +5,9 @@ can be run again by hand: `python -m personavlm_lib.training.sft --config runs/n
 """
 
 import argparse
-import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+
+from personavlm_lib.work import finished, follow, progress_line
 
 ONE_MACHINE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -24,13 +26,18 @@ def plain(config: dict) -> dict:
     return json.loads(json.dumps(config, default=str))
 
 
-def checkpoint_folder(stage_folder: Path, config: dict) -> Path:
-    """`<stage folder>/checkpoints/<hash>`, the hash over all of `config`; creates nothing.
+def checkpoint_folder(stage_folder: Path, key: str) -> Path:
+    """`<stage folder>/checkpoints/<key>`; those of other keys are removed, because nobody may go on from them."""
+    for other in (stage_folder / "checkpoints").glob("*"):
+        if other.name != key:
+            shutil.rmtree(other, ignore_errors=True)
+    return stage_folder / "checkpoints" / key
 
-    A changed learning rate so gets a folder of its own, and is never resumed from another's checkpoints.
-    """
-    text = json.dumps(plain(config), sort_keys=True, ensure_ascii=False)
-    return Path(stage_folder) / "checkpoints" / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+def last_checkpoint(folder: Path, key: str) -> Path | None:
+    """The newest whole checkpoint of a trainer in `folder`; those that were cut short are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return next(reversed([path for path in found if finished(path, key)]), None)
 
 
 def last_lines(log: Path, count: int) -> list[str]:
@@ -48,16 +55,19 @@ def launch(
     processes: int = 1,
     accelerate_config: Path | None = None,
     every: float = 20.0,
+    name: str = "",
 ) -> None:
     """Writes `folder/config.yaml`, runs `python -m module --config` it, and waits.
 
     With several `processes`, or an `accelerate_config` (DeepSpeed, FSDP, several machines), `accelerate launch` starts
-    the module; one process needs no launcher. All output goes to `folder/log.txt`, whose last line is shown every
-    `every` seconds. Raises RuntimeError with the log's last 20 lines if the process fails.
+    the module; one process needs no launcher. All output goes to `folder/log.txt`. Every `every` seconds a line under
+    the stage's `name` (the folder's, if not given) says how far `folder/metrics.jsonl` has come. Raises RuntimeError
+    with the log's last 20 lines if the process fails.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings, log = folder / "config.yaml", folder / "log.txt"
+    settings, log, metrics = folder / "config.yaml", folder / "log.txt", folder / "metrics.jsonl"
+    metrics.write_text("")  # of an earlier training
     settings.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
     command = [sys.executable]
     if processes > 1 or accelerate_config:
@@ -66,7 +76,7 @@ def launch(
         command += ["--module", module]
     else:
         command += ["-m", module]
-    begin = shown = time.monotonic()
+    shown, first = time.monotonic(), None
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--config", str(settings)],
@@ -78,9 +88,12 @@ def launch(
         try:
             while process.poll() is None:
                 time.sleep(min(0.2, every))
-                if time.monotonic() - shown >= every and (tail := last_lines(log, 1)):
-                    shown = time.monotonic()
-                    print(f"{shown - begin:6.0f} s  {tail[0][:160]}", flush=True)
+                if (now := time.monotonic()) - shown >= every:
+                    shown, rows = now, last_lines(metrics, 1)
+                    step = json.loads(rows[0])["step"] if rows else 0
+                    first = first or (rows and (step, now))  # the rate is that of the steps made since
+                    rate = (step - first[0]) / (now - first[1]) if first and now > first[1] else 0.0
+                    print(progress_line(name or folder.name, "step", step, config["steps"], rate), flush=True)
         finally:
             if process.poll() is None:  # the notebook was interrupted
                 process.terminate()
@@ -96,4 +109,5 @@ def main(train: Callable[[dict, Path], None]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, type=Path)
     path = parser.parse_args().config
+    follow()
     train(yaml.safe_load(path.read_text()), path.parent)

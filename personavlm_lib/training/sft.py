@@ -18,26 +18,49 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from personavlm_lib.models.local import content_parts, load_model, load_processor, write_source
-from personavlm_lib.training.launch import main
+from personavlm_lib.models.local import content_parts, load_model, load_processor, made_of, write_source
+from personavlm_lib.training.launch import checkpoint_folder, last_checkpoint, main
+from personavlm_lib.work import finish, key
 
 # The projections of the language model; the vision tower stays as it is.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-class MetricsLog(TrainerCallback):
-    """Every log entry as one JSON line: what the notebooks plot and the report reads."""
+class Journal(TrainerCallback):
+    """Every log entry as one JSON line of `path`, and a stamp on each checkpoint once it is whole.
 
-    def __init__(self, path: Path, names: dict[str, str] | None = None):
-        self.path, self.names = path, names or {}
-        path.write_text("")
+    A resumed training starts with the lines of its checkpoint: those of steps that are made again are not doubled.
+    """
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and ("loss" in logs or "reward" in logs):
-            entry = {"step": state.global_step, "of": state.max_steps}
-            entry |= {self.names.get(key, key): float(value) for key, value in logs.items()}
-            with open(self.path, "a") as file:
-                file.write(json.dumps(entry) + "\n")
+    def __init__(self, path: Path, key: str, names: dict[str, str] | None = None):
+        self.path, self.key, self.names = path, key, names or {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.path.write_text("".join(self._line(logs, state) for logs in state.log_history))
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(self._line(state.log_history[-1], state))
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            finish(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
+
+    def _line(self, logs: dict, state) -> str:
+        if "loss" not in logs and "reward" not in logs:
+            return ""
+        entry = {"step": logs["step"], "of": state.max_steps}
+        return json.dumps(entry | {self.names.get(k, k): float(v) for k, v in logs.items() if k != "step"}) + "\n"
+
+
+def saving(folder: Path, key: str, steps: int, every: int) -> dict:
+    """Trainer arguments: about ten checkpoints, each where a row of metrics ends; the last two are kept."""
+    return dict(
+        output_dir=str(checkpoint_folder(folder, key)), save_strategy="steps", save_total_limit=2,
+        save_steps=every * max(1, round(steps / 10 / every)),
+    )  # fmt: skip
 
 
 def lora(config: dict) -> LoraConfig:
@@ -81,34 +104,41 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def train_and_save(trainer, folder: Path, base: str) -> None:
-    """Runs a trainer to its end; leaves `adapter/`, and `model/`, which names it and `base`, the model under it."""
-    trainer.train()
+def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
+    """Runs a trainer to its end, from its last checkpoint if there is one; leaves `adapter/`, and `model/`, which names
+    it and `base`, the model under it."""
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir), key)
+    if checkpoint:
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+        trainer._total_train_tokens = history[-1].get("num_tokens", 0)  # SFTTrainer counts from 0 in each process
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model(str(folder / "adapter"))
     write_source(folder / "model", base, folder / "adapter")
 
 
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...) into `folder`."""
+    made = key(**config | {"model": made_of(config["model"]), "samples": Path(config["samples"])})
     processor = load_processor(config["model"])
     samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
     trainer = SFTTrainer(
         model=load_model(config["model"]),
         args=SFTConfig(
-            output_dir=str(folder / "checkpoints"), max_steps=config["steps"], seed=config["seed"],
+            max_steps=config["steps"], seed=config["seed"],
             per_device_train_batch_size=config["batch"] // config["accumulate"],
             gradient_accumulation_steps=config["accumulate"], learning_rate=config["learning_rate"],
             lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
-            logging_steps=config["log_every"], save_strategy="no", report_to="none",
+            logging_steps=config["log_every"], report_to="none",
             gradient_checkpointing=config["gradient_checkpointing"],
             train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision(),
+            **saving(folder, made, config["steps"], config["log_every"]),
         ),
         train_dataset=to_dataset(samples),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[MetricsLog(folder / "metrics.jsonl")],
+        callbacks=[Journal(folder / "metrics.jsonl", made)],
     )  # fmt: skip
-    train_and_save(trainer, folder, config["model"])
+    train_and_save(trainer, folder, config["model"], made)
 
 
 if __name__ == "__main__":

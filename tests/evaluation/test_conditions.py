@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.evaluation.conditions import CONDITIONS, Condition, answer, write_memories
+from personavlm_lib.evaluation.conditions import CONDITIONS, Condition, answer, kept_answers, write_memories
 from personavlm_lib.evaluation.records import read_records, write_records
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import Reply
@@ -123,8 +123,23 @@ def test_the_prompt_set_reaches_answers_and_memories(lives, memories, tmp_path):
     models, memory = (lambda _: answering), (lambda _, life: memories[life.user])
     answer(CONDITIONS["rl_gold"], lives[:1], memory, models, LABELS, 4, 64, full)
     assert all(text.startswith(("You assist one person", "This is what your memory holds")) for text in answering.texts)
-    write_memories(lives[:1], tmp_path, living, "rl", None, 4, full)
+    write_memories(lives[:1], tmp_path, living, "rl", None, 4, "key", full)
     assert living.texts[0].startswith("Judge how the user's personality shows") and "User: " in living.texts[-1]
+
+
+def test_answers_are_kept_by_what_made_them(lives, memories, tmp_path):
+    model, made = Listening(), {"lives": "these", "weights": {"rl": "a", "sft": "a"}}
+
+    def ask(made_from, max_tokens=9):
+        given = (lives, lambda _, life: memories[life.user], lambda name: model)
+        return kept_answers("rl_gold", tmp_path, made_from, *given, labels=LABELS, width=4, max_tokens=max_tokens)
+
+    rows, asked = ask(made), len(model.texts)
+    assert ask(made) == rows and ask(made | {"weights": {"rl": "a", "sft": "b"}}) == rows and len(model.texts) == asked
+    for n, changed in enumerate((made | {"weights": {"rl": "b"}}, made | {"lives": "others"}), 2):
+        assert [row.case for row in ask(changed)] == [row.case for row in rows] and len(model.texts) == n * asked
+    ask(made | {"lives": "others"}, max_tokens=8)
+    assert len(model.texts) == 4 * asked
 
 
 def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
@@ -144,13 +159,21 @@ def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
             return (turn.time, turn.user) in oracle.indices
 
     rounds, oracles = [], [life.oracle for life in lives]
-    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8)
+    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
     assert max(rounds) == 2
     for life in lives:
         with MemoryStore(tmp_path / life.user) as store:
             assert len(store.as_of().turns) == len(life.turns) and store.as_of().semantic[0].written_by == "oracle"
-    with pytest.raises(ValueError, match="order of time"):  # a memory of an earlier run is not added to
-        write_memories(lives, tmp_path, Oracles(), "oracle", None, 8)
+    asked = len(rounds)
+    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
+    assert len(rounds) == asked, "what is whole is kept"
+    (tmp_path / lives[0].user / "finished").unlink()
+    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
+    assert len(rounds) == 2 * asked, "of a group that was cut short, all are written anew"
+    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "another model's")
+    assert len(rounds) == 3 * asked
+    with MemoryStore(tmp_path / lives[0].user) as store:
+        assert len(store.as_of().turns) == len(lives[0].turns)
 
 
 def test_memory_of_other_words_lies_elsewhere():

@@ -119,7 +119,7 @@ def test_a_folder_without_a_memory_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="nobody holds no memory.db"):
         snapshot(tmp_path / "nobody")
     assert not (tmp_path / "nobody").exists()
-    with pytest.raises(FileNotFoundError, match="05_evaluate"):
+    with pytest.raises(FileNotFoundError, match="make reproduce"):
         explorer([])
 
 

@@ -85,7 +85,7 @@ def test_unknown_names_are_refused_with_the_nearest(tiny):
 
 def test_require_wants_a_finished_stage(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="02_sft is missing: run 'make reproduce' or 'snakemake 02_sft' first"):
+    with pytest.raises(FileNotFoundError, match="02_sft is missing: run 'make reproduce' first"):
         require("r", "02_sft")
     stage_folder("r", "02_sft").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="unfinished"):

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import yaml
 
+from personavlm_lib.__main__ import main
 from personavlm_lib.study import profiles
-from personavlm_lib.study.runner import main
 
 PARAMETERS = "run: str = ''\nseed: int = 0\nsteps: int = 1"
 WORKS = """
@@ -23,6 +23,7 @@ seen |= {"python": sys.executable, "pid": child.pid}
 with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "seen.json"), "w") as file:
     json.dump(seen, file)
 print("cells may talk")
+print("08_audit  step 1/2")
 """
 
 
@@ -37,7 +38,7 @@ def stage(tmp_path, monkeypatch):
         cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
         book.cells = [*cells, nbformat.v4.new_code_cell(source)]
         nbformat.write(book, tmp_path / "08_audit.ipynb")
-        code = main(["08_audit", "--profile", str(tmp_path / "tiny.yaml"), *arguments])
+        code = main(["run", "08_audit", "--profile", str(tmp_path / "tiny.yaml"), *arguments])
         return code, tmp_path / "runs" / "tiny" / "08_audit"
 
     with mock.patch.dict(os.environ, {"PERSONAVLM_RUNS": str(tmp_path / "runs")}):
@@ -57,9 +58,10 @@ def test_a_stage_leaves_its_notebook_parameters_and_record(stage, capfd):
     assert record["wall_seconds"] > 1 and 0.01 < record["peak_memory_gib"] < 8
     assert record["packages"]["papermill"] and record["hardware"]["cores"] >= 1 and "git_dirty" in record
     assert yaml.safe_load((folder / "params.yaml").read_text()) == record["parameters"]
-    assert (folder / "notebook.log").read_text() == "cells may talk\n"
+    assert (folder / "notebook.log").read_text() == "cells may talk\n08_audit  step 1/2\n"
     printed = capfd.readouterr().out.splitlines()
     assert printed[0] == "[1/1] 08_audit ..." and printed[-1].startswith("[1/1] 08_audit done in ")
+    assert printed[1:-1] == ["08_audit  step 1/2"], "progress is seen in the terminal, and nothing else of the cells"
 
 
 def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):

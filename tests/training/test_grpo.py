@@ -164,8 +164,8 @@ def test_the_group_shares_its_question_and_draws_its_own_top_k(lives, memories, 
     rollout = grpo.Rollout(memories, {}, settings)
     assert len({rollout.first_ask(question) for _ in range(4)}) == 1
     shown = set()
-    for _ in range(8):
-        trajectory = rollout.trajectory(question)
+    for row in range(8):
+        trajectory = rollout.trajectory(question, 1, row)
         next(trajectory)
         reply = SimpleNamespace(text=write_retrieve("look", "my drink", quote=False), tokens_in=1, tokens_out=1)
         shown.add(trajectory.send(reply).text)

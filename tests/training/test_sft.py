@@ -35,7 +35,7 @@ def config(checkpoint, samples, **changes):
 
 def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, processor, tmp_path, monkeypatch):
     trainers = []
-    monkeypatch.setattr(sft.SFTTrainer, "train", lambda self: trainers.append(self))
+    monkeypatch.setattr(sft.SFTTrainer, "train", lambda self, **_: trainers.append(self))
     sft.train(config(checkpoint, samples), tmp_path)
     (trainer,), tokenizer = trainers, processor.tokenizer
     frame = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0).reset_index(drop=True)
