@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from personavlm_lib.memory.records import (
     SESSION_GAP,
@@ -118,7 +119,8 @@ def test_vectors_of_another_encoder_are_made_anew(tmp_path, encoder):
 
 def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
     picture = tmp_path / "Holiday.PNG"
-    picture.write_bytes(b"pixels")
+    Image.new("RGB", (2, 2), "red").save(picture)
+    pixels = picture.read_bytes()
     with MemoryStore(tmp_path / "kai", encoder) as store:
         turn = store.add_turn(Turn(day(0), "look <img>", images=(str(picture),)))
         concept = VisualConcept("Rex", "dog", str(picture))
@@ -130,7 +132,7 @@ def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
         for path in (store.as_of().turns[0].images[0], store.as_of().semantic[0].concept.crop):
             assert path.startswith(str(tmp_path / "moved"))
             with open(path, "rb") as file:
-                assert file.read() == b"pixels"
+                assert file.read() == pixels
         with pytest.raises(FileNotFoundError, match="Holiday.PNG"):
             store.add_turn(Turn(day(1), "again <img>", images=(str(picture),)))
         assert len(store.as_of().turns) == 1
