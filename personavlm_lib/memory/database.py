@@ -30,8 +30,11 @@ class Database:
     """One file, one connection, for all threads of a process; other processes may have theirs.
 
     WAL, so that readers and a writer do not wait for each other, and `synchronous = FULL`: the WAL is on the disk when
-    a commit returns. A subclass says in `_create` what is in the file, and in `_forget_loaded` what it holds in memory.
+    a commit returns. A subclass says in `_create` what is in a file of its `schema`, and lets go of what it holds in
+    memory in `_forget_loaded`.
     """
+
+    schema: int
 
     def __init__(self, path: str, wait: float) -> None:
         self.path = path
@@ -44,8 +47,9 @@ class Database:
         try:
             self.sql("PRAGMA secure_delete = ON")
             self.sql("PRAGMA synchronous = FULL")
-            with self.transaction():
-                self._create()
+            if self.sql("PRAGMA user_version")[0][0] != self.schema:
+                with self.transaction():
+                    self._create()
             self.sql("PRAGMA journal_mode = WAL")
         except (sqlite3.DatabaseError, StoreError) as error:
             self._db.close()

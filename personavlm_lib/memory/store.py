@@ -54,6 +54,8 @@ class MemoryStore(Database):
     foreign, of a newer schema, or cannot be written to, and without `create` for a user who is not there.
     """
 
+    schema = SCHEMA
+
     def __init__(
         self, folder: str | Path, encoder: Encoder | None = None, create: bool = True, wait: float = 30.0
     ) -> None:

@@ -84,11 +84,8 @@ def test_an_empty_list_of_habits_drops_them_and_six_are_refused(store, script):
     run([update_session(store, [turn(store, minutes=180)], NANO)], script([CORE, six, TOPICS]))
     assert store.as_of().procedural.entries == {}
     (refusal,) = store.as_of().refused
-    assert (refusal.purpose, refusal.raw, refusal.sources) == (
-        "procedural",
-        six,
-        (2,),
-    ) and "at most 5" in refusal.reason
+    assert (refusal.purpose, refusal.raw, refusal.sources) == ("procedural", six, (2,))
+    assert "at most 5" in refusal.reason
 
 
 def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays(store, script):

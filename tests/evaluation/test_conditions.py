@@ -134,8 +134,7 @@ def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
     assert max(rounds) == 2
     for life in lives:
         with MemoryStore(tmp_path / life.user) as store:
-            assert len(store.as_of().turns) == len(life.turns) and store.as_of().semantic[0].written_by.startswith(
-                "oracle/nano-"
-            )
+            assert len(store.as_of().turns) == len(life.turns)
+            assert store.as_of().semantic[0].written_by.startswith("oracle/nano-")
     with pytest.raises(ValueError, match="order of time"):  # a memory of an earlier run is not added to
         write_memories(lives, tmp_path, Oracles(), "oracle", None, 8)
