@@ -12,7 +12,7 @@ nothing, and the next PersonaVLM on that memory goes on.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import Event, Lock
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
+from personavlm_lib.memory.images import check_image
 from personavlm_lib.memory.records import SESSION_GAP, Turn, check_times, split_sessions
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
@@ -76,13 +77,16 @@ class PersonaVLM:
         return self.store.as_of()
 
     def chat(self, text: str, images: Sequence[str] = (), time: datetime | None = None) -> str:
-        """Answers, keeps the exchange and has the memory updated in the background; "" if no answer was reached."""
+        """Answers, keeps the exchange and has the memory updated in the background; "" if no answer was reached.
+
+        FileNotFoundError or ValueError, and nothing kept, for an image that is none and a time that is none.
+        """
         query = self._query(text, images, time)
         if query.time - self._now >= SESSION_GAP:
             self.flush(query.time)
         self._now = query.time
-        answer = self._respond(query).answer or ""
-        self.store.add_turn(Turn(query.time, text, answer, query.images), pending=True)
+        answer = (self._respond(query).answer or "").replace("<img>", "")  # where it is shown, a mark promises an image
+        self.store.add_turn(replace(query, assistant=answer), pending=True)
         self._last = self._wake()
         return answer
 
@@ -106,8 +110,11 @@ class PersonaVLM:
         self._pool.shutdown()
 
     def _query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
+        text += " <img>" * (len(images) - text.count("<img>"))  # images that the text does not place come last
         query = Turn(time or datetime.now(), text, images=tuple(images))
         check_times(query)
+        for path in images:
+            check_image(path, "the message")
         if query.time < self._now:
             raise ValueError(f"times do not run backwards: {query.time} after {self._now}")
         return query

@@ -102,6 +102,4 @@ def _verified(path: Path) -> Content:
         raise StoreError(f"{path} cannot be read as an archive ({error}): nothing was imported") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise StoreError(
-            f"{path} is no archive of a memory, or is damaged ({what}): nothing was imported"
-        ) from error
+        raise StoreError(f"{path} is no archive of a memory, or is damaged ({what}): nothing was imported") from error

@@ -353,9 +353,7 @@ class MemoryStore(Database):
             unused = [path for path in self.images.iterdir() if str(path) not in used] if self.folder else []
             for path in unused:
                 path.unlink()
-            for kind in filter(
-                self._lexical, TIMELINES
-            ):  # FTS5 keeps deleted words until it is rebuilt
+            for kind in filter(self._lexical, TIMELINES):  # FTS5 keeps deleted words until it is rebuilt
                 self.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('rebuild')")
             self._forget_loaded()
         self.erase()

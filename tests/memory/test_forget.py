@@ -63,7 +63,9 @@ def live_on(store, until: int, pictures=None, gap_after: int = 3):
             words = " ".join(secret(t.index) for t in session)
             store.add_episode(Episode(f"we spoke of {words}", words, sources, session[0].time, time, known))
             core = store.as_of().core
-            human = {"name": "Kai"} | (core.human if core else {}) | {f"k{n % 4}": secret(n), f"l{n % 4}": secret(n - 1)}
+            human = (
+                {"name": "Kai"} | (core.human if core else {}) | {f"k{n % 4}": secret(n), f"l{n % 4}": secret(n - 1)}
+            )
             store.set_core(CoreMemory(human, {}, known, sources))
             store.set_procedural(ProceduralMemory({f"habit {secret(n)}": f"does {secret(n)}"}, known, sources))
             session = []
