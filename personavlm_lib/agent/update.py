@@ -88,7 +88,7 @@ def update_turn(
         store.add_personality(replace(state, written_by=author))
         readings = (("personality", traits, observed), ("semantic", reply, proposed))
         for purpose, unread in ((purpose, reply.text) for purpose, reply, reading in readings if reading is None):
-            store.refuse(Refusal(purpose, unread, "cannot be read", turn.time, (turn.index,), author))
+            store.append("refused", Refusal(purpose, unread, "cannot be read", turn.time, (turn.index,), author))
         if proposed and proposed.decision and proposed.content.strip():
             kept = _semantic(store, turn, proposed, eyes)
             store.add_semantic(replace(kept, sources=(turn.index,), written_by=author))
@@ -130,7 +130,7 @@ def update_session(
             try:
                 _WRITERS[purpose](store, session, reply, *told)
             except ValueError as error:
-                store.refuse(Refusal(purpose, reply.text, str(error), *told))
+                store.append("refused", Refusal(purpose, reply.text, str(error), *told))
 
 
 def _core(store: MemoryStore, _: list[Turn], reply: Reply, *told) -> None:

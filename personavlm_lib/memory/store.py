@@ -24,9 +24,7 @@ from personavlm_lib.memory.records import (
     Episode,
     PersonalityState,
     ProceduralMemory,
-    Receipt,
     Record,
-    Refusal,
     SemanticMemory,
     Turn,
     check_times,
@@ -173,27 +171,18 @@ class MemoryStore(Database):
         """A new version of the procedural memory, kept with what it adds, changes and removes; see `edit`."""
         return self._add_version("procedural", procedural)
 
-    def edit(
-        self,
-        kind: str,
-        edits: Iterable[Edit],
-        known_from: datetime,
-        sources: tuple[int, ...] = (),
-        written_by: str = "",
-    ) -> CoreMemory | ProceduralMemory:
-        """Applies edits to the current core or procedural memory, as known at `known_from`: the new version.
+    def edit(self, kind: str, edits: Iterable[Edit], known_from: datetime, **provenance) -> Version:
+        """Applies edits to "core" or "procedural" memory as known at `known_from`: the new version, with `sources` and
+        `written_by` as given. Older versions stay readable by `as_of`.
 
-        Older versions stay readable by `as_of`. ValueError, and the memory as it was, for an edit that does not fit
-        and for what `versions.check` refuses.
+        ValueError, and the memory as it was, for an edit that does not fit and for what `versions.check` refuses.
         """
         with self.transaction():
-            empty = CoreMemory({}, {}, known_from) if kind == "core" else ProceduralMemory({}, known_from)
-            edited = apply(self._current(kind, known_from) or empty, edits)
-            return self._add_version(
-                kind, replace(edited, known_from=known_from, sources=sources, written_by=written_by)
-            )
+            blank = CoreMemory({}, {}, known_from) if kind == "core" else ProceduralMemory({}, known_from)
+            edited = apply(self._current(kind, known_from) or blank, edits)
+            return self._add_version(kind, replace(edited, **{"known_from": known_from, **provenance}))
 
-    def _current(self, kind: str, time: datetime) -> CoreMemory | ProceduralMemory | None:
+    def _current(self, kind: str, time: datetime) -> Version | None:
         known = [version for version in self._table(kind).records if version.known_from <= time]
         return known[-1] if known else None
 
@@ -212,17 +201,10 @@ class MemoryStore(Database):
 
     def add_personality(self, state: PersonalityState) -> PersonalityState:
         """The personality after one more turn."""
-        return self._append("personality", state)
+        return self.append("personality", state)
 
-    def refuse(self, refusal: Refusal) -> Refusal:
-        """Keeps what a model proposed and was not taken over."""
-        return self._append("refused", refusal)
-
-    def add_receipt(self, receipt: Receipt) -> Receipt:
-        """Keeps what was forgotten, by numbers."""
-        return self._append("receipts", receipt)
-
-    def _append(self, kind: str, record: Record) -> Record:
+    def append(self, kind: str, record: Record) -> Record:
+        """A refusal ("refused"), a receipt ("receipts") or a personality."""
         with self.transaction():
             return self._add(kind, self._next_id(kind), record)
 

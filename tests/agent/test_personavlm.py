@@ -179,7 +179,7 @@ def test_what_is_forgotten_while_a_model_writes_about_it_is_not_written(store):
         store.add_turn(Turn(at(0), "keep this", "ok"))
         assistant.chat("forget this", time=at(1))
         assert model.reached.wait(10)
-        forget(store, turn=1)
+        forget(store, "turn:1")
         model.go.set()
         assistant.flush()
         assert store.as_of().semantic == [] and store.pending() == []

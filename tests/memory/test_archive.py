@@ -41,9 +41,9 @@ def store(tmp_path, encoder):
         store.set_core(CoreMemory({"name": "Kai"}, {"job": "cook"}, NOON, (0,)))
         store.set_procedural(ProceduralMemory({"run": "at 7:30"}, NOON, (0,)))
         store.add_personality(PersonalityState(BigFive.neutral(), None, 0, 1, NOON))
-        store.refuse(Refusal("core", "x", "no entry", NOON, (0,)))
-        forget(store, turn=1)
-        forget(store, turn=3)
+        store.append("refused", Refusal("core", "x", "no entry", NOON, (0,)))
+        forget(store, "turn:1")
+        forget(store, "turn:3")
         yield store
 
 

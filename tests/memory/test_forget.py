@@ -57,7 +57,7 @@ def live_on(store, until: int, pictures=None, gap_after: int = 3):
         observed = BigFive(1 + n % 5, 3, 5 - n % 5, 3, 4)
         view = store.as_of()
         store.add_personality(advance(view.personality, observed, n, time))
-        store.refuse(Refusal("core", f"raw {secret(n)}", "bad", time, (n,)))
+        store.append("refused", Refusal("core", f"raw {secret(n)}", "bad", time, (n,)))
         if len(session) == gap_after:
             known, sources = time + SESSION_GAP, tuple(t.index for t in session)
             words = " ".join(secret(t.index) for t in session)
@@ -90,15 +90,16 @@ def shown(store) -> str:
 
 
 SELECTORS = {
-    "turn": (dict(turn=4), {4}),
-    "session": (dict(session=4), {3, 4, 5}),
-    "memory": (dict(memory="semantic:4"), {4}),
-    "episode": (dict(memory="episode:1"), {3, 4, 5}),
-    "entry": (dict(memory="core:k1"), {5}),
-    "name": (dict(name=secret(4).upper()), {3, 4, 5}),
+    "turn": (dict(what="turn:4"), {4}),
+    "session": (dict(what="session:4"), {3, 4, 5}),
+    "semantic": (dict(what="semantic:4"), {4}),
+    "episode": (dict(what="episode:1"), {3, 4, 5}),
+    "core": (dict(what="core:k1"), {5}),
+    "procedural": (dict(what=f"procedural:habit {secret(5)}"), {3, 4, 5}),
+    "name": (dict(what=f"name:{secret(4).upper()}"), {3, 4, 5}),
     "period": (dict(start=START + timedelta(hours=3), end=START + timedelta(hours=3, minutes=4)), {3, 4}),
     "open start": (dict(end=START + timedelta(hours=2)), {0, 1, 2}),
-    "everything": (dict(everything=True), set(range(9))),
+    "everything": (dict(what="everything"), set(range(9))),
 }
 
 
@@ -115,7 +116,7 @@ def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
             assert (secret(n).encode() in raw) == (n not in gone), n
             assert (secret(n) in shown(store)) == (n not in gone)
             assert n not in pixels or (pixels[n] in raw) == (n not in gone)
-        assert receipt.ids["turns"] == tuple(sorted(gone)) and receipt.asked in (selector, "memory", "period")
+        assert receipt.ids["turns"] == tuple(sorted(gone)) and receipt.asked in (selector, "period")
         assert not any(f"zq{n:03d}" in repr(receipt) for n in range(9))
         assert receipt.counts["turns"] == len(gone) and receipt.counts.get("images", 0) == len(gone & pixels.keys())
         kept = repr(store.as_of().receipts)
@@ -139,7 +140,7 @@ def test_a_lexical_table_forgets_too(tmp_path, encoder):
                     store.sql(f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)", row, repr(record))
         found = "SELECT rowid FROM semantic_text WHERE semantic_text MATCH ?"
         assert store.sql(found, secret(4)) == [(4,)]
-        forget(store, turn=4)
+        forget(store, "turn:4")
         assert store.sql(found, secret(4)) == [] and store.sql(found, secret(5)) == [(5,)]
         # FTS5 stores words without the beginning that they share with the one before: look for the end
         assert secret(4).encode() not in bytes_of(tmp_path / "kai") and b"4xw" not in bytes_of(tmp_path / "kai")
@@ -149,7 +150,7 @@ def test_versions_lose_what_came_from_the_turn_and_keep_the_rest(tmp_path, encod
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         before = store.as_of().core.human
         assert before == {"name": "Kai", **{f"{k}{n % 4}": secret(n - (k == "l")) for n in (2, 5, 8) for k in "kl"}}
-        receipt = forget(store, turn=5)
+        receipt = forget(store, "turn:5")
         assert store.as_of().core.human == {key: value for key, value in before.items() if key != "k1"}
         assert receipt.counts["core entries"] == 2  # it stood in two versions
         assert [list(version.entries) for version in store.as_of().table("procedural").records] == [
@@ -161,7 +162,7 @@ def test_versions_lose_what_came_from_the_turn_and_keep_the_rest(tmp_path, encod
 def test_the_personality_is_the_average_of_what_is_left(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         states = store.as_of().personality_history
-        receipt = forget(store, turn=4)
+        receipt = forget(store, "turn:4")
         profile = states[3].profile
         for state in states[5:]:
             kept = smoothing(state.m)
@@ -176,7 +177,7 @@ def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(tmp_pat
     store = filled(tmp_path / "kai", tmp_path, encoder)
     monkeypatch.setattr(store, "erase", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        forget(store, turn=3)
+        forget(store, "turn:3")
     raw = sqlite3.connect(tmp_path / "kai" / "memory.db")  # keeps the WAL from being folded in at closing
     store.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
@@ -192,21 +193,21 @@ def test_a_name_is_a_word_and_needs_no_spaces_where_there_are_none(tmp_path, enc
     with MemoryStore(tmp_path, encoder) as store:
         for n, text in enumerate(("Ann called", "I planned it", "我的猫咪很好", "ann's hat", "猫 only", "annex")):
             store.add_turn(Turn(START + timedelta(minutes=n), text))
-        assert forget(store, name="Ann").ids["turns"] == (0, 3)
-        assert forget(store, name="猫咪").ids["turns"] == (2,)
+        assert forget(store, "name:Ann").ids["turns"] == (0, 3)
+        assert forget(store, "name:猫咪").ids["turns"] == (2,)
 
 
 @pytest.mark.parametrize(
     "named, error, message",
     [
-        ({}, ValueError, "got none"),
-        (dict(turn=1, name="Ann"), ValueError, "got turn, name"),
-        (dict(turn=77), LookupError, "no turn 77"),
-        (dict(session=-1), LookupError, "no turn -1"),
-        (dict(memory="semantic:99"), LookupError, "no memory 'semantic:99'"),
-        (dict(memory="core:nothing"), LookupError, "no memory 'core:nothing'"),
-        (dict(memory="turns"), LookupError, "no memory 'turns'"),
-        (dict(name="  "), ValueError, "empty"),
+        ({}, ValueError, "name what to forget, or a period"),
+        (dict(what="turn:1", start=START), ValueError, "got 'turn:1' and 2024"),
+        (dict(what="turn:77"), LookupError, "'turn:77' is not there"),
+        (dict(what="session:-1"), LookupError, "'session:-1' is not there"),
+        (dict(what="semantic:99"), LookupError, "'semantic:99' is not there"),
+        (dict(what="core:nothing"), LookupError, "'core:nothing' is not there"),
+        (dict(what="turns"), LookupError, "name a turn, session"),
+        (dict(what="name:  "), LookupError, "name a turn, session"),
         (dict(start=START, end=START - timedelta(days=1)), ValueError, "before it starts"),
     ],
 )
@@ -230,7 +231,7 @@ def test_as_of_after_forgetting_is_what_a_life_up_to_then_had_left(encoder, unti
     for turn in sorted(turns):
         for store, there in ((whole, until), (partial, known)):
             if turn < there:
-                forget(store, turn=turn)
+                forget(store, f"turn:{turn}")
     for part in PARTS:
         mine = getattr(whole.as_of(moment), part)
         others = getattr(partial.as_of(moment), part)

@@ -1,7 +1,6 @@
 """Full disks, folders that cannot be written, other processes, older schemas, bad input: a clear word, nothing lost."""
 
 import resource
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -19,7 +18,6 @@ from personavlm_lib.memory.records import (
     ProceduralMemory,
     SemanticMemory,
     Turn,
-    to_json,
 )
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, StoreError
@@ -192,36 +190,7 @@ def test_an_end_before_its_start_is_refused(encoder):
         assert store.as_of().semantic == []
 
 
-def first_schema(folder: Path, turns: int = 6) -> None:
-    """A database as version 1 wrote it, in plain SQL: ids from 0, no origins, no edits, no journal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / "memory.db", isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("BEGIN")
-    for kind in ("turns", "semantic", "episodic", "core", "procedural", "personality"):
-        columns = "id INTEGER PRIMARY KEY, known_from TEXT NOT NULL, record TEXT NOT NULL, vector BLOB"
-        db.execute(f"CREATE TABLE {kind} ({columns})")
-    db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-    time = NOON.isoformat()
-
-    def add(kind, row, record):
-        db.execute(f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", (row, time, record))
-
-    for n in range(turns):
-        add("turns", n, to_json(Turn(NOON, f"turn {n} in Rome" if n == 1 else f"turn {n}", index=n)))
-        add("semantic", n, to_json(SemanticMemory(f"fact {n}", "", NOON, NOON, NOON, sources=(n,), id=n)))
-        text = f'{{"profile": {to_json(BigFive.neutral())}, "observed": null, "turn": {n}, "m": 1, "known_from": "{time}"}}'
-        add("personality", n, text)
-    for n, entries in enumerate(('{"name": "Kai"}', '{"name": "Kai", "city": "Rome"}')):
-        version = f'"known_from": "{time}", "sources": [{n}, {n + 1}], "written_by": "rl"}}'
-        add("core", n, f'{{"human": {entries}, "persona": {{}}, {version}')
-        add("procedural", n, f'{{"entries": {entries}, {version}')
-    db.execute("PRAGMA user_version = 1")
-    db.execute("COMMIT")
-    db.close()
-
-
-def test_a_memory_of_schema_1_is_brought_up_to_date(tmp_path, encoder):
+def test_a_memory_of_schema_1_is_brought_up_to_date(tmp_path, encoder, first_schema):
     first_schema(tmp_path)
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
