@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 
-from personavlm_lib.memory.records import MAX_PROCEDURAL, TRAITS, BigFive
+from personavlm_lib.memory.records import TRAITS, BigFive
 
 TIME_FORMAT = "%Y-%m-%d %H:%M"
 
@@ -283,13 +283,13 @@ def parse_episodes(text: str) -> list[EpisodeReply]:
 
 
 def parse_core(text: str) -> dict[str, str]:
-    """Figure 21: the new profile; keys without a value are left out, and so is nothing said (`null`)."""
-    return {key: value for key, value in parse_pairs(text).items() if value and value.lower() not in ("null", "none")}
+    """Figure 21: the new profile, less what says nothing (`null`). A key may lack a value: the store refuses that."""
+    return {key: value for key, value in parse_pairs(text).items() if value.lower() not in ("null", "none")}
 
 
 def parse_procedural(text: str) -> dict[str, str]:
-    """Figure 19: key -> sentence, the first five."""
-    return dict(list(parse_core(text).items())[:MAX_PROCEDURAL])
+    """Figure 19: key -> sentence, however many: the store takes five at most."""
+    return parse_core(text)
 
 
 _IMAGE_OBJECT = re.compile(r"[(（]\s*image\s+object\s*[:：]\s*([^()（）]*?)\s*[)）]", re.IGNORECASE)

@@ -7,7 +7,7 @@ known from the session's last turn plus `SESSION_GAP`, whenever it was computed.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -54,6 +54,10 @@ class Turn:
     @property
     def id(self) -> int:
         return self.index
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.index,)
 
     @property
     def happened_from(self) -> datetime:
@@ -112,14 +116,29 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """One operation on a version: `op` is add, change or remove; `block` is human, persona or entries."""
+
+    op: str
+    block: str
+    key: str
+    value: str = ""  # empty where it removes
+
+
+Origins = dict[str, dict[str, tuple[int, ...]]]  # block -> key -> the turns that its present words come from
+
+
+@dataclass(frozen=True)
 class CoreMemory:
-    """One version of the human and persona blocks."""
+    """One version of the human and persona blocks. `edits` and `origins` are filled in by the store."""
 
     human: dict[str, str]
     persona: dict[str, str]
     known_from: datetime
-    sources: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()  # what the edits were made from
     written_by: str = ""
+    edits: tuple[Edit, ...] = ()  # what turned the version before into this one
+    origins: Origins = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,8 @@ class ProceduralMemory:
     known_from: datetime
     sources: tuple[int, ...] = ()
     written_by: str = ""
+    edits: tuple[Edit, ...] = ()
+    origins: Origins = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.entries) > MAX_PROCEDURAL:
@@ -148,9 +169,41 @@ class PersonalityState:
     turn: int  # the turn's index
     m: int  # the count that the smoothing factor was asked for
     known_from: datetime
+    written_by: str = ""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.turn,)
 
 
-Record = Turn | SemanticMemory | Episode | CoreMemory | ProceduralMemory | PersonalityState
+@dataclass(frozen=True)
+class Refusal:
+    """What a model proposed and was not taken over: for what, its raw words, and why not."""
+
+    purpose: str
+    raw: str
+    reason: str
+    known_from: datetime
+    sources: tuple[int, ...] = ()
+    written_by: str = ""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a forgetting took: numbers and ids, and nothing of what was said. `known_from` is when it was done.
+
+    `ids` names rows (turns, semantic, episodic); `counts` all else too: entries and versions of core and procedural
+    memory, observed personalities, refusals, pending work, image files. `renewed` was derived anew from what is left.
+    """
+
+    asked: str
+    ids: dict[str, tuple[int, ...]]
+    counts: dict[str, int]
+    renewed: tuple[str, ...]
+    known_from: datetime
+
+
+Record = Turn | SemanticMemory | Episode | CoreMemory | ProceduralMemory | PersonalityState | Refusal | Receipt
 R = TypeVar("R", bound=Record)
 
 
@@ -164,17 +217,34 @@ def split_sessions(turns: Iterable[Turn], gap: timedelta = SESSION_GAP) -> list[
     return sessions
 
 
+def check_times(record: Record) -> None:
+    """ValueError if a time of the record is none, carries a zone, or if it ends before it starts."""
+    for name in ("time", "happened_from", "happened_to", "known_from"):
+        value = getattr(record, name, datetime.min)
+        if not isinstance(value, datetime) or value.tzinfo:
+            raise ValueError(f"{name} of a {type(record).__name__} is {value!r}: give a datetime without a time zone")
+    if getattr(record, "happened_to", datetime.max) < getattr(record, "happened_from", datetime.min):
+        raise ValueError(f"a {type(record).__name__} of {record.happened_from} ends before that: {record.happened_to}")
+
+
 _REBUILD = {
     **dict.fromkeys(("time", "happened_from", "happened_to", "known_from"), datetime.fromisoformat),
-    **dict.fromkeys(("images", "sources", "turns"), tuple),
+    **dict.fromkeys(("images", "sources", "turns", "renewed"), tuple),
     **dict.fromkeys(("profile", "observed"), lambda scores: BigFive(**scores)),
     "concept": lambda fields: VisualConcept(**fields),
+    "edits": lambda edits: tuple(Edit(**edit) for edit in edits),
+    "ids": lambda ids: {kind: tuple(rows) for kind, rows in ids.items()},
+    "origins": lambda blocks: {b: {k: tuple(turns) for k, turns in keys.items()} for b, keys in blocks.items()},
 }
 
 
 def to_json(record: Record) -> str:
     """A record as one line of JSON, times in ISO format; `from_json` gives back an equal record."""
-    return json.dumps(asdict(record), default=datetime.isoformat, ensure_ascii=False)
+    return json.dumps(vars(record), default=_plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else vars(value)
 
 
 def from_json(kind: type[R], text: str) -> R:

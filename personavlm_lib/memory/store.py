@@ -1,143 +1,72 @@
 """The memory of one user: one SQLite file and one folder of images, and what was known in it at any moment.
 
 Turns, semantic memories and episodes are only ever appended; core and procedural memory and the personality are dated
-versions, of which the newest counts (Appendix A.3). So `as_of` is exact and needs no replay.
+versions, of which the newest counts (Appendix A.3). So `as_of` is exact and needs no replay. Only forgetting
+(`memory/forget.py`) takes anything away, and no id is given twice.
 """
 
-import shutil
 import sqlite3
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from personavlm_lib.memory.database import Database, StoreError
+from personavlm_lib.memory.images import check_image, copy_image, image_paths, relocate
 from personavlm_lib.memory.records import (
     CoreMemory,
+    Edit,
     Episode,
     PersonalityState,
     ProceduralMemory,
     Record,
     SemanticMemory,
     Turn,
+    check_times,
     from_json,
     to_json,
 )
-from personavlm_lib.memory.search import Encoder, TimelineIndex, search_text, text_encoder
+from personavlm_lib.memory.search import Encoder, search_text, text_encoder
+from personavlm_lib.memory.versions import Version, apply, check, link
+from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
 
-SCHEMA = 1
-KINDS = {
-    "turns": Turn,
-    "semantic": SemanticMemory,
-    "episodic": Episode,
-    "core": CoreMemory,
-    "procedural": ProceduralMemory,
-    "personality": PersonalityState,
-}
-TIMELINES = ("turns", "semantic", "episodic")  # these are searched by likeness; the others are dated versions
+SCHEMA = 2
+COLUMNS = "id INTEGER PRIMARY KEY AUTOINCREMENT, known_from TEXT NOT NULL, record TEXT NOT NULL, vector BLOB"
+JOURNAL = "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL"
 
 
-class StoreError(RuntimeError):
-    """A memory database that cannot be used; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """All records of one type in order of time, and their index, which is made when first asked for."""
-
-    records: tuple
-    encode: Callable[[tuple], np.ndarray]
-
-    @cached_property
-    def index(self) -> TimelineIndex:
-        ends = [record.happened_to for record in self.records]
-        return TimelineIndex([record.happened_from for record in self.records], ends, self.encode(self.records))
-
-
-@dataclass(frozen=True)
-class MemoryView:
-    """What was known at `time`: read-only, and unmoved by what the store learns later. Lists are oldest first."""
-
-    time: datetime
-    tables: dict[str, Table]
-    encoder: Encoder
-
-    def table(self, kind: str) -> Table:
-        """All rows of "turns", "semantic" or "episodic"; who searches must leave out those not known at `time`."""
-        return self.tables[kind]
-
-    def turn(self, index: int) -> Turn:
-        """The turn with that index. Turns are never reordered: it is the row's number."""
-        return self.tables["turns"].records[index]
-
-    def without(self, *kinds: str) -> "MemoryView":
-        """The view of an ablation. ValueError for anything but core, semantic, episodic, procedural, personality."""
-        if unknown := set(kinds) - (set(KINDS) - {"turns"}):
-            raise ValueError(f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)} (not turns)")
-        return replace(self, tables=self.tables | {kind: Table((), self.tables[kind].encode) for kind in kinds})
-
-    def _known(self, kind: str) -> list:
-        return [record for record in self.tables[kind].records if record.known_from <= self.time]
-
-    @cached_property
-    def turns(self) -> list[Turn]:
-        return self._known("turns")
-
-    @cached_property
-    def semantic(self) -> list[SemanticMemory]:
-        return self._known("semantic")
-
-    @cached_property
-    def episodes(self) -> list[Episode]:
-        return self._known("episodic")
-
-    @cached_property
-    def personality_history(self) -> list[PersonalityState]:
-        return self._known("personality")
-
-    @property
-    def core(self) -> CoreMemory | None:
-        return next(reversed(self._known("core")), None)
-
-    @property
-    def procedural(self) -> ProceduralMemory | None:
-        return next(reversed(self._known("procedural")), None)
-
-    @property
-    def personality(self) -> PersonalityState | None:
-        return next(reversed(self.personality_history), None)
-
-    @cached_property
-    def procedural_since(self) -> dict[str, datetime]:
-        """Key of each habit or goal -> since when it has been known in its present words."""
-        since: dict[str, datetime] = {}
-        before: dict[str, str] = {}  # the entries of the version before
-        for version in self._known("procedural"):
-            entries = version.entries.items()
-            since = {k: since[k] if before.get(k) == text else version.known_from for k, text in entries}
-            before = version.entries
-        return since
-
-
-class MemoryStore:
+class MemoryStore(Database):
     """One user's memory in `folder`: `memory.db`, and copies of the images in `images/`.
 
-    Each write is one transaction; `with store.transaction():` makes one of several. Vectors of the text `encoder` (by
-    default the one it was made with, of a new store all-MiniLM-L6-v2) are made in batches when something is first
-    searched, and kept with their rows. Use as a context manager, or `close` it. StoreError for a database that is
-    damaged, foreign or of a newer schema.
+    Each write is one transaction; `with store.transaction():` makes one of several. What was written is on the disk
+    when the call (the outermost `with`) returns: SQLite's WAL is synced with every commit (`synchronous = FULL`, 2 ms
+    here), because a memory should outlive a loss of power and not only a killed process; who has many, writes them in
+    one transaction. Several processes may use one folder: all read, writes wait for each other up to `wait` seconds.
+    Vectors of the text `encoder` (by default the one it was made with, of a new store all-MiniLM-L6-v2) are made in
+    batches when something is first searched, and kept with their rows. Use as a context manager, or `close` it.
+    StoreError for a database that is damaged, foreign, of a newer schema, or cannot be written to, and without `create`
+    for a user who is not there.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder | None = None) -> None:
+    schema = SCHEMA
+
+    def __init__(
+        self, folder: str | Path, encoder: Encoder | None = None, create: bool = True, wait: float = 30.0
+    ) -> None:
         self.folder = Path(folder)
         self.images = self.folder / "images"
-        self.images.mkdir(parents=True, exist_ok=True)
-        self._open(str(self.folder / "memory.db"), encoder)
+        if not create and not (self.folder / "memory.db").is_file():
+            raise StoreError(f"no user {self.folder.name!r}: {self.folder} holds no memory.db")
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be the folder of a memory: {error.strerror}") from error
+        self._open(str(self.folder / "memory.db"), encoder, wait)
 
     @classmethod
     def in_memory(cls, encoder: Encoder | None = None, images: str | Path | None = None) -> "MemoryStore":
@@ -152,42 +81,48 @@ class MemoryStore:
         store._open(":memory:", encoder)
         return store
 
-    def _open(self, path: str, encoder: Encoder | None) -> None:
-        self.path = path
+    def _open(self, path: str, encoder: Encoder | None, wait: float = 0) -> None:
+        self.encoder = encoder
         self._tables: dict[str, Table] = {}
+        self._fresh: dict[str, list[Record]] = defaultdict(list)  # written since the table was loaded
         self._vectors: dict[str, dict[int, np.ndarray]] = {}
-        self._lock, self._depth, self._version = threading.RLock(), 0, -1
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        try:
-            with self.transaction():
-                self._create()
-                name = (encoder or text_encoder()).name
-                self._db.execute("INSERT OR IGNORE INTO meta VALUES ('encoder', ?)", (name,))
-                self.encoder = encoder or text_encoder(self._owner())
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        except (sqlite3.DatabaseError, StoreError) as error:
-            self._db.close()
-            if isinstance(error, StoreError):
-                raise
-            raise StoreError(f"{path} cannot be read as a memory database: {error}") from error
+        self._version = -1
+        super().__init__(path, wait)
+        self.encoder = encoder or text_encoder(*filter(None, [self.meta("encoder")]))
+        if self.meta("scrub"):  # a forgetting was cut short
+            self.scrub()
+
+    def _forget_loaded(self) -> None:
+        self._tables.clear()
+        self._fresh.clear()
+        self._vectors.clear()
 
     def _create(self) -> None:
-        schema = self._db.execute("PRAGMA user_version").fetchone()[0]
+        schema = self.sql("PRAGMA user_version")[0][0]
         if schema > SCHEMA:
             raise StoreError(f"{self.path} has schema {schema}, this version reads up to {SCHEMA}: update the package")
         if schema == SCHEMA:
             return
-        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if schema == 0 and self.sql("SELECT 1 FROM sqlite_master"):
             raise StoreError(f"{self.path} is another program's SQLite file, not a memory database")
-        columns = "id INTEGER PRIMARY KEY, known_from TEXT NOT NULL, record TEXT NOT NULL, vector BLOB"
+        if schema == 0:
+            self.sql("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            self.set_meta("encoder", (self.encoder or text_encoder()).name)
+        self.sql(f"CREATE TABLE journal ({JOURNAL})")
         for kind in KINDS:
-            self._db.execute(f"CREATE TABLE {kind} ({columns})")
-        self._db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        self._db.execute(f"PRAGMA user_version = {SCHEMA}")
-
-    def close(self) -> None:
-        self._db.close()
+            known = schema == 1 and kind not in ("refused", "receipts")
+            if known:
+                self.sql(f"ALTER TABLE {kind} RENAME TO old_{kind}")
+            self.sql(f"CREATE TABLE {kind} ({COLUMNS})")
+            if known:
+                self.sql(f"INSERT INTO {kind} SELECT id, known_from, record, vector FROM old_{kind}")
+                self.sql(f"DROP TABLE old_{kind}")
+        for kind in ("core", "procedural"):  # schema 1 did not know which turns an entry came from
+            before = None
+            for row, version in self.rows(kind):
+                before = link(before, version, self._words)
+                self.rewrite(kind, row, before)
+        self.sql(f"PRAGMA user_version = {SCHEMA}")
 
     def __enter__(self) -> "MemoryStore":
         return self
@@ -195,35 +130,22 @@ class MemoryStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All writes inside happen together or, after an exception, not at all. May be nested."""
-        with self._lock:
-            if self._depth == 0:
-                self._db.execute("BEGIN IMMEDIATE")
-            self._depth += 1
-            try:
-                yield
-            except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._db.execute("ROLLBACK")
-                    self._tables.clear()
-                raise
-            self._depth -= 1
-            if self._depth == 0:
-                self._db.execute("COMMIT")
-
     # Writing
 
-    def add_turn(self, turn: Turn) -> Turn:
-        """Appends an exchange and gives it its index. ValueError if it comes before the last one in time."""
+    def add_turn(self, turn: Turn, pending: bool = False) -> Turn:
+        """Appends an exchange and gives it its index; if `pending`, with the updates that it waits for.
+
+        ValueError if it comes before the last one in time, or shows what is no image.
+        """
+        check_times(turn)
         with self.transaction():
-            before = self._table("turns").records
-            if before and turn.time < before[-1].time:
-                raise ValueError(f"turns come in order of time: one of {turn.time} after one of {before[-1].time}")
-            turn = replace(turn, index=len(before))
+            last = self.sql("SELECT known_from FROM turns ORDER BY id DESC LIMIT 1")
+            if last and turn.time < (before := datetime.fromisoformat(last[0][0])):
+                raise ValueError(f"turns come in order of time: one of {turn.time} after one of {before}")
+            turn = replace(turn, index=self._next_id("turns"))
             images = (self._keep(path, f"turn{turn.index:05d}_{n}") for n, path in enumerate(turn.images))
+            if pending:
+                self.add_pending(turn.index)
             return self._add("turns", turn.index, replace(turn, images=tuple(images)))
 
     def add_semantic(self, memory: SemanticMemory) -> SemanticMemory:
@@ -238,96 +160,140 @@ class MemoryStore:
     def add_episode(self, episode: Episode) -> Episode:
         """Appends an episode and gives it its id. ValueError if it names a turn that is not there."""
         with self.transaction():
-            count = len(self._table("turns").records)
-            if strange := [index for index in episode.turns if not 0 <= index < count]:
-                raise ValueError(f"episode {episode.summary!r} names turns {strange}; the store holds 0 to {count - 1}")
+            if strange := [i for i in episode.turns if not self.sql("SELECT 1 FROM turns WHERE id = ?", i)]:
+                count = self._next_id("turns")
+                raise ValueError(f"episode {episode.summary!r} names turns {strange}; of 0 to {count - 1} none is such")
             episode = replace(episode, id=self._next_id("episodic"))
             return self._add("episodic", episode.id, episode)
 
     def set_core(self, core: CoreMemory) -> CoreMemory:
-        """A new version of the core memory; the older ones stay readable by `as_of`."""
+        """A new version of the core memory, kept with what it adds, changes and removes; see `edit`."""
         return self._add_version("core", core)
 
     def set_procedural(self, procedural: ProceduralMemory) -> ProceduralMemory:
-        """A new version of the procedural memory; the older ones stay readable by `as_of`."""
+        """A new version of the procedural memory, kept with what it adds, changes and removes; see `edit`."""
         return self._add_version("procedural", procedural)
+
+    def edit(self, kind: str, edits: Iterable[Edit], known_from: datetime, **provenance) -> Version:
+        """Applies edits to "core" or "procedural" memory as known at `known_from`: the new version, with `sources` and
+        `written_by` as given. Older versions stay readable by `as_of`.
+
+        ValueError, and the memory as it was, for an edit that does not fit and for what `versions.check` refuses.
+        """
+        with self.transaction():
+            blank = CoreMemory({}, {}, known_from) if kind == "core" else ProceduralMemory({}, known_from)
+            edited = apply(self._current(kind, known_from) or blank, edits)
+            return self._add_version(kind, replace(edited, **{"known_from": known_from, **provenance}))
+
+    def _current(self, kind: str, time: datetime) -> Version | None:
+        known = [version for version in self._table(kind).records if version.known_from <= time]
+        return known[-1] if known else None
+
+    def _add_version(self, kind: str, version: Version) -> Version:
+        """The version that counts from then on: where nothing was edited, the one before."""
+        check_times(version)
+        with self.transaction():
+            before = self._current(kind, version.known_from)
+            check(before, version)
+            version = link(before, version, self._words)
+            return self._add(kind, self._next_id(kind), version) if version.edits else before or version
+
+    def _words(self, turn: int) -> str:
+        found = self.sql("SELECT record FROM turns WHERE id = ?", turn)
+        return search_text(from_json(Turn, found[0][0])) if found else ""
 
     def add_personality(self, state: PersonalityState) -> PersonalityState:
         """The personality after one more turn."""
-        return self._add_version("personality", state)
+        return self.append("personality", state)
 
-    def _add_version(self, kind: str, record: Record) -> Record:
+    def append(self, kind: str, record: Record) -> Record:
+        """A refusal ("refused"), a receipt ("receipts") or a personality."""
         with self.transaction():
             return self._add(kind, self._next_id(kind), record)
 
     def _next_id(self, kind: str) -> int:
-        return self._db.execute(f"SELECT coalesce(max(id), -1) + 1 FROM {kind}").fetchone()[0]
+        """One more than any id that was ever given, also to what is forgotten by now."""
+        last = self.sql("SELECT seq FROM sqlite_sequence WHERE name = ?", kind)
+        return last[0][0] + 1 if last else 0
 
     def _add(self, kind: str, row: int, record: Record) -> Record:
-        table = self._table(kind)
-        text = to_json(self._relocate(record, self._relative))
-        self._db.execute(
-            f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", (row, record.known_from.isoformat(), text)
-        )
-        records = (*table.records, record)
-        ordered = not table.records or _when(table.records[-1]) <= _when(record)
-        self._tables[kind] = replace(table, records=records if ordered else tuple(sorted(records, key=_when)))
+        check_times(record)
+        text = to_json(relocate(record, self._relative))
+        values = (row, record.known_from.isoformat(), text)
+        self.sql(f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", *values)
+        self._fresh[kind].append(record)
         return record
 
-    # Images: kept beside the database, and named in it relative to the folder, so that the folder can be moved
-
     def _keep(self, path: str, name: str) -> str:
-        source = Path(path)
-        if self.folder is None or source.resolve().parent == self.images.resolve():
+        if self.folder is None:
             return str(path)
-        if not source.is_file():
-            raise FileNotFoundError(f"image {path} of {name} is not there")
-        return str(shutil.copyfile(source, self.images / f"{name}{source.suffix.lower()}"))
+        check_image(path, name)
+        source = Path(path)
+        if source.resolve().parent == self.images.resolve():
+            return str(self.images / source.name)
+        target = self.images / f"{name}{source.suffix.lower()}"
+        self._copied.append(target)
+        copy_image(source, target)
+        return str(target)
 
     def _relative(self, path: str) -> str:
         inside = self.folder is not None and Path(path).is_relative_to(self.folder)
         return Path(path).relative_to(self.folder).as_posix() if inside else path
 
-    @staticmethod
-    def _relocate(record: Record, move: Callable[[str], str | Path]) -> Record:
-        if isinstance(record, Turn) and record.images:
-            return replace(record, images=tuple(str(move(path)) for path in record.images))
-        if isinstance(record, SemanticMemory) and record.concept:
-            return replace(record, concept=replace(record.concept, crop=str(move(record.concept.crop))))
-        return record
-
     # Reading
 
     def as_of(self, time: datetime | None = None) -> MemoryView:
-        """What was known at `time` (None: all there is). Cheap: views share the loaded rows and their index."""
+        """What was known at `time` (None: all there is). Cheap: views share the loaded rows and their index.
+
+        A view taken before something was forgotten still shows it: take a new one.
+        """
+        if time is not None and not isinstance(time, datetime):
+            raise ValueError(f"as of {time!r}: give a datetime, or None for all there is")
         with self._lock:
             return MemoryView(time or datetime.max, {kind: self._table(kind) for kind in KINDS}, self.encoder)
 
     def _table(self, kind: str) -> Table:
         """The loaded rows of one type; read anew when another process has written."""
-        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        version = self.sql("PRAGMA data_version")[0][0]
         if version != self._version:
-            self._tables.clear()
+            self._forget_loaded()
             self._version = version
         if kind not in self._tables:
             self._tables[kind] = self._load(kind)
+        elif self._fresh[kind]:
+            table, fresh = self._tables[kind], self._fresh[kind]
+            records = (*table.records, *fresh)
+            if any(_when(later) < _when(earlier) for earlier, later in pairwise((*table.records[-1:], *fresh))):
+                records = tuple(sorted(records, key=_when))
+            self._tables[kind] = replace(table, records=records)
+        self._fresh[kind].clear()
         return self._tables[kind]
 
-    def _load(self, kind: str) -> Table:
+    def rows(self, kind: str) -> list[tuple[int, Record]]:
+        """All (id, record) of a kind by id, images as paths. StoreError for a row that cannot be read."""
         home = Path(self.folder or "").joinpath
         try:
-            rows = self._db.execute(f"SELECT id, record, vector FROM {kind} ORDER BY id").fetchall()
-            records = [self._relocate(from_json(KINDS[kind], text), home) for _, text, _ in rows]
+            found = self.sql(f"SELECT id, record FROM {kind} ORDER BY id")
+            return [(row, relocate(from_json(KINDS[kind], text), home)) for row, text in found]
         except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path}: a row of {kind} cannot be read: {error}") from error
-        self._vectors[kind] = {row: np.frombuffer(blob, np.float32) for row, _, blob in rows if blob is not None}
+
+    def rewrite(self, kind: str, row: int, record: Record) -> None:
+        """Another record in place of that row's: for migration and for forgetting alone."""
+        self.sql(f"UPDATE {kind} SET record = ? WHERE id = ?", to_json(record), row)
+
+    def _load(self, kind: str) -> Table:
         # the sort is stable: of the same moment, what was written first stays first
-        return Table(tuple(sorted(records, key=_when)), lambda records: self._encode(kind, records))
+        records = sorted((record for _, record in self.rows(kind)), key=_when)
+        return Table(tuple(records), lambda records: self._encode(kind, records))
 
     def _encode(self, kind: str, records: tuple) -> np.ndarray:
         """(records, width): the kept vectors, and in one batch those still missing."""
         with self._lock:
             self._claim_vectors()
+            if kind not in self._vectors:
+                rows = self.sql(f"SELECT id, vector FROM {kind} WHERE vector IS NOT NULL")
+                self._vectors[kind] = {row: np.frombuffer(blob, np.float32) for row, blob in rows}
             vectors = self._vectors[kind]
             missing = [record for record in records if record.id not in vectors]
             if missing:
@@ -338,18 +304,47 @@ class MemoryStore:
                 vectors.update({record.id: vector for record, vector in zip(missing, new, strict=True)})
             return np.stack([vectors[record.id] for record in records]) if records else np.zeros((0, 0), np.float32)
 
-    def _owner(self) -> str:
-        return self._db.execute("SELECT value FROM meta WHERE key = 'encoder'").fetchone()[0]
-
     def _claim_vectors(self) -> None:
         """Vectors of two encoders cannot be compared: those of another than ours are thrown away, and made anew."""
-        if self._owner() == self.encoder.name:
+        if self.meta("encoder") == self.encoder.name:
             return
         with self.transaction():
             for kind in TIMELINES:
-                self._db.execute(f"UPDATE {kind} SET vector = NULL")
+                self.sql(f"UPDATE {kind} SET vector = NULL")
                 self._vectors[kind] = {}
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('encoder', ?)", (self.encoder.name,))
+            self.set_meta("encoder", self.encoder.name)
+
+    # Forgetting, the part that reaches the disk
+
+    def delete(self, kind: str, rows: Iterable[int]) -> None:
+        """Deletes rows, and has `scrub` run when the transaction is through or, after a crash, at the next opening."""
+        with self.transaction():
+            for row in rows:
+                self.sql(f"DELETE FROM {kind} WHERE id = ?", row)
+                if self._lexical(kind):
+                    self.sql(f"DELETE FROM {kind}_text WHERE rowid = ?", row)
+            self.set_meta("scrub", "due")
+
+    def _lexical(self, kind: str) -> bool:
+        return bool(self.sql("SELECT 1 FROM sqlite_master WHERE name = ?", f"{kind}_text"))
+
+    def scrub(self) -> int:
+        """Takes what was deleted off the disk: unused images, words in the lexical index, free pages, the WAL.
+
+        Returns how many image files went. StoreError if another process reads on; the next opening tries again.
+        """
+        with self.transaction():
+            used = {path for kind in ("turns", "semantic") for _, r in self.rows(kind) for path in image_paths(r)}
+            unused = [path for path in self.images.iterdir() if str(path) not in used] if self.folder else []
+            for path in unused:
+                path.unlink()
+            for kind in filter(self._lexical, TIMELINES):  # FTS5 keeps deleted words until it is rebuilt
+                self.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('rebuild')")
+            self._forget_loaded()
+        self.erase()
+        with self.transaction():
+            self.sql("DELETE FROM meta WHERE key = 'scrub'")
+        return len(unused)
 
 
 def _when(record: Record) -> datetime:

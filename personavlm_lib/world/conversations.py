@@ -1,14 +1,17 @@
-"""Conversations that nobody here wrote, read into turns: MemoryBank's file of users, and the authors' `user_data.json`.
+"""Conversations that nobody here wrote, read into turns: MemoryBank's file of users, and the authors' `user_data.json`,
+which is written too.
 
 A format is recognised by its shape, not by its name.
 """
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
-from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.records import Turn, split_sessions
 
 FIRST_TURN, TURN_STEP = time(9), timedelta(minutes=2)  # MemoryBank dates its days only
 EXPECTED = (
@@ -95,6 +98,32 @@ def _sessions(data: dict, folder: Path) -> list[Turn]:
         del images[:count]
     turns.sort(key=lambda turn: turn.time)
     return [Turn(turn.time, turn.user, turn.assistant, turn.images, index) for index, turn in enumerate(turns)]
+
+
+def write_user_data(path: str | Path, turns: Sequence[Turn], profile: dict) -> None:
+    """The authors' `user_data.json`, with copies of the images in `imgs/` beside it; `read_conversations` gives back
+    equal turns (`profile["name"]` as the user). ValueError for a turn whose `<img>` marks and images do not match."""
+    path, images = Path(path), []
+    for turn in turns:
+        if turn.user.count("<img>") != len(turn.images):
+            raise ValueError(f"turn {turn.index}: {turn.user.count('<img>')} <img> marks, {len(turn.images)} images")
+        images += turn.images
+    names = [f"imgs/{n}{Path(image).suffix}" for n, image in enumerate(images)]
+    (path.parent / "imgs").mkdir(parents=True, exist_ok=True)
+    for image, name in zip(images, names, strict=True):
+        shutil.copyfile(image, path.parent / name)
+    sessions = [
+        [{"time": _minutes(turn.time), "user": turn.user, "assistant": turn.assistant} for turn in session]
+        for session in split_sessions(turns)
+    ]
+    data = {"profile": profile, "imgs": names, "sessions": sessions}
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _minutes(moment: datetime) -> str:
+    """`2024-09-12 09:40`, as the authors write it; to the second or finer where there is something to lose."""
+    exact = moment.second or moment.microsecond
+    return moment.isoformat(" ") if exact else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _name(profile: object) -> str:

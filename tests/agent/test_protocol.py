@@ -133,9 +133,9 @@ def test_pairs_in_the_dialect(text, pairs):
 
 
 def test_core_and_procedural():
-    assert p.parse_core('"name": Ann\n"age": null\n"job": ""') == {"name": "Ann"}
+    assert p.parse_core('"name": Ann\n"age": null\n"job": ""') == {"name": "Ann", "job": ""}
     many = "\n".join(f'"habit {i}": runs {i}' for i in range(7))
-    assert list(p.parse_procedural(many)) == [f"habit {i}" for i in range(5)]
+    assert list(p.parse_procedural(many)) == [f"habit {i}" for i in range(7)]
 
 
 def test_personality():

@@ -48,7 +48,7 @@ def test_a_turn_moves_the_profile_and_leaves_a_memory(store, script):
         "fact",
         (0,),
     )
-    assert memory.happened_from == memory.known_from == START and memory.written_by == "sft"
+    assert memory.happened_from == memory.known_from == START and memory.written_by == f"sft/{NANO.label}"
     assert view.personality.observed == BigFive(5, 3, 1, 3, 3) and view.personality.m == 1
     assert view.personality.profile.openness > 3.9 and view.personality.profile.extraversion < 2.1
 
@@ -75,14 +75,47 @@ def test_a_reply_that_cannot_be_read_leaves_the_memory_as_it_was(store, script, 
     assert contents(store)[2].human == before[2].human
 
 
-def test_an_empty_list_of_habits_drops_them_and_six_are_cut_to_five(store, script):
+def test_an_empty_list_of_habits_drops_them_and_six_are_refused(store, script):
     session = [turn(store)]
     run([update_session(store, session, NANO)], script([CORE, HABIT, TOPICS]))
     run([update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, "", TOPICS]))
     assert store.as_of().procedural.entries == {} and store.as_of(START + 2 * SESSION_GAP).procedural.entries
     six = "\n".join(f'"k{n}": every day {n}' for n in range(6))
     run([update_session(store, [turn(store, minutes=180)], NANO)], script([CORE, six, TOPICS]))
-    assert list(store.as_of().procedural.entries) == ["k0", "k1", "k2", "k3", "k4"]
+    assert store.as_of().procedural.entries == {}
+    (refusal,) = store.as_of().refused
+    assert (refusal.purpose, refusal.raw, refusal.sources) == ("procedural", six, (2,))
+    assert "at most 5" in refusal.reason
+
+
+def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays(store, script):
+    run([update_session(store, [turn(store)], NANO, "rl")], script([CORE, HABIT, TOPICS]))
+    before = store.as_of().core
+    for minutes, bad in ((90, '"city": paris'), (180, '"name": alice\n"city":\n"job": cook'), (270, "nothing new")):
+        run([update_session(store, [turn(store, minutes=minutes)], NANO, "rl")], script([bad, HABIT, TOPICS]))
+        assert store.as_of().core == before
+        assert (store.as_of().refused[-1].raw, store.as_of().refused[-1].written_by) == (bad, f"rl/{NANO.label}")
+    reasons = [refusal.reason for refusal in store.as_of().refused]
+    assert "name is lost" in reasons[0] and "'city' has no value" in reasons[1] and "no entry" in reasons[2]
+
+
+def test_values_keep_their_colons_quotes_emoji_and_line_breaks_through_an_edit(store, script):
+    run([update_session(store, [turn(store)], NANO)], script([CORE, HABIT, TOPICS]))
+    run_at = '"yoga": "at 7:30 \\"sharp\\" 🧘\\nthen tea"\n"read": reads'
+    run([update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, run_at, TOPICS]))
+    version = store.as_of().procedural
+    assert version.entries == {"yoga": 'at 7:30 "sharp" 🧘\nthen tea', "read": "reads"}
+    assert [(edit.op, edit.key) for edit in version.edits] == [("change", "yoga"), ("add", "read")]
+
+
+def test_what_is_no_longer_pending_is_not_written(store, script):
+    said = store.add_turn(Turn(START, "my drink is tea", "noted"), pending=True)
+    jobs = store.pending()
+    assert [(job.work, job.turn) for job in jobs] == [("turn", 0), ("session", 0)]
+    run([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
+    after = contents(store)
+    run([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))  # as another process would, later
+    assert contents(store) == after and store.pending() == jobs[1:]
 
 
 def test_what_a_session_leaves_is_known_an_hour_after_its_last_turn(store, script):
@@ -94,7 +127,7 @@ def test_what_a_session_leaves_is_known_an_hour_after_its_last_turn(store, scrip
     assert after.core.human == {"name": "alice", "city": "rome"} and after.core.persona == {"job": "nurse"}
     assert after.procedural.entries == {"yoga": "every monday i do yoga"}
     (episode,) = after.episodes
-    assert (episode.turns, episode.summary, episode.written_by) == ((0, 1), "drinks", "rl")
+    assert (episode.turns, episode.summary, episode.written_by) == ((0, 1), "drinks", f"rl/{NANO.label}")
     assert (episode.happened_from, episode.happened_to) == (START, START + timedelta(minutes=20))
 
 

@@ -7,6 +7,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from personavlm_lib.memory.records import (
     SESSION_GAP,
@@ -15,6 +18,7 @@ from personavlm_lib.memory.records import (
     Episode,
     PersonalityState,
     ProceduralMemory,
+    Refusal,
     SemanticMemory,
     Turn,
     VisualConcept,
@@ -22,7 +26,7 @@ from personavlm_lib.memory.records import (
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, StoreError
 
-PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality", "personality_history")
+PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality", "personality_history", "refused")
 
 
 def day(n: float) -> datetime:
@@ -35,13 +39,13 @@ def parts(view):
 
 
 def write(store, event):
-    name, record = event
-    getattr(store, name)(record)
+    name, *arguments = event
+    getattr(store, name)(*arguments)
 
 
-def random_life(seed):
+def random_life(rng):
     """Writes of every kind in the order in which they become known, some about times long before."""
-    rng, events = random.Random(seed), []
+    events = []
     for n in range(25):
         t = day(n / 4)
         events.append((t, ("add_turn", Turn(t, f"turn {n}", "ok"))))
@@ -55,19 +59,22 @@ def random_life(seed):
             events.append(
                 (known, ("add_episode", Episode(f"e{n}", "", tuple(range(n - 4, n + 1)), day(n / 4 - 1), t, known)))
             )
-            events.append((known, ("set_core", CoreMemory({"age": str(n)}, {}, known))))
-            events.append((known, ("set_procedural", ProceduralMemory({"run": f"at {n}"}, known))))
+            human = {key: str(rng.randint(0, 2)) for key in ("age", "city", "pet") if rng.random() < 0.7}
+            events.append((known, ("set_core", CoreMemory(human, {"job": str(n)}, known, (n - 1, n)))))
+            habits = {key: f"at {n}" for key in ("run", "read") if rng.random() < 0.5}
+            events.append((known, ("set_procedural", ProceduralMemory(habits, known, (n,)))))
+            events.append((known, ("append", "refused", Refusal("core", f"raw {n}", "bad", known, (n,)))))
     return sorted(events, key=lambda event: event[0])
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_as_of_is_what_a_store_filled_only_up_to_then_holds(seed, encoder):
-    life = random_life(seed)
+@given(st.randoms(use_true_random=False), st.floats(-0.5, 7))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_as_of_is_what_a_store_filled_only_up_to_then_holds(encoder, rng, days):
+    life = random_life(rng)
     with MemoryStore.in_memory(encoder) as whole:
         for _, event in life:
             write(whole, event)
-        moments = random.Random(seed).sample([time for time, _ in life], 4) + [day(-1), day(3.1)]
-        for moment in moments:
+        for moment in (day(days), rng.choice(life)[0]):
             with MemoryStore.in_memory(encoder) as partial:
                 for time, event in life:
                     if time <= moment:
@@ -79,7 +86,7 @@ def test_as_of_is_what_a_store_filled_only_up_to_then_holds(seed, encoder):
 
 def test_reopening_gives_an_equal_view_and_keeps_the_vectors(tmp_path, encoder):
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        for _, event in random_life(0):
+        for _, event in random_life(random.Random(0)):
             write(store, event)
         before = parts(store.as_of())
         found = Retriever().retrieve(store.as_of(), "fact 3")
@@ -125,7 +132,8 @@ def test_a_store_is_opened_with_the_encoder_that_it_was_made_with(tmp_path, enco
 
 def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
     picture = tmp_path / "Holiday.PNG"
-    picture.write_bytes(b"pixels")
+    Image.new("RGB", (2, 2), "red").save(picture)
+    pixels = picture.read_bytes()
     with MemoryStore(tmp_path / "kai", encoder) as store:
         turn = store.add_turn(Turn(day(0), "look <img>", images=(str(picture),)))
         concept = VisualConcept("Rex", "dog", str(picture))
@@ -137,7 +145,7 @@ def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
         for path in (store.as_of().turns[0].images[0], store.as_of().semantic[0].concept.crop):
             assert path.startswith(str(tmp_path / "moved"))
             with open(path, "rb") as file:
-                assert file.read() == b"pixels"
+                assert file.read() == pixels
         with pytest.raises(FileNotFoundError, match="Holiday.PNG"):
             store.add_turn(Turn(day(1), "again <img>", images=(str(picture),)))
         assert len(store.as_of().turns) == 1
@@ -179,7 +187,7 @@ def test_turns_come_in_order_of_time(encoder):
 
 def test_an_ablation_hides_a_type_and_nothing_else(encoder):
     with MemoryStore.in_memory(encoder) as store:
-        for _, event in random_life(1):
+        for _, event in random_life(random.Random(1)):
             write(store, event)
         view = store.as_of()
         names = {"core": "core", "semantic": "semantic", "episodic": "episodes", "procedural": "procedural"}

@@ -1,12 +1,14 @@
 import json
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from personavlm_lib.memory.records import split_sessions
-from personavlm_lib.world.conversations import read_conversations
+from personavlm_lib.memory.records import Turn, split_sessions
+from personavlm_lib.world.conversations import read_conversations, write_user_data
 
 
 def write(path: Path, data: object) -> Path:
@@ -97,3 +99,26 @@ def test_the_real_memorybank_file():
         assert c.user == c.user.strip() and c.turns and c.questions
         assert [t.time for t in c.turns] == sorted(t.time for t in c.turns)
         assert len(split_sessions(c.turns)) == len({t.time.date() for t in c.turns}) >= 9
+
+
+def test_the_authors_file_is_written_as_it_is_read(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (4, 4), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+    a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    turns = [
+        Turn(datetime(2024, 9, 12, 9, 40), 'see <img> and <img>: "ok"\n🐈', "nice", (a, b), 0),
+        Turn(datetime(2024, 9, 12, 9, 41, 7), "no picture", "", (), 1),
+        Turn(datetime(2024, 9, 13, 23, 59, 59, 5), "<img>", "再见", (a,), 2),
+    ]
+    path = tmp_path / "out" / "user_data.json"
+    write_user_data(path, turns, {"basics": {"name": "Kai"}, "age": 30})
+    [kai] = read_conversations(path)
+    assert kai.user == "Kai"
+    assert [replace(turn, images=()) for turn in kai.turns] == [replace(turn, images=()) for turn in turns]
+    pixels = [[Path(image).read_bytes() for image in turn.images] for turn in kai.turns]
+    assert pixels == [[Path(image).read_bytes() for image in turn.images] for turn in turns]
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert list(data) == ["profile", "imgs", "sessions"] and [len(session) for session in data["sessions"]] == [2, 1]
+    assert data["sessions"][0][0]["time"] == "2024-09-12 09:40" and data["profile"]["age"] == 30
+    with pytest.raises(ValueError, match="turn 5: 0 <img> marks, 1 images"):
+        write_user_data(path, [Turn(datetime(2024, 9, 12), "x", images=(a,), index=5)], {})

@@ -29,6 +29,11 @@ def _environment(name: str) -> Environment:
     return environment
 
 
+@cache
+def _label(prompts: "PromptSet") -> str:
+    return f"{prompts.name}-{prompts.hash()[:6]}"
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """The templates of one folder. `nano` replies write values bare, one pair a line; `full` replies quote them."""
@@ -43,6 +48,11 @@ class PromptSet:
     def room(self) -> int:
         """How many times as long as nano's the replies to the update prompts may be."""
         return 4 if self.quote else 1
+
+    @property
+    def label(self) -> str:
+        """Name and hash in one word, such as `nano-1a2b3c`: what a memory says it was asked for with."""
+        return _label(self)
 
     def __call__(self, template: str, **slots) -> str:
         """The template with its slots filled. Raises jinja2.UndefinedError naming a slot that is missing."""

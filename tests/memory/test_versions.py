@@ -1,0 +1,90 @@
+"""Core and procedural memory are edited entry by entry; what does not fit is refused, and nothing is lost."""
+
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personavlm_lib.memory.records import CoreMemory, Edit, ProceduralMemory, Turn, from_json, to_json
+from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.memory.versions import MAX_KEY, MAX_VALUE, apply, diff, entries
+
+NOON = datetime(2024, 5, 3, 12)
+ODD = "at 7:30 \"sharp\", 'ok' 🧘‍♀️\n两行\u2028end"
+blocks = st.dictionaries(st.sampled_from(["name", "city", "a: b", 'say "x"', "🐈"]), st.sampled_from(["1", "2", ODD]))
+
+
+@pytest.fixture
+def store(encoder):
+    with MemoryStore.in_memory(encoder) as store:
+        yield store
+
+
+@given(blocks, blocks, blocks, blocks)
+def test_the_difference_leads_from_one_version_to_the_other(human, persona, later_human, later_persona):
+    before, after = CoreMemory(human, persona, NOON), CoreMemory(later_human, later_persona, NOON)
+    edits = diff(before, after)
+    assert entries(apply(before, edits)) == entries(after)
+    assert len(edits) == sum(
+        entries(before).get(at) != entries(after).get(at) for at in entries(before) | entries(after)
+    )
+    kept = CoreMemory(later_human, later_persona, NOON, edits=edits)
+    assert from_json(CoreMemory, to_json(kept)) == kept
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ([Edit("add", "entries", "yoga", "x")], "cannot add 'yoga': it is already there"),
+        ([Edit("change", "entries", "chess", "x")], "cannot change 'chess': it is not there"),
+        ([Edit("remove", "entries", "chess")], "cannot remove 'chess': it is not there"),
+        ([Edit("rename", "entries", "yoga", "x")], "no edit 'rename'"),
+        ([Edit("add", "human", "city", "x")], "block 'human'"),
+        ([Edit("add", "entries", "chess", " ")], "'chess' has no value"),
+        ([Edit("add", "entries", " ", "plays")], "'plays' has no key"),
+        ([Edit("add", "entries", "k" * (MAX_KEY + 1), "x")], "too long"),
+        ([Edit("change", "entries", "yoga", "x" * (MAX_VALUE + 1))], "too long"),
+        ([Edit("add", "entries", key, "x") for key in "abc"], "6 entries, at most 5"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused_and_the_version_stays(store, edits, message):
+    kept = store.set_procedural(ProceduralMemory({"yoga": "daily", "run": "at 7:30", "tea": "at 5"}, NOON))
+    with pytest.raises(ValueError, match=message):
+        store.edit("procedural", edits, NOON)
+    assert store.as_of().procedural == kept and len(kept.entries) == 3
+
+
+def test_edits_are_kept_with_the_version_and_older_versions_stay(store):
+    store.set_core(CoreMemory({"name": "Kai", "city": "Rome"}, {"job": "nurse"}, NOON))
+    later = NOON + timedelta(days=1)
+    edits = [Edit("change", "human", "city", ODD), Edit("remove", "persona", "job"), Edit("add", "human", "pet", "cat")]
+    version = store.edit("core", edits, later, written_by="me")
+    assert (version.human, version.persona) == ({"name": "Kai", "city": ODD, "pet": "cat"}, {})
+    assert set(version.edits) == set(edits) and store.as_of().core == version
+    assert store.as_of(NOON).core.human["city"] == "Rome"
+    assert store.set_core(CoreMemory(version.human, {}, later)) == version  # nothing edited: no new version
+    assert len(store.as_of().table("core").records) == 2
+
+
+def test_the_name_is_never_lost(store):
+    store.set_core(CoreMemory({"city": "Rome"}, {}, NOON))  # it was not told yet
+    store.set_core(CoreMemory({"Name": "Kai"}, {}, NOON))
+    for attempt in (
+        lambda: store.set_core(CoreMemory({"city": "Oslo"}, {}, NOON)),
+        lambda: store.edit("core", [Edit("remove", "human", "Name")], NOON),
+    ):
+        with pytest.raises(ValueError, match="name is lost"):
+            attempt()
+    assert store.as_of().core.human == {"Name": "Kai"}
+
+
+def test_an_entry_knows_the_turns_that_hold_its_words_and_keeps_them(store):
+    for n, text in enumerate(("I live in Rome", "my cat is Miso", "ok")):
+        store.add_turn(Turn(NOON + timedelta(minutes=n), text))
+    first = store.set_core(CoreMemory({"city": "Rome", "mood": "happy"}, {}, NOON, (0, 1, 2)))
+    assert first.origins["human"] == {"city": (0,), "mood": (0, 1, 2)}
+    store.add_turn(Turn(NOON + timedelta(hours=3), "Rome is hot, Miso sleeps"))
+    human = {"city": "Rome", "mood": "sleepy", "pet": "Miso"}
+    second = store.set_core(CoreMemory(human, {}, NOON + timedelta(hours=4), (3,)))
+    assert second.origins["human"] == {"city": (0,), "mood": (3,), "pet": (3,)}
