@@ -18,6 +18,7 @@ from transformers.utils import is_torchvision_available
 from personavlm_lib.memory.vision import read_image
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.models.nano import ImageOnlyProcessor
+from personavlm_lib.work import fingerprint
 
 
 @dataclass
@@ -51,6 +52,12 @@ def follow_source(source: str | Path) -> tuple[str, list[str]]:
         base, adapter = (str(p) if name and (p := file.parent / name).exists() else name for name in named.values())
         adapters, source = [adapter] * bool(adapter) + adapters, base
     return str(source), adapters
+
+
+def made_of(source: str | Path) -> list[str]:
+    """Fingerprints of all that a model's weights come from: the base, then the adapters."""
+    base, adapters = follow_source(source)
+    return [fingerprint(Path(part)) for part in (base, *adapters)]
 
 
 def load_model(source: str | Path, *more: str | Path):
