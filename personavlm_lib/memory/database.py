@@ -144,11 +144,13 @@ class Database:
             return len(jobs) - len(kept)
 
     def erase(self) -> None:
-        """Takes what was deleted off free pages and out of the WAL. StoreError while another process reads on."""
-        with self._lock, self._explained():
+        """Takes what was deleted off free pages and out of the WAL. StoreError where that must wait."""
+        try:
             self.sql("VACUUM")
             if self.sql("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-                raise StoreError(
-                    f"{self.path}: forgotten, but another process still reads, and {self.path}-wal may hold some of it "
-                    "until then: open the memory once more when that process is done"
-                )
+                raise sqlite3.OperationalError("another process still reads")
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"{self.path}: forgotten, but free pages and {self.path}-wal may hold some of it until the memory is "
+                f"opened once more ({error})"
+            ) from error

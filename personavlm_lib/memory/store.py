@@ -7,6 +7,7 @@ versions, of which the newest counts (Appendix A.3). So `as_of` is exact and nee
 
 import sqlite3
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -90,7 +91,10 @@ class MemoryStore(Database):
         super().__init__(path, wait)
         self.encoder = encoder or text_encoder(*filter(None, [self.meta("encoder")]))
         if self.meta("scrub"):  # a forgetting was cut short
-            self.scrub()
+            try:
+                self.scrub()
+            except StoreError as error:  # no reason not to open: it is tried at every opening
+                warnings.warn(str(error), stacklevel=3)
 
     def _forget_loaded(self) -> None:
         self._tables.clear()

@@ -22,7 +22,7 @@ from personavlm_lib.memory.records import (
     VisualConcept,
 )
 from personavlm_lib.memory.search import Retriever
-from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.memory.store import MemoryStore, StoreError
 
 START = datetime(2024, 5, 1, 9)
 PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "refused")
@@ -240,3 +240,19 @@ def test_as_of_after_forgetting_is_what_a_life_up_to_then_had_left(encoder, unti
     retrieved = Retriever().retrieve(whole.as_of(moment), "fact said")
     assert retrieved == Retriever().retrieve(partial.as_of(moment), "fact said")
     whole.close(), partial.close()
+
+
+def test_who_still_reads_delays_the_last_byte_and_one_is_told(tmp_path, encoder):
+    filled(tmp_path / "kai", tmp_path, encoder).close()
+    other = sqlite3.connect(tmp_path / "kai" / "memory.db", isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM turns").fetchone()
+    with MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store:
+        with pytest.raises(StoreError, match=r"forgotten, but .* \(another process still reads\)"):
+            forget(store, "turn:4")
+        assert secret(4) not in shown(store) and store.as_of().receipts[-1].ids["turns"] == (4,)
+    with pytest.warns(UserWarning, match="still reads"), MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store:
+        assert secret(4) not in shown(store)
+    other.close()
+    with MemoryStore(tmp_path / "kai", encoder) as store:
+        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and secret(4) not in shown(store)
