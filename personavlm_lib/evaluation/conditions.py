@@ -4,6 +4,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -92,7 +93,11 @@ def write_memories(
             shutil.rmtree(folder / life.user, ignore_errors=True)
         stores = [MemoryStore(folder / life.user, encoder) for life in group]
         pairs = zip(stores, group, strict=True)
-        run([live(store, list(life.turns), prompts, eyes, name) for store, life in pairs], model, width)
+        trajectories = [live(store, list(life.turns), prompts, eyes, name) for store, life in pairs]
+        with ExitStack() as whole:  # one transaction a user, not one a turn
+            for store in stores:
+                whole.enter_context(store.transaction())
+            run(trajectories, model, width)
         for store in stores:
             store.close()
             finish(store.folder, key)

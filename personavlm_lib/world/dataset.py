@@ -110,7 +110,8 @@ def gold_memory(
     to `samples`."""
     store = MemoryStore(folder, encoder)
     recorder = Recorder(life.oracle, [] if samples is None else samples)
-    run([live(store, list(life.turns), prompts, eyes, written_by="oracle")], recorder)
+    with store.transaction():  # one for the life, not one a turn: what is cut short is made anew
+        run([live(store, list(life.turns), prompts, eyes, written_by="oracle")], recorder)
     return store
 
 
