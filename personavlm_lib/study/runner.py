@@ -147,6 +147,9 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     if profile.offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    # Threads that spin while they wait for each other lose most of the time where the cores are shared: measured here
+    # beside one other busy process, training went from 700 to 4,000 tokens a second.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the kernel's debugger warns about frozen modules otherwise
     place = f"[{list(profile.stages).index(stage) + 1}/{len(profile.stages)}] {stage}"
     print(f"{place} ...", flush=True)
