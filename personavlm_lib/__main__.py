@@ -1,9 +1,13 @@
 """`python -m personavlm_lib STAGE --profile NAME` runs one stage (see `personavlm_lib.study.runner`);
-`python -m personavlm_lib figures` draws `figures/` from the reference run kept in `results/reference/`."""
+`python -m personavlm_lib figures` draws `figures/` from the reference run kept in `results/reference/`;
+`python -m personavlm_lib locomo FILE` measures evidence recall (see `personavlm_lib.evaluation.locomo`)."""
 
 import os
 import sys
 
+import typer
+
+from personavlm_lib.evaluation.locomo import locomo
 from personavlm_lib.study.profiles import ROOT
 from personavlm_lib.study.runner import main
 
@@ -21,4 +25,7 @@ def draw_reference_figures() -> int:
     return 0 if drawn else 1
 
 
+if sys.argv[1:2] == ["locomo"]:
+    del sys.argv[1]
+    typer.run(locomo)
 sys.exit(draw_reference_figures() if sys.argv[1:] == ["figures"] else main())

@@ -8,11 +8,11 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ from personavlm_lib.memory.records import (
     from_json,
     to_json,
 )
-from personavlm_lib.memory.search import Encoder, TimelineIndex, search_text, text_encoder
+from personavlm_lib.memory.search import Encoder, text_encoder
+from personavlm_lib.memory.timeline import Timeline, search_text
 
 SCHEMA = 1
 KINDS = {
@@ -48,15 +49,10 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Table:
-    """All records of one type in order of time, and their index, which is made when first asked for."""
+    """All records of one type in order of time, and what searches them, shared with the tables that grow from it."""
 
     records: tuple
-    encode: Callable[[tuple], np.ndarray]
-
-    @cached_property
-    def index(self) -> TimelineIndex:
-        ends = [record.happened_to for record in self.records]
-        return TimelineIndex([record.happened_from for record in self.records], ends, self.encode(self.records))
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class MemoryView:
         """The view of an ablation. ValueError for anything but core, semantic, episodic, procedural, personality."""
         if unknown := set(kinds) - (set(KINDS) - {"turns"}):
             raise ValueError(f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)} (not turns)")
-        return replace(self, tables=self.tables | {kind: Table((), self.tables[kind].encode) for kind in kinds})
+        return replace(self, tables=self.tables | dict.fromkeys(kinds, Table(())))
 
     def _known(self, kind: str) -> list:
         return [record for record in self.tables[kind].records if record.known_from <= self.time]
@@ -91,6 +87,10 @@ class MemoryView:
     @cached_property
     def semantic(self) -> list[SemanticMemory]:
         return self._known("semantic")
+
+    def of_kind(self, kind: str) -> list[SemanticMemory]:
+        """The semantic memories of one of `SEMANTIC_KINDS`."""
+        return [memory for memory in self.semantic if memory.kind == kind]
 
     @cached_property
     def episodes(self) -> list[Episode]:
@@ -154,12 +154,12 @@ class MemoryStore:
     def _open(self, path: str, encoder: Encoder | None) -> None:
         self.path, self.encoder = path, encoder or text_encoder()
         self._tables: dict[str, Table] = {}
-        self._vectors: dict[str, dict[int, np.ndarray]] = {}
         self._lock, self._depth, self._version = threading.RLock(), 0, -1
         self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             with self.transaction():
                 self._create()
+                self._create_text()
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
         except (sqlite3.DatabaseError, StoreError) as error:
@@ -181,6 +181,17 @@ class MemoryStore:
             self._db.execute(f"CREATE TABLE {kind} ({columns})")
         self._db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         self._db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _create_text(self) -> None:
+        """The lexical indices, one beside each timeline with the same row numbers; made here for older databases."""
+        for kind in TIMELINES:
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (f"{kind}_text",)).fetchone():
+                self._db.execute(f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text, tokenize = 'porter unicode61')")
+                for row, record in self._db.execute(f"SELECT id, record FROM {kind}").fetchall():
+                    self._index_text(kind, row, from_json(KINDS[kind], record))
+
+    def _index_text(self, kind: str, row: int, record: Record) -> None:
+        self._db.execute(f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)", (row, search_text(record)))
 
     def close(self) -> None:
         self._db.close()
@@ -265,9 +276,11 @@ class MemoryStore:
         self._db.execute(
             f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", (row, record.known_from.isoformat(), text)
         )
+        if kind in TIMELINES:
+            self._index_text(kind, row, record)
         records = (*table.records, record)
         ordered = not table.records or _when(table.records[-1]) <= _when(record)
-        self._tables[kind] = replace(table, records=records if ordered else tuple(sorted(records, key=_when)))
+        self._tables[kind] = replace(table, records=records) if ordered else self._as_table(kind, records)
         return record
 
     # Images: kept beside the database, and named in it relative to the folder, so that the folder can be moved
@@ -312,27 +325,43 @@ class MemoryStore:
     def _load(self, kind: str) -> Table:
         home = Path(self.folder or "").joinpath
         try:
-            rows = self._db.execute(f"SELECT id, record, vector FROM {kind} ORDER BY id").fetchall()
-            records = [self._relocate(from_json(KINDS[kind], text), home) for _, text, _ in rows]
+            rows = self._db.execute(f"SELECT record FROM {kind} ORDER BY id")
+            records = [self._relocate(from_json(KINDS[kind], text), home) for (text,) in rows]
         except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path}: a row of {kind} cannot be read: {error}") from error
-        self._vectors[kind] = {row: np.frombuffer(blob, np.float32) for row, _, blob in rows if blob is not None}
+        return self._as_table(kind, records)
+
+    def _as_table(self, kind: str, records: Iterable[Record]) -> Table:
         # the sort is stable: of the same moment, what was written first stays first
-        return Table(tuple(sorted(records, key=_when)), lambda records: self._encode(kind, records))
+        encode, matches = partial(self._encode, kind), partial(self._matches, kind)
+        return Table(tuple(sorted(records, key=_when)), Timeline(encode, matches, self._lock, near=kind == "turns"))
+
+    def _matches(self, kind: str, word: str, after: int) -> np.ndarray:
+        """Ids, in order, of the rows above `after` that hold the word, whatever its ending."""
+        with self._lock:  # one long text is read several times faster than its rows
+            sql = f"SELECT group_concat(rowid) FROM {kind}_text WHERE {kind}_text MATCH ? AND rowid > ?"
+            found = self._db.execute(sql, (f'"{word}"', after)).fetchone()[0]
+        return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
     def _encode(self, kind: str, records: tuple) -> np.ndarray:
         """(records, width): the kept vectors, and in one batch those still missing."""
         with self._lock:
             self._claim_vectors()
-            vectors = self._vectors[kind]
-            missing = [record for record in records if record.id not in vectors]
+            missing, vectors = {record.id: place for place, record in enumerate(records)}, None
+            sql = f"SELECT id, vector FROM {kind} WHERE id BETWEEN ? AND ? AND vector IS NOT NULL"
+            for row, blob in self._db.execute(sql, (min(missing), max(missing))):
+                if row in missing:
+                    vector = np.frombuffer(blob, np.float32)
+                    vectors = np.empty((len(records), len(vector)), np.float32) if vectors is None else vectors
+                    vectors[missing.pop(row)] = vector
             if missing:
-                new = self.encoder.encode([search_text(record) for record in missing])
+                new = self.encoder.encode([search_text(records[place]) for place in missing.values()])
                 with self.transaction():
-                    rows = [(vector.tobytes(), record.id) for vector, record in zip(new, missing, strict=True)]
+                    rows = [(vector.tobytes(), row) for vector, row in zip(new, missing, strict=True)]
                     self._db.executemany(f"UPDATE {kind} SET vector = ? WHERE id = ?", rows)
-                vectors.update({record.id: vector for record, vector in zip(missing, new, strict=True)})
-            return np.stack([vectors[record.id] for record in records]) if records else np.zeros((0, 0), np.float32)
+                vectors = np.empty((len(records), new.shape[1]), np.float32) if vectors is None else vectors
+                vectors[list(missing.values())] = new
+            return vectors
 
     def _claim_vectors(self) -> None:
         """Vectors of two encoders cannot be compared: those of another than ours are thrown away, and made anew."""
@@ -342,7 +371,6 @@ class MemoryStore:
         with self.transaction():
             for kind in TIMELINES:
                 self._db.execute(f"UPDATE {kind} SET vector = NULL")
-                self._vectors[kind] = {}
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('encoder', ?)", (self.encoder.name,))
 
 

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
 from personavlm_lib.models.local import LocalModel, Transcript, load_processor
@@ -95,7 +95,7 @@ class Rollout:
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
         self.stores, self.cases, self.config = stores, cases, config
         self.settings = AgentSettings(PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"])
-        self.rng, self.retriever = random.Random(config["seed"]), Retriever()
+        self.rng, self.retriever = random.Random(config["seed"]), PAPER
 
     def first_ask(self, question: Question) -> str:
         return next(self.trajectory(question)).text
