@@ -62,13 +62,10 @@ def measure(path: str | Path, ranking: str = "hybrid") -> dict:
     retriever, start = Retriever(ranking=ranking), time.monotonic()
     frame = recalls(path, retriever)
     return dict(
-        file=Path(path).name,
-        ranking=ranking,
-        encoder=None if ranking == "bm25" else MINILM,
-        conversations=int(frame["user"].nunique()),
-        seconds=round(time.monotonic() - start, 2),
+        file=Path(path).name, ranking=ranking, encoder=None if ranking == "bm25" else MINILM,
+        conversations=int(frame["user"].nunique()), seconds=round(time.monotonic() - start, 2),
         rows=recall_table(frame).to_dict("records"),
-    )
+    )  # fmt: skip
 
 
 def locomo(file: Path, ranking: str = "hybrid", json: Path | None = None) -> None:
