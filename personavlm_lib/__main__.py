@@ -89,6 +89,19 @@ def figures() -> int:
 
 
 @app.command()
+def locomo(
+    file: Annotated[Path, typer.Argument(help="conversations of LoCoMo's shape")],
+    ranking: Annotated[str, typer.Option(help="dense (the paper), bm25 or hybrid")] = "hybrid",
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+) -> int:
+    """Evidence recall of a ranking, turns as units: per category and for all, with intervals."""
+    from personavlm_lib.evaluation.locomo import locomo
+
+    locomo(file, ranking, json)
+    return 0
+
+
+@app.command()
 def doctor() -> int:
     """What is installed, found and missing, each with its mend."""
     from personavlm_lib.study.doctor import examine

@@ -121,6 +121,7 @@ def respond(
         found = retriever.retrieve(
             view, step.retrieve.keywords, step.retrieve.start, step.retrieve.end,
             exclude=seen, context_turns={turn.index for turn in context}, top_k=top_k,
+            query=query.user.replace("<img>", " "),
         )  # fmt: skip
         seen |= set(found.ids)
         response.retrieved.append(found)

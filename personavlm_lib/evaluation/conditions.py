@@ -15,7 +15,7 @@ from personavlm_lib.agent.update import live
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
 from personavlm_lib.memory.records import Turn
-from personavlm_lib.memory.search import Encoder, Retriever
+from personavlm_lib.memory.search import PAPER, Encoder
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import ChatModel, run
@@ -129,7 +129,7 @@ def answer(
     same for all (run, benchmark, seed, prompt_set_hash).
     """
     pairs = [(life, question) for life in lives for question in life.questions]
-    retriever = Retriever()
+    retriever = PAPER
     if condition.model == "chance":
         picks = [random.Random(f"{labels['seed']} {q.case}").choice(q.options) for _, q in pairs]
         return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 SESSION_GAP = timedelta(minutes=60)  # t_s of Eq. (1)
+SEMANTIC_KINDS = ("directive", "fact", "preference", "concept")  # Appendix A.1
 MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 
@@ -83,7 +84,7 @@ class VisualConcept:
 
 @dataclass(frozen=True)
 class SemanticMemory:
-    """One piece of event-independent knowledge. `kind` is directive, fact, preference or concept (Appendix A.1)."""
+    """One piece of event-independent knowledge. ValueError for a `kind` that is none of `SEMANTIC_KINDS`."""
 
     content: str
     keywords: str
@@ -95,6 +96,10 @@ class SemanticMemory:
     sources: tuple[int, ...] = ()  # indices of the turns it comes from
     written_by: str = ""
     id: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SEMANTIC_KINDS:
+            raise ValueError(f"semantic memory of kind {self.kind!r}; choose from {', '.join(SEMANTIC_KINDS)}")
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,30 @@
-"""Timeline-based retrieval (Appendix A.2): first the period isolates, then dense similarity ranks within it.
+"""Timeline-based retrieval (Appendix A.2): first the period isolates, then a ranking chooses within it.
 
-Each memory type is a table of rows in order of time. The rows of a period are one contiguous range, so the filter comes
-before the ranking and costs nothing. The search is exact (FAISS inner product of normalised vectors, the cosine).
+The paper ranks by dense similarity alone. That is `PAPER`, which the chain uses; by itself a `Retriever` ranks by the
+hybrid, because it finds the evidence of far more questions.
 """
 
 import hashlib
-from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import faiss
 import numpy as np
 
-from personavlm_lib.memory.records import Episode, SemanticMemory, Turn
+from personavlm_lib.memory.records import SEMANTIC_KINDS, Episode, SemanticMemory, Turn
+from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from personavlm_lib.memory.store import MemoryView
 
+SEARCH_WITH = ("keywords", "query", "both")
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -90,58 +90,6 @@ def text_encoder(name: str = MINILM) -> TextEncoder:
     return TextEncoder(name)
 
 
-def search_text(record: Turn | SemanticMemory | Episode) -> str:
-    """What of a record is encoded: an entry with its keywords, a turn with both its sides."""
-    if isinstance(record, Turn):
-        return f"{record.user.replace('<img>', ' ')} {record.assistant}".strip()
-    content = record.summary if isinstance(record, Episode) else record.content
-    return f"{content} {record.keywords}".strip()
-
-
-class TimelineIndex:
-    """Exact inner-product search over rows in order of `happened_from`. `vectors`: (rows, width) float32."""
-
-    def __init__(self, happened_from: Sequence[datetime], happened_to: Sequence[datetime], vectors: np.ndarray) -> None:
-        self.happened_from, self.happened_to = list(happened_from), list(happened_to)
-        self._latest_end = list(accumulate(self.happened_to, max))  # non-decreasing, so it can be bisected
-        self._index = faiss.IndexFlatIP(vectors.shape[1]) if len(vectors) else None
-        if self._index:
-            self._index.add(np.ascontiguousarray(vectors, np.float32))
-
-    def window(self, start: datetime | None, end: datetime | None) -> tuple[int, int, set[int]]:
-        """Rows that overlap the period: the range [lo, hi), less the set of rows in it that ended before `start`.
-
-        None leaves a side open. Periods are written to the minute (Appendix A.2), so `end` includes its whole minute.
-        """
-        end = end and end.replace(second=59, microsecond=999_999)
-        hi = len(self.happened_from) if end is None else bisect_right(self.happened_from, end)
-        lo = 0 if start is None else min(bisect_left(self._latest_end, start), hi)
-        ended = set() if start is None else {row for row in range(lo, hi) if self.happened_to[row] < start}
-        return lo, hi, ended
-
-    def search(
-        self, query: np.ndarray, k: int, lo: int, hi: int, exclude: Collection[int] = frozenset()
-    ) -> list[tuple[int, float]]:
-        """The at most `k` rows of [lo, hi) outside `exclude` most similar to `query` (width,), with their cosines.
-
-        Of rows as similar as each other (to six places: the same words told twice) the newer come first.
-        """
-        barred = sum(lo <= row < hi for row in exclude)
-        k = min(k, hi - lo - barred)
-        # A plain range is FAISS's fast path; asking for as many more as are barred keeps the rest exact, and one more
-        # than that shows whether rows just as similar were cut off.
-        within, fetch = faiss.SearchParameters(sel=faiss.IDSelectorRange(lo, hi)), k + barred + 1
-        while k > 0:
-            fetch = min(fetch, hi - lo)
-            scores, rows = self._index.search(query[None], fetch, params=within)
-            ranked = [(round(float(score), 6), int(row)) for score, row in zip(scores[0], rows[0], strict=True)]
-            best = sorted((hit for hit in ranked if hit[1] not in exclude), reverse=True)[:k]
-            if fetch == hi - lo or ranked[-1][0] < best[-1][0]:
-                return [(row, score) for score, row in best]
-            fetch *= 2
-        return []
-
-
 @dataclass(frozen=True)
 class TopK:
     """How many of each type a retrieval brings back (Appendix A.2)."""
@@ -182,19 +130,26 @@ class Retriever:
 
     `encoder`: None takes the store's own; another than the store's is refused. `time_filter`: "paper" isolates the
     period first, "released" filters nothing (findings D1). `filter_procedural`: also leave out habits and goals that
-    were first known after the period's end. `ranking`: "dense", the paper's.
+    were first known after the period's end. `ranking`: "dense" (the paper's), "bm25" or "hybrid". `search_with`: the
+    model's "keywords" (the paper), the user's "query" as it stands, or "both", of which the nearer counts (D13).
+    `kinds`: the kinds of semantic memory that are searched.
     """
 
     encoder: Encoder | None = None
     top_k: TopK = TopK()
     time_filter: str = "paper"
     filter_procedural: bool = False
-    ranking: str = "dense"
+    ranking: str = "hybrid"
+    search_with: str = "keywords"
+    kinds: tuple[str, ...] = SEMANTIC_KINDS
 
     def __post_init__(self) -> None:
-        for setting, known in (("time_filter", ("paper", "released")), ("ranking", ("dense",))):
+        choices = {"time_filter": ("paper", "released"), "ranking": RANKINGS, "search_with": SEARCH_WITH}
+        for setting, known in choices.items():
             if getattr(self, setting) not in known:
                 raise ValueError(f"{setting} is {getattr(self, setting)!r}; choose {' or '.join(known)}")
+        if unknown := set(self.kinds) - set(SEMANTIC_KINDS):
+            raise ValueError(f"kinds has {', '.join(sorted(unknown))}; choose from {', '.join(SEMANTIC_KINDS)}")
 
     def retrieve(
         self,
@@ -205,25 +160,30 @@ class Retriever:
         exclude: Collection[str] = frozenset(),
         context_turns: Collection[int] = frozenset(),
         top_k: TopK | None = None,
+        query: str = "",
     ) -> Retrieved:
         """Algorithm 1, line 10: search each type for `keywords` among what lies in the period [start, end].
 
         Nothing named in `exclude` (ids as in `Retrieved.ids`) comes back, nor a memory all of whose turns are in
-        `context_turns`: the model has those before its eyes.
+        `context_turns`: the model has those before its eyes. `query` is what the user said, for `search_with`.
         """
         if self.time_filter == "released":
             start = end = None
         k, context = top_k or self.top_k, set(context_turns)
-        query = self._encoder(view).encode([keywords])[0]
+        texts = {"keywords": [keywords], "query": [query], "both": [keywords, query]}[self.search_with]
+        sought = self._query(view, [text for text in texts if text.strip()] or [keywords])
 
         def barred(record: SemanticMemory | Episode) -> bool:
-            name = "episode" if isinstance(record, Episode) else "semantic"
-            return f"{name}:{record.id}" in exclude or (bool(record.sources) and context.issuperset(record.sources))
+            episode = isinstance(record, Episode)
+            if not episode and record.kind not in self.kinds:
+                return True
+            name = f"{'episode' if episode else 'semantic'}:{record.id}"
+            return name in exclude or (bool(record.sources) and context.issuperset(record.sources))
 
-        episodes = _nearest(view, "episodic", query, k.episodic, start, end, barred)
+        episodes = _best(view, "episodic", sought, k.episodic, start, end, barred)
         return Retrieved(
-            self._procedural(view, query, k.procedural, end, exclude),
-            _nearest(view, "semantic", query, k.semantic, start, end, barred),
+            self._procedural(view, texts, k.procedural, end, exclude),
+            _best(view, "semantic", sought, k.semantic, start, end, barred),
             [RetrievedEpisode(**vars(e), raw=tuple(view.turn(i) for i in e.turns)) for e in episodes],
         )
 
@@ -235,23 +195,30 @@ class Retriever:
         start: datetime | None = None,
         end: datetime | None = None,
         exclude_turns: Collection[int] = frozenset(),
+        by_time: bool = True,
     ) -> list[Turn]:
-        """Raw turns as units (the RAG baselines): the `k` most similar to `query`, in order of time."""
-        vector = self._encoder(view).encode([query])[0]
-        return _nearest(view, "turns", vector, k, start, end, lambda turn: turn.index in exclude_turns)
+        """Raw turns as units (the RAG baselines): the best `k` for `query`, in order of time, or else best first."""
+        sought = self._query(view, [query])
+        return _best(view, "turns", sought, k, start, end, lambda turn: turn.index in exclude_turns, by_time)
 
     def _procedural(
-        self, view: "MemoryView", query: np.ndarray, k: int, end: datetime | None, exclude: Collection[str]
+        self, view: "MemoryView", texts: list[str], k: int, end: datetime | None, exclude: Collection[str]
     ) -> list[tuple[str, str]]:
         since, known = view.procedural_since, view.procedural.entries if view.procedural else {}
         entries = [(key, text) for key, text in known.items() if f"procedural:{key}" not in exclude]
         if self.filter_procedural and end is not None:
             entries = [(key, text) for key, text in entries if since[key] <= end]
-        if len(entries) > k:  # else there is nothing to rank
-            scores = self._encoder(view).encode([f"{text} {key}" for key, text in entries]) @ query
+        if len(entries) > k:  # else there is nothing to rank; five sentences at most are ranked by likeness alone
+            encode = self._encoder(view).encode
+            scores = (encode([f"{text} {key}" for key, text in entries]) @ encode(texts).T).max(1)
             best = np.argsort(-scores, kind="stable")[:k]
             entries = [entries[row] for row in best]
         return sorted(entries, key=lambda entry: since[entry[0]])
+
+    def _query(self, view: "MemoryView", texts: list[str]) -> Query:
+        encoder = self._encoder(view)
+        vectors = None if self.ranking == "bm25" else encoder.encode(texts)
+        return Query(self.ranking, search_words(" ".join(texts)), vectors)
 
     def _encoder(self, view: "MemoryView") -> Encoder:
         if self.encoder and self.encoder.name != view.encoder.name:
@@ -259,20 +226,23 @@ class Retriever:
         return self.encoder or view.encoder
 
 
-def _nearest(
+PAPER = Retriever(ranking="dense")
+
+
+def _best(
     view: "MemoryView",
     kind: str,
-    query: np.ndarray,
+    query: Query,
     k: int,
     start: datetime | None,
     end: datetime | None,
     barred: Callable[..., bool],
+    by_time: bool = True,
 ) -> list:
-    """The records of one type in the period that are known, not barred, and nearest; in order of time."""
+    """The `k` best records of one type that are in the period, known, and not barred."""
     table = view.table(kind)
-    if not table.records:
+    if not table.records or k < 1:
         return []
-    lo, hi, exclude = table.index.window(start, end)
-    rows = range(lo, hi)
-    exclude |= {row for row in rows if table.records[row].known_from > view.time or barred(table.records[row])}
-    return [table.records[row] for row, _ in sorted(table.index.search(query, k, lo, hi, exclude))]
+    ranked = table.timeline.rank(table.records, query, start, end, view.time)
+    rows = list(islice((row for row in ranked if not barred(table.records[row])), k))
+    return [table.records[row] for row in (sorted(rows) if by_time else rows)]

@@ -32,7 +32,8 @@ from personavlm_lib.memory.records import (
     from_json,
     to_json,
 )
-from personavlm_lib.memory.search import Encoder, search_text, text_encoder
+from personavlm_lib.memory.search import Encoder, text_encoder
+from personavlm_lib.memory.timeline import Timeline, search_text
 from personavlm_lib.memory.versions import Version, apply, check, link
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
 
@@ -86,7 +87,6 @@ class MemoryStore(Database):
         self.encoder = encoder
         self._tables: dict[str, Table] = {}
         self._fresh: dict[str, list[Record]] = defaultdict(list)  # written since the table was loaded
-        self._vectors: dict[str, dict[int, np.ndarray]] = {}
         self._version = -1
         super().__init__(path, wait)
         self.encoder = encoder or text_encoder(*filter(None, [self.meta("encoder")]))
@@ -99,7 +99,6 @@ class MemoryStore(Database):
     def _forget_loaded(self) -> None:
         self._tables.clear()
         self._fresh.clear()
-        self._vectors.clear()
 
     def _create(self) -> None:
         schema = self.sql("PRAGMA user_version")[0][0]
@@ -126,7 +125,14 @@ class MemoryStore(Database):
             for row, version in self.rows(kind):
                 before = link(before, version, self._words)
                 self.rewrite(kind, row, before)
+        for kind in TIMELINES:  # the lexical indices, with the same row numbers
+            self.sql(f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text, tokenize = 'porter unicode61')")
+            for row, record in self.rows(kind):
+                self._index_text(kind, row, record)
         self.sql(f"PRAGMA user_version = {SCHEMA}")
+
+    def _index_text(self, kind: str, row: int, record: Record) -> None:
+        self.sql(f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)", row, search_text(record))
 
     def __enter__(self) -> "MemoryStore":
         return self
@@ -225,6 +231,8 @@ class MemoryStore(Database):
         text = to_json(relocate(record, self._relative))
         values = (row, record.known_from.isoformat(), text)
         self.sql(f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", *values)
+        if kind in TIMELINES:
+            self._index_text(kind, row, record)
         self._fresh[kind].append(record)
         return record
 
@@ -267,9 +275,8 @@ class MemoryStore(Database):
         elif self._fresh[kind]:
             table, fresh = self._tables[kind], self._fresh[kind]
             records = (*table.records, *fresh)
-            if any(_when(later) < _when(earlier) for earlier, later in pairwise((*table.records[-1:], *fresh))):
-                records = tuple(sorted(records, key=_when))
-            self._tables[kind] = replace(table, records=records)
+            ordered = all(_when(a) <= _when(b) for a, b in pairwise((*table.records[-1:], *fresh)))
+            self._tables[kind] = replace(table, records=records) if ordered else self._as_table(kind, records)
         self._fresh[kind].clear()
         return self._tables[kind]
 
@@ -287,26 +294,39 @@ class MemoryStore(Database):
         self.sql(f"UPDATE {kind} SET record = ? WHERE id = ?", to_json(record), row)
 
     def _load(self, kind: str) -> Table:
+        return self._as_table(kind, (record for _, record in self.rows(kind)))
+
+    def _as_table(self, kind: str, records: Iterable[Record]) -> Table:
         # the sort is stable: of the same moment, what was written first stays first
-        records = sorted((record for _, record in self.rows(kind)), key=_when)
-        return Table(tuple(records), lambda records: self._encode(kind, records))
+        encode, matches = partial(self._encode, kind), partial(self._matches, kind)
+        return Table(tuple(sorted(records, key=_when)), Timeline(encode, matches, self._lock, near=kind == "turns"))
+
+    def _matches(self, kind: str, word: str, after: int) -> np.ndarray:
+        """Ids, in order, of the rows above `after` that hold the word, whatever its ending."""
+        # one long text is read several times faster than its rows
+        statement = f"SELECT group_concat(rowid) FROM {kind}_text WHERE {kind}_text MATCH ? AND rowid > ?"
+        [(found,)] = self.sql(statement, f'"{word}"', after)
+        return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
     def _encode(self, kind: str, records: tuple) -> np.ndarray:
         """(records, width): the kept vectors, and in one batch those still missing."""
         with self._lock:
             self._claim_vectors()
-            if kind not in self._vectors:
-                rows = self.sql(f"SELECT id, vector FROM {kind} WHERE vector IS NOT NULL")
-                self._vectors[kind] = {row: np.frombuffer(blob, np.float32) for row, blob in rows}
-            vectors = self._vectors[kind]
-            missing = [record for record in records if record.id not in vectors]
+            missing, vectors = {record.id: place for place, record in enumerate(records)}, None
+            statement = f"SELECT id, vector FROM {kind} WHERE id BETWEEN ? AND ? AND vector IS NOT NULL"
+            for row, blob in self.sql(statement, min(missing), max(missing)):
+                if row in missing:
+                    vector = np.frombuffer(blob, np.float32)
+                    vectors = np.empty((len(records), len(vector)), np.float32) if vectors is None else vectors
+                    vectors[missing.pop(row)] = vector
             if missing:
-                new = self.encoder.encode([search_text(record) for record in missing])
+                new = self.encoder.encode([search_text(records[place]) for place in missing.values()])
                 with self.transaction():
-                    rows = [(vector.tobytes(), record.id) for vector, record in zip(new, missing, strict=True)]
+                    rows = [(vector.tobytes(), row) for vector, row in zip(new, missing, strict=True)]
                     self._db.executemany(f"UPDATE {kind} SET vector = ? WHERE id = ?", rows)
-                vectors.update({record.id: vector for record, vector in zip(missing, new, strict=True)})
-            return np.stack([vectors[record.id] for record in records]) if records else np.zeros((0, 0), np.float32)
+                vectors = np.empty((len(records), new.shape[1]), np.float32) if vectors is None else vectors
+                vectors[list(missing.values())] = new
+            return vectors
 
     def _claim_vectors(self) -> None:
         """Vectors of two encoders cannot be compared: those of another than ours are thrown away, and made anew."""

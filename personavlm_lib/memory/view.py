@@ -1,13 +1,10 @@
 """What was known at a moment: the tables of a memory, and a read-only view of them (Appendix A.3)."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
-
-import numpy as np
 
 from personavlm_lib.memory.records import (
     CoreMemory,
@@ -19,7 +16,8 @@ from personavlm_lib.memory.records import (
     SemanticMemory,
     Turn,
 )
-from personavlm_lib.memory.search import Encoder, TimelineIndex
+from personavlm_lib.memory.search import Encoder
+from personavlm_lib.memory.timeline import Timeline
 
 KINDS = {
     "turns": Turn,
@@ -37,15 +35,10 @@ TIMELINES = ("turns", "semantic", "episodic")  # these are searched by likeness;
 
 @dataclass(frozen=True)
 class Table:
-    """All records of one type in order of time, and their index, which is made when first asked for."""
+    """All records of one type in order of time, and what searches them, shared with the tables that grow from it."""
 
     records: tuple
-    encode: Callable[[tuple], np.ndarray]
-
-    @cached_property
-    def index(self) -> TimelineIndex:
-        ends = [record.happened_to for record in self.records]
-        return TimelineIndex([record.happened_from for record in self.records], ends, self.encode(self.records))
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class MemoryView:
         """The view of an ablation. ValueError for anything but core, semantic, episodic, procedural, personality."""
         if unknown := set(kinds) - set(HIDEABLE):
             raise ValueError(f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(HIDEABLE)}")
-        return replace(self, tables=self.tables | {kind: Table((), self.tables[kind].encode) for kind in kinds})
+        return replace(self, tables=self.tables | dict.fromkeys(kinds, Table(())))
 
     def _known(self, kind: str) -> list:
         return [record for record in self.tables[kind].records if record.known_from <= self.time]
@@ -84,6 +77,10 @@ class MemoryView:
     @cached_property
     def semantic(self) -> list[SemanticMemory]:
         return self._known("semantic")
+
+    def of_kind(self, kind: str) -> list[SemanticMemory]:
+        """The semantic memories of one of `SEMANTIC_KINDS`."""
+        return [memory for memory in self.semantic if memory.kind == kind]
 
     @cached_property
     def episodes(self) -> list[Episode]:

@@ -232,12 +232,17 @@ class Eyes:
         return self._vectors[key]
 
     def recognise(self, query: Turn, view) -> list[SemanticMemory]:
-        """The semantic memories of the MemoryView `view` whose concept one of the query's images shows, best first."""
+        """The semantic memories of the MemoryView `view` whose concept one of the query's images shows, best first.
+
+        The crops of one description and class are one concept: its nearest crop decides, and that memory stands for it.
+        """
         memories = {memory.concept: memory for memory in view.semantic if memory.concept}
         known = [(concept, self.vector(concept.crop)) for concept in memories]
-        best: dict[VisualConcept, float] = {}
+        best: dict[tuple[str, str], tuple[float, VisualConcept]] = {}
         for path in query.images:
             found = match_concepts(read_image(path), known, self.detector, self.encoder, self.threshold, self.metric)
             for concept, similarity in found:
-                best[concept] = max(similarity, best.get(concept, -1.0))
-        return [memories[concept] for concept in sorted(best, key=lambda c: -best[c])[: self.top_k]]
+                thing = (concept.description.casefold(), concept.class_name.casefold())
+                if thing not in best or similarity > best[thing][0]:
+                    best[thing] = similarity, concept
+        return [memories[concept] for _, concept in sorted(best.values(), key=lambda hit: -hit[0])[: self.top_k]]

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
 from personavlm_lib.models.local import LocalModel, Transcript, load_model, load_processor, made_of
@@ -95,7 +95,7 @@ class Rollout:
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
         self.stores, self.cases, self.config = stores, cases, config
         self.settings = AgentSettings(PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"])
-        self.retriever = Retriever()
+        self.retriever = PAPER
 
     def first_ask(self, question: Question) -> str:
         return next(self.trajectory(question, 0, 0)).text

@@ -1,32 +1,48 @@
-"""Conversations that nobody here wrote, read into turns: MemoryBank's file of users, and the authors' `user_data.json`,
-which is written too.
+"""Conversations that nobody here wrote, read into turns: MemoryBank's users, the authors' `user_data.json` (which is
+written too), LoCoMo.
 
 A format is recognised by its shape, not by its name.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
 from personavlm_lib.memory.records import Turn, split_sessions
 
-FIRST_TURN, TURN_STEP = time(9), timedelta(minutes=2)  # MemoryBank dates its days only
+FIRST_TURN, TURN_STEP = time(9), timedelta(minutes=2)  # MemoryBank dates its days only, LoCoMo its sessions
+CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open", 4: "single-hop", 5: "adversarial"}  # LoCoMo's
 EXPECTED = (
-    "expected MemoryBank's {user: {history: {YYYY-MM-DD: [{query, response}]}}} "
-    "or the authors' {profile, imgs, sessions: [[{time, user, assistant}]]}"
+    "expected MemoryBank's {user: {history: {YYYY-MM-DD: [{query, response}]}}}, "
+    "the authors' {profile, imgs, sessions: [[{time, user, assistant}]]} "
+    "or LoCoMo's [{sample_id, conversation: {session_1_date_time, session_1: [{speaker, dia_id, text}]}, qa}]"
 )
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A question, its kind, and the indices of the turns that hold the evidence for its answer."""
+
+    question: str
+    category: str
+    evidence: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Conversation:
-    """One user's turns in order of time, `index` counted from 0, and questions to ask after the last of them."""
+    """One user's turns in order of time, `index` counted from 0, and questions to ask after the last of them.
+
+    `probes`: the same questions with their evidence, where the file names it.
+    """
 
     user: str
     turns: list[Turn]
     questions: list[str]
+    probes: list[Probe] = field(default_factory=list)
 
 
 def read_conversations(path: str | Path, questions: str | Path | None = None) -> list[Conversation]:
@@ -40,6 +56,8 @@ def read_conversations(path: str | Path, questions: str | Path | None = None) ->
     asked = _questions(Path(questions) if questions else beside if beside.exists() else None)
     data = _json(path, path.read_text(encoding="utf-8"))
     try:
+        if isinstance(data, list) and data:
+            return [_two_speakers(sample) for sample in data]
         if isinstance(data, dict) and "sessions" in data:
             user = _name(data.get("profile")) or path.parent.name
             lives = {user: _sessions(data, path.parent)}
@@ -82,6 +100,25 @@ def _history(days: dict[str, list[dict[str, str]]]) -> list[Turn]:
             said = Turn(start + i * TURN_STEP, exchange["query"], exchange["response"], index=len(turns))
             turns.append(said)
     return turns
+
+
+def _two_speakers(sample: dict) -> Conversation:
+    """LoCoMo's: each utterance is a turn with its speaker's name; of an image only the caption is there."""
+    told, turns, places = sample["conversation"], [], {}
+    for n in sorted(int(key[8:]) for key in told if re.fullmatch(r"session_\d+", key)):
+        start = datetime.strptime(told[f"session_{n}_date_time"], "%I:%M %p on %d %B, %Y")
+        for i, said in enumerate(told[f"session_{n}"]):
+            image = f" [image: {said['blip_caption']}]" if said.get("blip_caption") else ""
+            turn = Turn(start + i * TURN_STEP, f"{said['speaker']}: {said['text']}{image}", index=len(turns))
+            places[said["dia_id"]] = len(turns)
+            turns.append(turn)
+    probes = []
+    for asked in sample["qa"]:
+        # some ids are malformed ("D8:6; D9:17", "D:11:26") or name no turn
+        named = re.findall(r"D:?0*(\d+):0*(\d+)", " ".join(asked.get("evidence") or []))
+        evidence = [places[f"D{n}:{i}"] for n, i in dict.fromkeys(named) if f"D{n}:{i}" in places]
+        probes.append(Probe(asked["question"], CATEGORIES[asked["category"]], tuple(evidence)))
+    return Conversation(sample["sample_id"], turns, [probe.question for probe in probes], probes)
 
 
 def _sessions(data: dict, folder: Path) -> list[Turn]:

@@ -16,7 +16,7 @@ from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.memory.records import Turn, split_sessions
-from personavlm_lib.memory.search import Encoder, Retriever
+from personavlm_lib.memory.search import PAPER, Encoder
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import Recorder, run
@@ -128,7 +128,7 @@ def answer_samples(
     retrieval: there the sample teaches to say that it is unknown, and to guess.
     """
     samples: list[dict] = []
-    retriever = Retriever()
+    retriever = PAPER
     trajectories, golds = [], []
     questions = [
         q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions

@@ -122,6 +122,23 @@ def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
     assert eyes.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
 
 
+def test_several_crops_of_one_thing_are_one_concept_and_take_one_place(tmp_path):
+    def memory(n, description, thing):
+        render(scene(thing, seed=n), 84).save(tmp_path / f"{n}.png")
+        crop = VisualConcept(description, "cup", str(tmp_path / f"{n}.png"))
+        return SemanticMemory(description, "", TIME, TIME, TIME, "concept", crop, id=n)
+
+    # "my cup" was shown in two lights; somebody else's cup is another concept of the same class
+    memories = [memory(0, "my cup", "orange cup"), memory(1, "My cup", "red cup"), memory(2, "Ann's cup", "red cup")]
+    view = SimpleNamespace(semantic=memories)
+    render(scene("red cup", seed=9)).save(tmp_path / "now.png")
+    now = Turn(TIME, "<img>", images=(str(tmp_path / "now.png"),))
+    eyes = Eyes(ClassicalDetector(), ColourEncoder(), threshold=0.5)
+    assert {m.id for m in eyes.recognise(now, view)} == {1, 2}  # the crop most like what is seen stands for the cup
+    assert [m.id for m in eyes.recognise(now, SimpleNamespace(semantic=memories[:1]))] == [0]
+    assert len(Eyes(ClassicalDetector(), ColourEncoder(), threshold=0.5, top_k=1).recognise(now, view)) == 1
+
+
 def test_grounding_dino_goes_through_the_same_interface(grounding_dino):
     """A random model of the architecture: what it finds is noise, that it loads and answers in pixels is not."""
     detector = GroundingDinoDetector(str(grounding_dino), threshold=0.0)

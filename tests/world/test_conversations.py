@@ -61,6 +61,45 @@ def test_the_authors_file_consumes_images_in_order(tmp_path):
     assert read_conversations(write(tmp_path / "user_data.json", data))[0].user == tmp_path.name
 
 
+def locomo(sample_id="conv-1"):
+    said = [
+        {"speaker": "Ann", "dia_id": "D1:1", "text": "Look!", "blip_caption": "a photo of a cat", "img_url": ["x"]},
+        {"speaker": "Bo", "dia_id": "D1:2", "text": "Lovely."},
+    ]
+    late = [{"speaker": "Bo", "dia_id": "D2:1", "text": "Rain again."}]
+    talk = {
+        "speaker_a": "Ann",
+        "speaker_b": "Bo",
+        "session_10": late,
+        "session_10_date_time": "12:05 am on 1 June, 2023",
+    }
+    talk |= {"session_2": said, "session_2_date_time": "1:56 pm on 8 May, 2023", "session_11_date_time": "soon"}
+    asked = [
+        {"question": "Whose cat?", "evidence": ["D1:1; D2:1", "D", "D:1:02", "D1:1", "D9:9"], "category": 1},
+        {"question": "Why?", "category": 3},
+    ]
+    return {"sample_id": sample_id, "conversation": talk, "qa": asked}
+
+
+def test_locomo_has_two_speakers_captions_and_evidence_however_it_is_written(tmp_path):
+    first, second = read_conversations(write(tmp_path / "two.json", [locomo(), locomo("conv-2")]))
+    assert (first.user, second.user) == ("conv-1", "conv-2")
+    assert [turn.user for turn in first.turns] == [
+        "Ann: Look! [image: a photo of a cat]",
+        "Bo: Lovely.",
+        "Bo: Rain again.",
+    ]
+    assert [turn.index for turn in first.turns] == [0, 1, 2]
+    assert [turn.time for turn in first.turns] == [
+        datetime(2023, 5, 8, 13, 56),
+        datetime(2023, 5, 8, 13, 58),
+        datetime(2023, 6, 1, 0, 5),
+    ]
+    assert len(split_sessions(first.turns)) == 2
+    assert first.questions == ["Whose cat?", "Why?"]
+    assert [(p.category, p.evidence) for p in first.probes] == [("multi-hop", (0, 2, 1)), ("open", ())]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -68,7 +107,8 @@ def test_the_authors_file_consumes_images_in_order(tmp_path):
         {"Ann": {"history": {"2023-05-02": [{"q": "x"}]}}}, {"Ann": {"history": [1]}},
         {"sessions": [[{"time": "noon", "user": "x"}]]},
         {"sessions": [[{"time": "2024-01-01 00:00", "user": "<img>"}]]},
-        {"sessions": [3]},
+        {"sessions": [3]}, [3], [{"conversation": {}}], [{"conversation": {"session_1": []}, "qa": []}],
+        [{**locomo(), "qa": [{"question": "x", "category": 7}]}],
     ],
 )  # fmt: skip
 def test_any_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path, data):
@@ -122,3 +162,15 @@ def test_the_authors_file_is_written_as_it_is_read(tmp_path):
     assert data["sessions"][0][0]["time"] == "2024-09-12 09:40" and data["profile"]["age"] == 30
     with pytest.raises(ValueError, match="turn 5: 0 <img> marks, 1 images"):
         write_user_data(path, [Turn(datetime(2024, 9, 12), "x", images=(a,), index=5)], {})
+
+
+def test_the_real_locomo_file():
+    folder = os.environ.get("PERSONAVLM_DATA")
+    path = Path(folder or ".") / "locomo_dev5.json"
+    if not folder or not path.exists():
+        pytest.skip("PERSONAVLM_DATA does not name a folder with locomo_dev5.json")
+    conversations = read_conversations(path)
+    assert [len(c.turns) for c in conversations] == [419, 369, 663, 629, 680]
+    assert sum(bool(probe.evidence) for c in conversations for probe in c.probes) == 997
+    for c in conversations:
+        assert [t.time for t in c.turns] == sorted(t.time for t in c.turns)

@@ -1,0 +1,443 @@
+"""How fast the memory is, beside what is physically possible and beside what people would use instead.
+
+    pip install -e ".[speed]" && python speed/memory.py --json results/speed/memory.json --plot figures/speed_memory
+
+Every system holds the same texts (twelve words of a Zipf-like vocabulary, so that very common words occur), the same
+random unit vectors (384 wide) and the same times, one entry a minute. Each is written by one process and read by a
+fresh one, on the same machine, one after another. Searches are timed without encoding, over windows of 1%, 10% and 100%
+of the timeline. `limit` is FAISS's flat index over the rows of the window, and beside it the lexical query of SQLite's
+FTS5 as it comes. Writes are durable: the disk has been waited for (SQLite's synchronous = FULL in ours), but for the
+batches of Qdrant and mem0. Beside the clock stands the processor time, which is what remains comparable where other
+work runs on the same machine.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+WIDTH, K, BATCH, ONE_BY_ONE = 384, 10, 1000, 200
+START = datetime(2024, 1, 1)
+WINDOWS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
+SEARCHES = {"ours": 60, "limit": 60}  # a peer is asked 15 times: some take seconds
+PACKAGES = dict(chroma="chromadb", qdrant="qdrant-client", lancedb="lancedb", mem0="mem0ai")
+
+Search = Callable[[str, np.ndarray, int, int], list[int]]  # (text, vector, lo, hi) -> rows, best first
+
+
+class Given:
+    """An encoder that looks the vectors of known texts up."""
+
+    name = "given"
+
+    def __init__(self, texts: list[str], vectors: np.ndarray) -> None:
+        self.rows, self.vectors = {text: row for row, text in enumerate(texts)}, vectors
+
+    def encode(self, texts) -> np.ndarray:
+        return self.vectors[[self.rows[text] for text in texts]]
+
+
+def entries(n: int) -> tuple[list[str], np.ndarray]:
+    """Texts, each with its number so that none is there twice, and unit vectors (n, WIDTH)."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
+    chosen = _zipf(rng, (n, 12))
+    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], _unit(vectors)
+
+
+def queries(n: int) -> tuple[list[str], np.ndarray]:
+    """Five words each, drawn as those of the entries are: most queries hold a very common one."""
+    rng = np.random.default_rng(1)
+    vectors = _unit(rng.normal(size=(n, WIDTH)).astype(np.float32))
+    return [" ".join(f"w{w}" for w in row) for row in _zipf(rng, (n, 5))], vectors
+
+
+def _zipf(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int = 20_000) -> np.ndarray:
+    weights = 1 / np.arange(1, vocabulary + 1)
+    return rng.choice(vocabulary, shape, p=weights / weights.sum())
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Ours:
+    """A MemoryStore of raw turns, searched by each ranking. Vectors are written when first searched: counted too."""
+
+    variants = ("dense", "bm25", "hybrid")
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        from personavlm_lib.memory.store import MemoryStore
+
+        self.store = MemoryStore(folder, encoder)
+        self.store._db.execute("PRAGMA synchronous = FULL")
+        self.count = len(self.store.as_of().turns)
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        from personavlm_lib.memory.records import Turn
+
+        with self.store.transaction():
+            for i, text in enumerate(texts, first):
+                self.store.add_turn(Turn(moment(i), text))
+
+    def finish(self) -> None:
+        self.searcher("dense")(next(iter(self.store.encoder.rows)), None, 0, 1)
+
+    def searcher(self, variant: str) -> Search:
+        from personavlm_lib.memory.search import Retriever
+
+        retriever, view = Retriever(ranking=variant), self.store.as_of()
+
+        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            found = retriever.rank_turns(view, text, K, moment(lo), moment(hi - 1), by_time=False)
+            return [turn.index for turn in found]
+
+        return search
+
+
+class Limit:
+    """FAISS's flat index over the vectors, and FTS5 over the texts."""
+
+    variants = ("faiss", "fts5")
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        import faiss
+
+        self.faiss, self.index, self.file = faiss, faiss.IndexFlatIP(WIDTH), folder / "vectors.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.db = sqlite3.connect(folder / "text.db")
+        self.db.execute("CREATE VIRTUAL TABLE IF NOT EXISTS t USING fts5(text, tokenize = 'porter unicode61')")
+        if self.file.exists():
+            self.index.add(np.load(self.file))
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        self.index.add(vectors)
+        with self.db:
+            self.db.executemany("INSERT INTO t (rowid, text) VALUES (?, ?)", enumerate(texts, first))
+
+    def finish(self) -> None:
+        np.save(self.file, self.index.reconstruct_n(0, self.index.ntotal))
+
+    def searcher(self, variant: str) -> Search:
+        def faiss(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            whole = lo == 0 and hi == self.index.ntotal
+            within = None if whole else self.faiss.SearchParameters(sel=self.faiss.IDSelectorRange(lo, hi))
+            return self.index.search(vector[None], K, params=within)[1][0].tolist()
+
+        def fts5(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            sql = "SELECT rowid FROM t WHERE t MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rank LIMIT ?"
+            return [row for (row,) in self.db.execute(sql, (" OR ".join(text.split()), lo, hi - 1, K))]
+
+        return {"faiss": faiss, "fts5": fts5}[variant]
+
+
+class Chroma:
+    variants = ("hnsw",)
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        import chromadb
+
+        client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
+        self.rows = client.get_or_create_collection("memory", metadata={"hnsw:space": "ip"}, embedding_function=None)
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        names = [str(first + i) for i in range(len(texts))]
+        times = [{"t": first + i} for i in range(len(texts))]
+        self.rows.add(ids=names, documents=texts, embeddings=vectors, metadatas=times)
+
+    def finish(self) -> None:
+        pass
+
+    def searcher(self, variant: str) -> Search:
+        n = self.rows.count()
+
+        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            window = {"where": {"$and": [{"t": {"$gte": lo}}, {"t": {"$lt": hi}}]}} if hi - lo < n else {}
+            return [int(name) for name in self.rows.query(query_embeddings=[vector], n_results=K, **window)["ids"][0]]
+
+        return search
+
+
+class Qdrant:
+    variants = ("local",)
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        from qdrant_client import QdrantClient, models
+
+        self.models, self.client = models, QdrantClient(path=str(folder))
+        if not self.client.collection_exists("m"):
+            self.client.create_collection("m", models.VectorParams(size=WIDTH, distance=models.Distance.DOT))
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        rows = enumerate(zip(texts, vectors.tolist(), strict=True), first)
+        wait_for_disk(self.client, len(texts) == 1)
+        points = [self.models.PointStruct(id=i, vector=v, payload={"t": i, "text": text}) for i, (text, v) in rows]
+        self.client.upsert("m", points)
+
+    def finish(self) -> None:
+        self.client.close()
+
+    def searcher(self, variant: str) -> Search:
+        n, m = self.client.count("m").count, self.models
+
+        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            window = m.Filter(must=[m.FieldCondition(key="t", range=m.Range(gte=lo, lt=hi))]) if hi - lo < n else None
+            return [p.id for p in self.client.query_points("m", vector.tolist(), query_filter=window, limit=K).points]
+
+        return search
+
+
+def wait_for_disk(client, wait: bool) -> None:
+    """Qdrant commits each point by itself: batches wait for no disk, or 100k take an hour; single writes do."""
+    for collection in client._client.collections.values():
+        collection.storage.storage.execute(f"PRAGMA synchronous = {'FULL' if wait else 'OFF'}")
+
+
+class LanceDB:
+    variants = ("flat",)
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        import lancedb
+        import pyarrow as pa
+
+        self.pa, self.db = pa, lancedb.connect(str(folder))
+        vector = pa.list_(pa.float32(), WIDTH)
+        self.schema = pa.schema([("t", pa.int64()), ("text", pa.string()), ("vector", vector)])
+        self.table = self.db.create_table("m", schema=self.schema, exist_ok=True)
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        flat = self.pa.FixedSizeListArray.from_arrays(self.pa.array(vectors.ravel()), WIDTH)
+        times = self.pa.array(range(first, first + len(texts)))
+        self.table.add(self.pa.Table.from_arrays([times, self.pa.array(texts), flat], schema=self.schema))
+
+    def finish(self) -> None:
+        self.table.create_scalar_index("t")
+        self.table.optimize()
+
+    def searcher(self, variant: str) -> Search:
+        n = self.table.count_rows()
+
+        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            asked = self.table.search(vector).distance_type("dot").limit(K).select(["t"])
+            asked = asked.where(f"t >= {lo} AND t < {hi}", prefilter=True) if hi - lo < n else asked
+            return asked.to_arrow()["t"].to_pylist()
+
+        return search
+
+
+class Mem0:
+    """Over its default store, Qdrant, kept locally. Filled through that store in batches: `add` takes one at a time."""
+
+    variants = ("qdrant",)
+
+    def __init__(self, folder: Path, encoder: Given) -> None:
+        os.environ |= {"MEM0_TELEMETRY": "False", "OPENAI_API_KEY": "none is used", "MEM0_DIR": str(folder)}
+        from mem0 import Memory
+
+        store = {"path": str(folder / "qdrant"), "embedding_model_dims": WIDTH, "on_disk": True}
+        self.memory = Memory.from_config(
+            {
+                "vector_store": {"provider": "qdrant", "config": store},
+                "history_db_path": str(folder / "history.db"),
+            }
+        )
+        self.memory.embedding_model = self
+        self.encoder = encoder
+
+    def embed(self, text: str, *_: object) -> list[float]:
+        return self.encoder.encode([text])[0].tolist()
+
+    def embed_batch(self, texts: list[str], *_: object) -> list[list[float]]:
+        return self.encoder.encode(texts).tolist()
+
+    def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
+        wait_for_disk(self.memory.vector_store.client, len(texts) == 1)
+        if len(texts) == 1:
+            self.memory.add(texts[0], user_id="u", metadata={"t": first}, infer=False)
+            return
+        payloads = [{"data": text, "user_id": "u", "t": i} for i, text in enumerate(texts, first)]
+        names = [str(uuid.UUID(int=i)) for i in range(first, first + len(texts))]
+        self.memory.vector_store.insert(vectors.tolist(), payloads, names)
+
+    def finish(self) -> None:
+        self.memory.vector_store.client.close()
+
+    def searcher(self, variant: str) -> Search:
+        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
+            window = {"user_id": "u", "t": {"gte": lo, "lte": hi - 1}}
+            found = self.memory.search(text, filters=window, top_k=K, threshold=-1.0)
+            return [hit["metadata"]["t"] for hit in found["results"]]
+
+        return search
+
+
+SYSTEMS = dict(limit=Limit, ours=Ours, chroma=Chroma, qdrant=Qdrant, lancedb=LanceDB, mem0=Mem0)
+
+
+def moment(i: int) -> datetime:
+    return START + timedelta(minutes=i)
+
+
+def write(system: str, n: int, folder: Path) -> dict:
+    """Fills an empty folder with `n` entries, the last ones one by one: entries a second, in batches and singly."""
+    texts, vectors = entries(n)
+    target = SYSTEMS[system](folder, Given(texts, vectors))
+    singly = min(ONE_BY_ONE, n // 10)
+    start = time.perf_counter(), time.process_time()
+    for i in range(0, n - singly, BATCH):
+        stop = min(i + BATCH, n - singly)
+        target.add(i, texts[i:stop], vectors[i:stop])
+    middle = time.perf_counter(), time.process_time()
+    for i in range(n - singly, n):
+        target.add(i, texts[i : i + 1], vectors[i : i + 1])
+    one = (time.perf_counter() - middle[0], time.process_time() - middle[1])
+    last = time.perf_counter(), time.process_time()
+    target.finish()
+    batch = [m - s + time_() - e for m, s, e, time_ in zip(middle, start, last, CLOCKS, strict=True)]
+    return dict(
+        batched_per_s=(n - singly) / batch[0],
+        batched_per_cpu_s=(n - singly) / batch[1],
+        singly_per_s=singly / one[0],
+        singly_per_cpu_s=singly / one[1],
+    )
+
+
+CLOCKS = (time.perf_counter, time.process_time)
+
+
+def read(system: str, n: int, folder: Path) -> list[dict]:
+    """One row for each variant and window: milliseconds by the clock and of processor time, and recall@10."""
+    asked, wanted = queries(SEARCHES.get(system, 15))
+    encoder = Given(asked, wanted)
+    _, vectors = entries(n)
+    windows = {
+        name: [(int((n - n * part) * i / len(asked)), max(1, int(n * part))) for i in range(len(asked))]
+        for name, part in WINDOWS.items()
+    }
+    exact = {
+        name: [set((lo + np.argsort(-(vectors[lo : lo + size] @ q))[:K]).tolist()) for (lo, size), q in pairs]
+        for name, spans in windows.items()
+        for pairs in [list(zip(spans, wanted, strict=True))]
+    }
+    del vectors
+    idle, start = psutil.Process().memory_info().rss, [clock() for clock in CLOCKS]
+    target = SYSTEMS[system](folder, encoder)
+    opened = [clock() - begun for clock, begun in zip(CLOCKS, start, strict=True)]
+    rows = []
+    for variant in target.variants:
+        search = target.searcher(variant)
+        search(asked[0], wanted[0], 0, n)
+        for name, spans in windows.items():
+            took, found = [], []
+            for text, vector, (lo, size) in zip(asked, wanted, spans, strict=True):
+                before = [clock() for clock in CLOCKS]
+                found.append(set(search(text, vector, lo, lo + size)))
+                took.append([1000 * (clock() - b) for clock, b in zip(CLOCKS, before, strict=True)])
+            ms, cpu = np.array(took).T
+            recall = np.mean([len(f & e) / len(e) for f, e in zip(found, exact[name], strict=True)])
+            lexical = variant in ("bm25", "hybrid", "fts5")
+            rows.append(
+                dict(
+                    system=system, variant=variant, n=n, window=name,
+                    p50_ms=np.median(ms), p95_ms=np.quantile(ms, 0.95), best_ms=ms.min(), cpu_p50_ms=np.median(cpu),
+                    recall=None if lexical else recall,
+                )
+            )  # fmt: skip
+    held = psutil.Process().memory_info().rss - idle
+    common = dict(open_s=opened[0], open_cpu_s=opened[1], memory_mib=held / 2**20)
+    return [row | common for row in rows]
+
+
+def measure(system: str, n: int, limit_s: int) -> list[dict]:
+    """Both processes of one system; a row that says why where one fails."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, parts = Path(name) / "memory", []
+        for part in ("write", "read"):
+            command = [sys.executable, __file__, "--part", part, system, str(n), str(folder)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                return [dict(system=system, n=n, failed=f"{part} took more than {limit_s} s")]
+            if done.returncode:
+                return [dict(system=system, n=n, failed=f"{part}: {done.stderr.strip().splitlines()[-1]}")]
+            parts.append(json.loads(done.stdout.splitlines()[-1]))
+        disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    return [row | parts[0] | dict(disk_mib=disk) for row in parts[1]]
+
+
+def plot(rows: list[dict], stem: Path) -> None:
+    """Median processor time of a search against the number of entries, one panel for each window."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(WINDOWS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    series = dict.fromkeys((row["system"], row["variant"]) for row in rows if "variant" in row)
+    for axis, window in zip(axes, WINDOWS, strict=True):
+        for system, variant in series:
+            mine = [r for r in rows if (r["system"], r.get("variant"), r.get("window")) == (system, variant, window)]
+            style = "-" if system == "ours" else "--" if system == "limit" else ":"
+            axis.loglog(
+                [r["n"] for r in mine], [r["cpu_p50_ms"] for r in mine], style, marker="o", label=f"{system} {variant}"
+            )
+        axis.set(title=f"{window} of the timeline", xlabel="entries")
+    axes[0].set_ylabel("a search, median (ms of processor time)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        figure.savefig(f"{stem}.{suffix}", dpi=150, metadata=metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--json", type=Path, help="where the rows go, and as CSV beside it")
+    parser.add_argument("--plot", type=Path, help="the figure's path without its ending")
+    parser.add_argument("--limit", type=int, default=1800, help="seconds that a system may take to be filled or read")
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)  # what runs in a process of its own
+    given = parser.parse_args()
+    if given.part:
+        part, system, n, folder = given.part
+        print(json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))))
+        return
+    rows, versions = [], {}
+    for name in ("numpy", "faiss-cpu", *PACKAGES.values()):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    about = dict(
+        machine=f"{psutil.cpu_count()} x {platform.processor() or platform.machine()}, {platform.system()}",
+        load=os.getloadavg(), python=platform.python_version(), sqlite=sqlite3.sqlite_version, versions=versions,
+        threads=os.environ.get("OMP_NUM_THREADS"), k=K, width=WIDTH,
+    )  # fmt: skip
+    for n in given.sizes:
+        for system in given.systems:
+            for row in measure(system, n, given.limit):
+                row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+                print(row, flush=True)
+                rows.append(row)
+            if given.json:  # after each: the largest may take long
+                given.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
+                with given.json.with_suffix(".csv").open("w", newline="") as file:
+                    table = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
+                    table.writeheader()
+                    table.writerows(rows)
+    if given.plot:
+        plot(rows, given.plot)
+
+
+if __name__ == "__main__":
+    main()
