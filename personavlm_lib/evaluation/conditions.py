@@ -103,13 +103,13 @@ def write_memories(
             finish(store.folder, key)
 
 
-def _context(condition: Condition, question: Question, view: MemoryView, retriever: Retriever) -> list[Turn] | None:
+def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:
     """The raw turns that a condition puts before the model; None leaves it to the agent (the last 60 minutes)."""
     if condition.context == "evidence":
         return [view.turn(index) for index in question.evidence][-8:]
     if condition.context in ("rag5", "bm25"):
-        ranking = "bm25" if condition.context == "bm25" else retriever.ranking
-        return replace(retriever, ranking=ranking).rank_turns(view, question.text, 5)
+        retriever = replace(PAPER, ranking="bm25") if condition.context == "bm25" else PAPER
+        return retriever.rank_turns(view, question.text, 5)
     return list(view.turns) if condition.context == "full" else None
 
 
@@ -129,7 +129,6 @@ def answer(
     same for all (run, benchmark, seed, prompt_set_hash).
     """
     pairs = [(life, question) for life in lives for question in life.questions]
-    retriever = PAPER
     if condition.model == "chance":
         picks = [random.Random(f"{labels['seed']} {q.case}").choice(q.options) for _, q in pairs]
         return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)
@@ -139,11 +138,11 @@ def answer(
     trajectories = []
     for life, question in pairs:
         view = memory(condition, life).as_of(question.time)
-        context = _context(condition, question, view, retriever)
+        context = _context(condition, question, view)
         taken = set(condition.without) - {"reasoning"}
         view = view.without(*taken, *(ALL_TYPES if condition.memory == "none" else ()))
-        found = retriever.retrieve(view, question.text) if "reasoning" in condition.without else None
-        trajectories.append(respond(as_query(question), view, retriever, settings, context=context, found=found))
+        found = PAPER.retrieve(view, question.text) if "reasoning" in condition.without else None
+        trajectories.append(respond(as_query(question), view, PAPER, settings, context=context, found=found))
     start = time.monotonic()
     if condition.model == "oracle":  # it knows one life at a time
         responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]

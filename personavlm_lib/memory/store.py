@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -335,7 +336,6 @@ class MemoryStore(Database):
         with self.transaction():
             for kind in TIMELINES:
                 self.sql(f"UPDATE {kind} SET vector = NULL")
-                self._vectors[kind] = {}
             self.set_meta("encoder", self.encoder.name)
 
     # Forgetting, the part that reaches the disk

@@ -184,14 +184,6 @@ def test_an_old_view_is_unmoved_by_what_its_timeline_learns(encoder):
         assert [turn.index for turn in Retriever().rank_turns(before, "tea", 99)] == [0, 1, 2]
 
 
-def test_an_older_database_gets_its_lexical_index_when_opened(encoder, tmp_path):
-    with MemoryStore(tmp_path, encoder) as store:
-        store.add_turn(Turn(hour(0), "kai drinks cola", "noted"))
-        store._db.execute("DROP TABLE turns_text")
-    with MemoryStore(tmp_path, encoder) as store:
-        assert [t.index for t in Retriever(ranking="bm25").rank_turns(store.as_of(), "noted drink", 3)] == [0]
-
-
 def test_a_row_taken_back_leaves_no_word(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(hour(0), "kai drinks cola"))

@@ -202,6 +202,7 @@ def test_a_memory_of_schema_1_is_brought_up_to_date(tmp_path, encoder, first_sch
             assert view.personality == PersonalityState(BigFive.neutral(), None, 5, 1, NOON)
             assert view.refused == view.receipts == store.pending() == []
             assert Retriever().retrieve(view, "fact 3").ids.count("semantic:3") == 1
+            assert Retriever(ranking="bm25").rank_turns(view, "rome", 3) == [view.turns[1]]
             assert store._next_id("turns") == 6 and store._next_id("core") == 2
     with MemoryStore(tmp_path, encoder) as store:
         assert store.add_turn(Turn(NOON, "new")).index == 6
