@@ -29,6 +29,7 @@ ABLATIONS = {
     f"{FULL}_wo_reasoning": "w/o Reasoning",
     f"{FULL}_wo_pem": "w/o PEM",
 }
+SHOWN_BY_TASK = ("no_memory", "backbone_rag5", "backbone_full", "sft_own", "rl_own", "rl_gold", "gold_evidence")
 LABELS = CONDITIONS | ABLATIONS
 
 
