@@ -63,7 +63,8 @@ def run(stage: str, profile: Profile = "nano", run: Run = "", seed: Seed = None,
             run_stage(stage, given, run, changed)
     except Exception as error:
         look = "" if isinstance(error, ProfileError) else executed
-        raise RuntimeError(f"{stage} failed: {_told(error)}{look}") from error
+        print(f"{stage} failed: {_told(error)}{look}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     except Exception as error:  # whatever it is, the reader gets one line
-        print(error if isinstance(error, RuntimeError) else _told(error), file=sys.stderr)
+        print(error if isinstance(error, ProfileError) else _told(error), file=sys.stderr)
         return 1
 
 

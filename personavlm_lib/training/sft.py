@@ -51,8 +51,8 @@ class Journal(TrainerCallback):
     def _line(self, logs: dict, state) -> str:
         if "loss" not in logs and "reward" not in logs:
             return ""
-        entry = {"step": logs["step"], "of": state.max_steps}
-        return json.dumps(entry | {self.names.get(k, k): float(v) for k, v in logs.items() if k != "step"}) + "\n"
+        values = {self.names.get(name, name): float(logs[name]) for name in sorted(logs.keys() - {"step"})}
+        return json.dumps({"step": logs["step"], "of": state.max_steps} | values) + "\n"
 
 
 def saving(folder: Path, key: str, steps: int, every: int) -> dict:

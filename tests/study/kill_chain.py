@@ -38,10 +38,10 @@ def tables(run: str) -> dict[str, str]:
         name = f"{path.parent.name}/{path.name}"
         if path.suffix == ".parquet" and path.name != "sft.parquet":
             frame = pd.read_parquet(path)
-            found[name] = frame.drop(columns=TIMES & set(frame)).to_json()
+            found[name] = frame.drop(columns=TIMES & set(frame)).to_csv()
         elif path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = json.dumps([{k: v for k, v in row.items() if k not in TIMES} for row in rows])
+            found[name] = json.dumps([{k: v for k, v in row.items() if k not in TIMES} for row in rows], sort_keys=True)
         elif path.name == "summary.json":
             summary = json.loads(path.read_text())
             kept = {k: v for k, v in summary.items() if k not in NOT_COMPARED and not k.startswith("most_")}

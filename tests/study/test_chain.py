@@ -45,16 +45,23 @@ def project(tmp_path_factory):
         nbformat.write(book, root / "notebooks" / f"{stage}.ipynb")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")} | {"PYTHONPATH": str(root)}
 
+    started = []
+
     def reproduce(seconds, *options):
         (root / "tiny.yaml").write_text(PROFILE.format(seconds))
         command = [sys.executable, "-m", "personavlm_lib", "reproduce", "--profile", "tiny.yaml", *options]
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        started.append(
+            subprocess.Popen(
+                command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            )
         )
+        return started[-1]
 
     reproduce.runs = root / "runs" / "tiny"
-    return reproduce
+    yield reproduce
+    for process in started:  # all have ended, unless a test failed
+        process.kill()
 
 
 def ran(project):

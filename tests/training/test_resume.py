@@ -88,6 +88,8 @@ def test_a_resumed_training_ends_as_an_unbroken_one(configs, killed, tmp_path, s
     assert all(row["grad_norm"] > 0 for row in rows)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert left(tmp_path / "broken") == (rows, weights)
+    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("whole", "broken")]
+    assert list(json.loads(texts[0])) == list(json.loads(texts[1])), "the columns come in the same order"
     train(config, tmp_path / "broken")  # nothing is left to do, and nothing is lost
     assert left(tmp_path / "broken") == (rows, weights)
 
