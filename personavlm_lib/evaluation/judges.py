@@ -22,14 +22,13 @@ def accuracy(question: Question, answer: str | None) -> float:
 
 
 def consistency(question: Question, response: Response) -> float:
-    """f_cons: 1 if the last reasoning step holds what the answer says; for yes and no, if both levels bear it out."""
+    """f_cons: 1 if the last reasoning step holds what the answer says; yes and no: if the style it ends with does."""
     thought = _words(response.steps[-1].think or "") if response.steps else []
     if response.answer is None:
         return 0.0
     if question.kind == "binary":
-        levels = [word for word in thought if word in ("low", "mid", "moderate", "high")]
-        says_yes = "yes" in _words(response.answer)
-        return float(len(levels) == 2 and (levels[0] == levels[1]) == says_yes)
+        suits = thought[-1] in _words(question.text) if thought[-2:-1] == ["takes"] else None
+        return float(suits == ("yes" in _words(response.answer)))
     answer = response.answer
     chosen = match_option(answer, list(question.options)) if question.options else None
     said = _words(question.options[chosen] if chosen is not None else answer)

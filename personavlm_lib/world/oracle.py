@@ -19,7 +19,7 @@ from personavlm_lib.agent.protocol import (
 )
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models import Ask, Reply
-from personavlm_lib.world.lexicon import PERSONA_KEYS
+from personavlm_lib.world.lexicon import PERSONA_KEYS, STYLES
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.questions import Hop, Question
 from personavlm_lib.world.tellers import FACTS, keywords, sentence
@@ -83,13 +83,16 @@ class Oracle:
 
     @staticmethod
     def _judge(question: Question, ask: Ask, guess: str) -> str:
-        """Yes or no to a style: compares it with the level of the trait that the prompt shows, in its words."""
-        style, mine = question.thought.split(" my ")  # "sociable is extraversion high", "extraversion high"
-        trait, pole = style.split()[-2:]
+        """Yes or no to a style: compares it with the one that suits the trait's level as the prompt shows it.
+
+        Not the two levels: a model that has just written the one copies it for the other, and never looks.
+        """
+        trait = question.thought.split()[1]  # "my extraversion high takes sociable"
         words = dict(line.split(": ") for line in ask.shown["personality"].splitlines())
         level = (words if ask.shown["quote"] else ask.shown["levels"])[trait]
-        answer = ("yes" if level.endswith(pole) else "no") if level.endswith(("low", "high")) else guess
-        return write_answer(f"{style} my {trait} {level}", answer)
+        style = STYLES[trait].get(level.split()[-1], "nothing")
+        answer = guess if style == "nothing" else "yes" if style in question.text.split() else "no"
+        return write_answer(f"my {trait} {level} takes {style}", answer)
 
     # Update stage
 

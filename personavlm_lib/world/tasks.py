@@ -178,7 +178,7 @@ def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) 
             yield Question(
                 "", plan.user, "Personality Alignment", "binary", moment, f"does a {word} reply suit me ?",
                 ("yes", "no"), "yes" if pole == mine else "no", tuple(shown),
-                thought=f"{word} is {trait} {pole} my {trait} {mine}",
+                thought=f"my {trait} {mine} takes {lexicon.STYLES[trait][mine]}",
             )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ OPTIONS = ("tea", "coffee", "cola", "milk")
 CHOICE = Question("c0", "u", "Latest Preference Recognition", "choice", datetime(2024, 4, 1), "what is my drink now ?",
                   OPTIONS, "coffee", (0,), thought="my drink is coffee")  # fmt: skip
 OPEN = replace(CHOICE, kind="open", options=())
-BINARY = replace(CHOICE, task="Personality Alignment", kind="binary", options=("yes", "no"), answer="yes")
+BINARY = replace(CHOICE, task="Personality Alignment", kind="binary", options=("yes", "no"), answer="yes",
+                 text="does a warm reply suit me ?")  # fmt: skip
 
 
 def response(*texts, unfinished=False):
@@ -40,10 +41,8 @@ def test_accuracy(question, answer, right):
     (CHOICE, "my drink is tea", "tea", 1),  # consistent though wrong
     (OPEN, "my drink is coffee", "coffee", 1), (OPEN, "my drink is coffee", "tea", 0),
     (OPEN, "my drink is coffee", "", 0),
-    (BINARY, "warm is agreeableness high my agreeableness high", "yes", 1),
-    (BINARY, "warm is agreeableness high my agreeableness high", "no", 0),
-    (BINARY, "warm is agreeableness high my agreeableness low", "no", 1),
-    (BINARY, "warm is agreeableness high my agreeableness low", "yes", 0),
+    (BINARY, "my agreeableness high takes warm", "yes", 1), (BINARY, "my agreeableness high takes warm", "no", 0),
+    (BINARY, "my agreeableness low takes direct", "no", 1), (BINARY, "my agreeableness low takes direct", "yes", 0),
     (BINARY, "warm suits me", "yes", 0), (BINARY, "warm suits me", "no", 0),
 ])  # fmt: skip
 def test_consistency(question, think, answer, borne_out):
