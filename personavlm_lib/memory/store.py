@@ -16,10 +16,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
-from personavlm_lib.memory.database import Database, StoreError
+from personavlm_lib.memory.database import StoreError
+from personavlm_lib.memory.encoder import Encoder, text_encoder
 from personavlm_lib.memory.images import check_image, copy_image, image_paths, relocate
+from personavlm_lib.memory.indexed import Indexed
 from personavlm_lib.memory.records import (
     CoreMemory,
     Edit,
@@ -33,7 +33,6 @@ from personavlm_lib.memory.records import (
     from_json,
     to_json,
 )
-from personavlm_lib.memory.search import Encoder, text_encoder
 from personavlm_lib.memory.timeline import Timeline, search_text
 from personavlm_lib.memory.versions import Version, apply, check, link
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
@@ -43,7 +42,7 @@ COLUMNS = "id INTEGER PRIMARY KEY AUTOINCREMENT, known_from TEXT NOT NULL, recor
 JOURNAL = "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL"
 
 
-class MemoryStore(Database):
+class MemoryStore(Indexed):
     """One user's memory in `folder`: `memory.db`, and copies of the images in `images/`.
 
     Each write is one transaction; `with store.transaction():` makes one of several. What was written is on the disk
@@ -131,9 +130,6 @@ class MemoryStore(Database):
             for row, record in self.rows(kind):
                 self._index_text(kind, row, record)
         self.sql(f"PRAGMA user_version = {SCHEMA}")
-
-    def _index_text(self, kind: str, row: int, record: Record) -> None:
-        self.sql(f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)", row, search_text(record))
 
     def __enter__(self) -> "MemoryStore":
         return self
@@ -302,42 +298,6 @@ class MemoryStore(Database):
         encode, matches = partial(self._encode, kind), partial(self._matches, kind)
         return Table(tuple(sorted(records, key=_when)), Timeline(encode, matches, self._lock, near=kind == "turns"))
 
-    def _matches(self, kind: str, word: str, after: int) -> np.ndarray:
-        """Ids, in order, of the rows above `after` that hold the word, whatever its ending."""
-        # one long text is read several times faster than its rows
-        statement = f"SELECT group_concat(rowid) FROM {kind}_text WHERE {kind}_text MATCH ? AND rowid > ?"
-        [(found,)] = self.sql(statement, f'"{word}"', after)
-        return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
-
-    def _encode(self, kind: str, records: tuple) -> np.ndarray:
-        """(records, width): the kept vectors, and in one batch those still missing."""
-        with self._lock:
-            self._claim_vectors()
-            missing, vectors = {record.id: place for place, record in enumerate(records)}, None
-            statement = f"SELECT id, vector FROM {kind} WHERE id BETWEEN ? AND ? AND vector IS NOT NULL"
-            for row, blob in self.sql(statement, min(missing), max(missing)):
-                if row in missing:
-                    vector = np.frombuffer(blob, np.float32)
-                    vectors = np.empty((len(records), len(vector)), np.float32) if vectors is None else vectors
-                    vectors[missing.pop(row)] = vector
-            if missing:
-                new = self.encoder.encode([search_text(records[place]) for place in missing.values()])
-                with self.transaction():
-                    rows = [(vector.tobytes(), row) for vector, row in zip(new, missing, strict=True)]
-                    self._db.executemany(f"UPDATE {kind} SET vector = ? WHERE id = ?", rows)
-                vectors = np.empty((len(records), new.shape[1]), np.float32) if vectors is None else vectors
-                vectors[list(missing.values())] = new
-            return vectors
-
-    def _claim_vectors(self) -> None:
-        """Vectors of two encoders cannot be compared: those of another than ours are thrown away, and made anew."""
-        if self.meta("encoder") == self.encoder.name:
-            return
-        with self.transaction():
-            for kind in TIMELINES:
-                self.sql(f"UPDATE {kind} SET vector = NULL")
-            self.set_meta("encoder", self.encoder.name)
-
     # Forgetting, the part that reaches the disk
 
     def delete(self, kind: str, rows: Iterable[int]) -> None:
@@ -345,12 +305,9 @@ class MemoryStore(Database):
         with self.transaction():
             for row in rows:
                 self.sql(f"DELETE FROM {kind} WHERE id = ?", row)
-                if self._lexical(kind):
+                if kind in TIMELINES:
                     self.sql(f"DELETE FROM {kind}_text WHERE rowid = ?", row)
             self.set_meta("scrub", "due")
-
-    def _lexical(self, kind: str) -> bool:
-        return bool(self.sql("SELECT 1 FROM sqlite_master WHERE name = ?", f"{kind}_text"))
 
     def scrub(self) -> int:
         """Takes what was deleted off the disk: unused images, words in the lexical index, free pages, the WAL.
@@ -362,7 +319,7 @@ class MemoryStore(Database):
             unused = [path for path in self.images.iterdir() if str(path) not in used] if self.folder else []
             for path in unused:
                 path.unlink()
-            for kind in filter(self._lexical, TIMELINES):  # FTS5 keeps deleted words until it is rebuilt
+            for kind in TIMELINES:  # FTS5 keeps deleted words until it is rebuilt
                 self.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('rebuild')")
             self._forget_loaded()
         self.erase()

