@@ -68,6 +68,10 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     history = [turns[i] for i in kept]
     messages = []
     for n, question in enumerate(asked):
+        if rng.random() < 0.1:  # the prompt's line on personality is read as the turns are
+            trait = rng.choice(list(scores))
+            question = replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait],
+                               thought=f"my {trait} {scores[trait]}")  # fmt: skip
         if rng.random() < 0.6:
             question = replace(question, options=())
         query = Turn(question.time, question.query)
@@ -115,8 +119,12 @@ def knowing(rng: random.Random, questions: int) -> Row:
 
 
 def copying(rng: random.Random, vocabulary: list[str]) -> Row:
-    """Random words of the whole vocabulary, dates and grammar included, to be said again, twice."""
-    words = " ".join(rng.sample(vocabulary, rng.randint(4, 24)))
+    """Random words of the whole vocabulary, dates and grammar included, to be said again, twice.
+
+    With some of the tags among them: what nothing ever wrote keeps a random embedding, which an adapter cannot aim at.
+    """
+    chosen = rng.sample(vocabulary, rng.randint(4, 24)) + rng.sample(TAGS, rng.randint(0, 3))
+    words = " ".join(rng.sample(chosen, len(chosen)))
     return Row([("user", f"repeat {words}"), ("assistant", words), ("user", "repeat"), ("assistant", words)], [])
 
 
