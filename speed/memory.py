@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 import sys
@@ -279,7 +280,7 @@ class Mem0:
     def searcher(self, variant: str) -> Search:
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
             window = {"user_id": "u", "t": {"gte": lo, "lte": hi - 1}}
-            found = self.memory.search(text, filters=window, top_k=K, threshold=-1.0)
+            found = self.memory.search(text, filters=window, top_k=K, threshold=0.0)  # drops what points away
             return [hit["metadata"]["t"] for hit in found["results"]]
 
         return search
@@ -373,10 +374,16 @@ def measure(system: str, n: int, limit_s: int) -> list[dict]:
             except subprocess.TimeoutExpired:
                 return [dict(system=system, n=n, failed=f"{part} took more than {limit_s} s")]
             if done.returncode:
-                return [dict(system=system, n=n, failed=f"{part}: {done.stderr.strip().splitlines()[-1]}")]
+                return [dict(system=system, n=n, failed=f"{part}: {why(done.stderr)}")]
             parts.append(json.loads(done.stdout.splitlines()[-1]))
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     return [row | parts[0] | dict(disk_mib=disk) for row in parts[1]]
+
+
+def why(stderr: str) -> str:
+    """The first error's line: others may follow while the interpreter is taken down."""
+    lines = stderr.strip().splitlines()
+    return next((line for line in lines if re.match(r"[\w.]*Error\b", line)), lines[-1])
 
 
 def plot(rows: list[dict], stem: Path) -> None:
@@ -410,8 +417,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.part:
         part, system, n, folder = given.part
-        print(json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))))
-        return
+        print(json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))), flush=True)
+        os._exit(0)  # some of them fail while the interpreter is taken down, when all is done
     rows, versions = [], {}
     for name in ("numpy", "faiss-cpu", *PACKAGES.values()):
         try:
