@@ -147,7 +147,7 @@ class Retriever:
     def _query(self, view: MemoryView, texts: list[str]) -> Query:
         encoder = self._encoder(view)
         vectors = None if self.ranking == "bm25" else encoder.encode(texts)
-        return Query(self.ranking, search_words(" ".join(texts)), vectors)
+        return Query(self.ranking, [] if self.ranking == "dense" else search_words(" ".join(texts)), vectors)
 
     def _encoder(self, view: MemoryView) -> Encoder:
         if self.encoder and self.encoder.name != view.encoder.name:

@@ -9,7 +9,7 @@ moment would. Measured with `python -m personavlm_lib locomo`.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -107,17 +107,18 @@ class Timeline:
         lo, hi, visible = self._window(len(records), start, end, time)
         if visible.any():
             scores = self._scores(records, query, lo, hi, visible)
-            scores[~visible] = -np.inf
+            if not visible.all():
+                scores[~visible] = -np.inf
             yield from (lo + row for row in _best_first(scores))
 
     def _grow(self, records: tuple) -> None:
         with self._lock:
             if not (new := records[len(self._ids.rows) :]):
                 return
-            ends = np.array([record.happened_to for record in new], "datetime64[us]")
+            ends = _micros(record.happened_to for record in new)
             latest = np.maximum.accumulate(np.append(self._latest_end.rows[-1:].astype(ends.dtype), ends))[-len(new) :]
-            self._starts.extend(np.array([record.happened_from for record in new], ends.dtype))
-            self._known.extend(np.array([record.known_from for record in new], ends.dtype))
+            self._starts.extend(_micros(record.happened_from for record in new))
+            self._known.extend(_micros(record.known_from for record in new))
             self._lengths.extend(np.array([len(search_text(record)) for record in new], np.float32))
             self._ends.extend(ends)
             self._latest_end.extend(latest)
@@ -128,11 +129,11 @@ class Timeline:
     ) -> tuple[int, int, np.ndarray]:
         """The range [lo, hi) that the period can reach, and which rows of it are known and overlap the period."""
         end = end and end.replace(second=59, microsecond=999_999)
-        hi = n if end is None else int(np.searchsorted(self._starts.rows[:n], np.datetime64(end), "right"))
-        lo = 0 if start is None else int(np.searchsorted(self._latest_end.rows[:hi], np.datetime64(start)))
-        visible = self._known.rows[lo:hi] <= np.datetime64(time)
-        if start is not None:
-            visible &= self._ends.rows[lo:hi] >= np.datetime64(start)
+        first, last, now = _micros((start or datetime.min, end or datetime.max, time))
+        hi = int(self._starts.rows[:n].searchsorted(last, "right"))
+        lo = int(self._latest_end.rows[:hi].searchsorted(first))
+        visible = self._known.rows[lo:hi] <= now
+        visible &= self._ends.rows[lo:hi] >= first
         return lo, hi, visible
 
     def _scores(self, records: tuple, query: Query, lo: int, hi: int, visible: np.ndarray) -> np.ndarray:
@@ -196,6 +197,11 @@ class Timeline:
             return rows
 
 
+def _micros(times: Iterable[datetime]) -> np.ndarray:
+    """As whole numbers, which are compared ten times as fast as times are."""
+    return np.array(list(times), "datetime64[us]").view(np.int64)
+
+
 def _standardised(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
     known = scores if visible.all() else scores[visible]  # a copy is what takes the time here
     return (scores - known.mean()) / (known.std() or 1)
@@ -206,8 +212,11 @@ def _best_first(scores: np.ndarray, fetch: int = 32) -> Iterator[int]:
     done = 0
     while True:
         fetch = min(fetch, len(scores))
-        least = np.partition(scores, -fetch)[-fetch]
-        candidates = np.flatnonzero((scores >= least) & (scores > -np.inf))
+        # at least `fetch` rows reach what `fetch` of the columns reach: nearly as good a bound, and far sooner found
+        width = min(8 * fetch, len(scores))
+        tops = scores[: len(scores) // width * width].reshape(-1, width).max(0)
+        least = np.partition(tops, -fetch)[-fetch]
+        candidates = np.flatnonzero(scores >= least if least > -np.inf else scores > least)
         best = candidates[np.lexsort((candidates, scores[candidates]))[::-1]]
         yield from best[done:].tolist()
         if fetch == len(scores) or np.isneginf(least):
