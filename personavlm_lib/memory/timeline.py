@@ -17,6 +17,7 @@ from datetime import datetime
 import faiss
 import numpy as np
 
+from personavlm_lib.memory.approximate import Cells
 from personavlm_lib.memory.records import Episode, SemanticMemory, Turn
 
 RANKINGS = ("dense", "bm25", "hybrid")
@@ -51,11 +52,15 @@ def search_words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: `vectors` (texts, width) for a dense or hybrid `ranking`, `words` for a lexical or hybrid."""
+    """What is looked for: `vectors` (texts, width) for a dense or hybrid `ranking`, `words` for a lexical or hybrid.
+
+    `approximate`: a dense ranking may begin with what an approximate index finds.
+    """
 
     ranking: str
     words: list[str]
     vectors: np.ndarray | None = None
+    approximate: bool = False
 
 
 class Column:
@@ -91,7 +96,7 @@ class Timeline:
     ) -> None:
         self._encode, self._matches, self._lock, self._near = encode, matches, lock, near
         self._starts, self._ends, self._latest_end, self._known = Column(), Column(), Column(), Column()
-        self._ids, self._lengths, self._vectors = Column(), Column(), Column()
+        self._ids, self._lengths, self._vectors, self._cells = Column(), Column(), Column(), Cells()
         self._postings: dict[str, tuple[int, np.ndarray]] = {}  # word -> rows looked through, rows that hold it
 
     def rank(
@@ -101,10 +106,17 @@ class Timeline:
 
         None leaves a side open. Periods are written to the minute (Appendix A.2), so `end` includes its whole minute.
         Of rows that score alike (to six places: the same words told twice) the newer come first. "bm25" gives only
-        rows that hold a word of the query.
+        rows that hold a word of the query. Where most rows are visible, an approximate query first gives what its index
+        finds, then the others in their exact order; where few are, it is exact.
         """
         self._grow(records)
         lo, hi, visible = self._window(len(records), start, end, time)
+        if query.approximate and 2 * np.count_nonzero(visible) > len(records):
+            with self._lock:
+                scores = self._cells.search(self._all_vectors(records), query.vectors, lo, hi)
+            scores[~visible] = -np.inf
+            yield from (lo + row for row in _best_first(scores))
+            visible &= np.isneginf(scores)
         if visible.any():
             scores = self._scores(records, query, lo, hi, visible)
             if not visible.all():
@@ -155,14 +167,18 @@ class Timeline:
     def _dense(self, records: tuple, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
         """(hi - lo,) cosines, of several queries the nearest's."""
         with self._lock:
-            if new := records[len(self._vectors.rows) :]:
-                self._vectors.extend(self._encode(new))
-            vectors = self._vectors.rows[lo:hi]
+            vectors = self._all_vectors(records)[lo:hi]
         found = np.empty((len(queries), hi - lo), np.float32)
         for query, scores in zip(np.ascontiguousarray(queries, np.float32), found, strict=True):
             pointers = (faiss.swig_ptr(array) for array in (scores, query, vectors))
             faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], hi - lo)
         return found.max(0).round(6)
+
+    def _all_vectors(self, records: tuple) -> np.ndarray:
+        """(rows, width) of at least `records`."""
+        if new := records[len(self._vectors.rows) :]:
+            self._vectors.extend(self._encode(new))
+        return self._vectors.rows
 
     def _lexical(self, words: list[str], lo: int, hi: int, visible: np.ndarray, near: tuple[float, ...]) -> np.ndarray:
         """(hi - lo,) BM25; with `near` a word also counts, for less, where only a neighbour says it."""
