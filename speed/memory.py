@@ -9,6 +9,10 @@ of the timeline. `limit` is FAISS's flat index over the rows of the window, and 
 FTS5 as it comes. Writes are durable: the disk has been waited for (SQLite's synchronous = FULL in ours), but for the
 batches of Qdrant and mem0. Beside the clock stands the processor time, which is what remains comparable where other
 work runs on the same machine.
+
+`approximate` is ours with an approximate index. Random vectors are the worst case for every such index: all are nearly
+equally far from each other, so that no cell holds the neighbours. With `--clusters 1000` the vectors lie around so many
+random centres (cosine to the centre 0.7), as those of texts do that share their subjects.
 """
 
 import argparse
@@ -34,7 +38,7 @@ import psutil
 WIDTH, K, BATCH, ONE_BY_ONE = 384, 10, 1000, 200
 START = datetime(2024, 1, 1)
 WINDOWS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
-SEARCHES = {"ours": 60, "limit": 60}  # a peer is asked 15 times: some take seconds
+SEARCHES = {"ours": 60, "limit": 60, "approximate": 60}  # a peer is asked 15 times: some take seconds
 PACKAGES = dict(chroma="chromadb", qdrant="qdrant-client", lancedb="lancedb", mem0="mem0ai")
 
 Search = Callable[[str, np.ndarray, int, int], list[int]]  # (text, vector, lo, hi) -> rows, best first
@@ -52,18 +56,27 @@ class Given:
         return self.vectors[[self.rows[text] for text in texts]]
 
 
+def clustered(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors; with CLUSTERS in the environment each about as far from a centre as that is long."""
+    centres = _unit(np.random.default_rng(2).normal(size=(int(os.environ.get("CLUSTERS", 0)), WIDTH)))
+    if not len(centres):
+        return _unit(vectors)
+    chosen = np.random.default_rng(len(vectors)).integers(len(centres), size=len(vectors))
+    return _unit(centres[chosen].astype(np.float32) + _unit(vectors))
+
+
 def entries(n: int) -> tuple[list[str], np.ndarray]:
     """Texts, each with its number so that none is there twice, and unit vectors (n, WIDTH)."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
     chosen = _zipf(rng, (n, 12))
-    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], _unit(vectors)
+    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], clustered(vectors)
 
 
 def queries(n: int) -> tuple[list[str], np.ndarray]:
     """Five words each, drawn as those of the entries are: most queries hold a very common one."""
     rng = np.random.default_rng(1)
-    vectors = _unit(rng.normal(size=(n, WIDTH)).astype(np.float32))
+    vectors = clustered(rng.normal(size=(n, WIDTH)).astype(np.float32))
     return [" ".join(f"w{w}" for w in row) for row in _zipf(rng, (n, 5))], vectors
 
 
@@ -79,7 +92,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 class Ours:
     """A MemoryStore of raw turns, searched by each ranking. Vectors are written when first searched: counted too."""
 
-    variants = ("dense", "bm25", "hybrid")
+    variants, index = ("dense", "bm25", "hybrid"), "exact"
 
     def __init__(self, folder: Path, encoder: Given) -> None:
         from personavlm_lib.memory.store import MemoryStore
@@ -101,13 +114,19 @@ class Ours:
     def searcher(self, variant: str) -> Search:
         from personavlm_lib.memory.search import Retriever
 
-        retriever, view = Retriever(ranking=variant), self.store.as_of()
+        retriever, view = Retriever(ranking=variant, index=self.index), self.store.as_of()
 
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
             found = retriever.rank_turns(view, text, K, moment(lo), moment(hi - 1), by_time=False)
             return [turn.index for turn in found]
 
         return search
+
+
+class Approximate(Ours):
+    """A store of its own, because the index holds the vectors a second time."""
+
+    variants, index = ("dense",), "approximate"
 
 
 class Limit:
@@ -286,7 +305,9 @@ class Mem0:
         return search
 
 
-SYSTEMS = dict(limit=Limit, ours=Ours, chroma=Chroma, qdrant=Qdrant, lancedb=LanceDB, mem0=Mem0)
+SYSTEMS = dict(
+    limit=Limit, ours=Ours, approximate=Approximate, chroma=Chroma, qdrant=Qdrant, lancedb=LanceDB, mem0=Mem0
+)
 
 
 def moment(i: int) -> datetime:
@@ -395,7 +416,7 @@ def plot(rows: list[dict], stem: Path) -> None:
     for axis, window in zip(axes, WINDOWS, strict=True):
         for system, variant in series:
             mine = [r for r in rows if (r["system"], r.get("variant"), r.get("window")) == (system, variant, window)]
-            style = "-" if system == "ours" else "--" if system == "limit" else ":"
+            style = {"ours": "-", "approximate": "-.", "limit": "--"}.get(system, ":")
             axis.loglog(
                 [r["n"] for r in mine], [r["cpu_p50_ms"] for r in mine], style, marker="o", label=f"{system} {variant}"
             )
@@ -413,12 +434,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the rows go, and as CSV beside it")
     parser.add_argument("--plot", type=Path, help="the figure's path without its ending")
     parser.add_argument("--limit", type=int, default=1800, help="seconds that a system may take to be filled or read")
+    parser.add_argument("--clusters", type=int, default=0, help="around how many centres the vectors lie; 0: anywhere")
     parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)  # what runs in a process of its own
     given = parser.parse_args()
     if given.part:
         part, system, n, folder = given.part
         print(json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))), flush=True)
         os._exit(0)  # some of them fail while the interpreter is taken down, when all is done
+    os.environ["CLUSTERS"] = str(given.clusters)  # for the processes of the parts
     rows, versions = [], {}
     for name in ("numpy", "faiss-cpu", *PACKAGES.values()):
         try:
@@ -428,7 +451,7 @@ def main() -> None:
     about = dict(
         machine=f"{psutil.cpu_count()} x {platform.processor() or platform.machine()}, {platform.system()}",
         load=os.getloadavg(), python=platform.python_version(), sqlite=sqlite3.sqlite_version, versions=versions,
-        threads=os.environ.get("OMP_NUM_THREADS"), k=K, width=WIDTH,
+        threads=os.environ.get("OMP_NUM_THREADS"), k=K, width=WIDTH, clusters=given.clusters,
     )  # fmt: skip
     for n in given.sizes:
         for system in given.systems:

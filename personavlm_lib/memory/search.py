@@ -17,6 +17,7 @@ from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
 from personavlm_lib.memory.view import MemoryView
 
 SEARCH_WITH = ("keywords", "query", "both")
+INDICES = ("exact", "approximate")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Retriever:
     period first, "released" filters nothing (findings D1). `filter_procedural`: also leave out habits and goals that
     were first known after the period's end. `ranking`: "dense" (the paper's), "bm25" or "hybrid". `search_with`: the
     model's "keywords" (the paper), the user's "query" as it stands, or "both", of which the nearer counts (D13).
-    `kinds`: the kinds of semantic memory that are searched.
+    `kinds`: the kinds of semantic memory that are searched. `index`: "exact", or for a dense ranking "approximate",
+    which pays from some ten thousand entries on: fewer vectors are read, and now and then a near one is missed.
     """
 
     encoder: Encoder | None = None
@@ -71,12 +73,20 @@ class Retriever:
     ranking: str = "hybrid"
     search_with: str = "keywords"
     kinds: tuple[str, ...] = SEMANTIC_KINDS
+    index: str = "exact"
 
     def __post_init__(self) -> None:
-        choices = {"time_filter": ("paper", "released"), "ranking": RANKINGS, "search_with": SEARCH_WITH}
+        choices = {
+            "time_filter": ("paper", "released"),
+            "ranking": RANKINGS,
+            "search_with": SEARCH_WITH,
+            "index": INDICES,
+        }
         for setting, known in choices.items():
             if getattr(self, setting) not in known:
                 raise ValueError(f"{setting} is {getattr(self, setting)!r}; choose {' or '.join(known)}")
+        if self.index == "approximate" and self.ranking != "dense":
+            raise ValueError(f"index 'approximate' serves ranking 'dense' alone; {self.ranking!r} takes index 'exact'")
         if unknown := set(self.kinds) - set(SEMANTIC_KINDS):
             raise ValueError(f"kinds has {', '.join(sorted(unknown))}; choose from {', '.join(SEMANTIC_KINDS)}")
 
@@ -147,7 +157,8 @@ class Retriever:
     def _query(self, view: MemoryView, texts: list[str]) -> Query:
         encoder = self._encoder(view)
         vectors = None if self.ranking == "bm25" else encoder.encode(texts)
-        return Query(self.ranking, search_words(" ".join(texts)), vectors)
+        words = [] if self.ranking == "dense" else search_words(" ".join(texts))
+        return Query(self.ranking, words, vectors, self.index == "approximate")
 
     def _encoder(self, view: MemoryView) -> Encoder:
         if self.encoder and self.encoder.name != view.encoder.name:

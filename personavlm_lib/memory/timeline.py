@@ -9,7 +9,7 @@ moment would. Measured with `python -m personavlm_lib locomo`.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from datetime import datetime
 import faiss
 import numpy as np
 
+from personavlm_lib.memory.approximate import Cells
 from personavlm_lib.memory.records import Episode, SemanticMemory, Turn
 
 RANKINGS = ("dense", "bm25", "hybrid")
@@ -51,11 +52,15 @@ def search_words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: `vectors` (texts, width) for a dense or hybrid `ranking`, `words` for a lexical or hybrid."""
+    """What is looked for: `vectors` (texts, width) for a dense or hybrid `ranking`, `words` for a lexical or hybrid.
+
+    `approximate`: a dense ranking may begin with what an approximate index finds.
+    """
 
     ranking: str
     words: list[str]
     vectors: np.ndarray | None = None
+    approximate: bool = False
 
 
 class Column:
@@ -91,7 +96,7 @@ class Timeline:
     ) -> None:
         self._encode, self._matches, self._lock, self._near = encode, matches, lock, near
         self._starts, self._ends, self._latest_end, self._known = Column(), Column(), Column(), Column()
-        self._ids, self._lengths, self._vectors = Column(), Column(), Column()
+        self._ids, self._lengths, self._vectors, self._cells = Column(), Column(), Column(), Cells()
         self._postings: dict[str, tuple[int, np.ndarray]] = {}  # word -> rows looked through, rows that hold it
 
     def rank(
@@ -101,23 +106,31 @@ class Timeline:
 
         None leaves a side open. Periods are written to the minute (Appendix A.2), so `end` includes its whole minute.
         Of rows that score alike (to six places: the same words told twice) the newer come first. "bm25" gives only
-        rows that hold a word of the query.
+        rows that hold a word of the query. Where most rows are visible, an approximate query first gives what its index
+        finds, then the others in their exact order; where few are, it is exact.
         """
         self._grow(records)
         lo, hi, visible = self._window(len(records), start, end, time)
+        if query.approximate and 2 * np.count_nonzero(visible) > len(records):
+            with self._lock:
+                scores = self._cells.search(self._all_vectors(records), query.vectors, lo, hi)
+            scores[~visible] = -np.inf
+            yield from (lo + row for row in _best_first(scores))
+            visible &= np.isneginf(scores)
         if visible.any():
             scores = self._scores(records, query, lo, hi, visible)
-            scores[~visible] = -np.inf
+            if not visible.all():
+                scores[~visible] = -np.inf
             yield from (lo + row for row in _best_first(scores))
 
     def _grow(self, records: tuple) -> None:
         with self._lock:
             if not (new := records[len(self._ids.rows) :]):
                 return
-            ends = np.array([record.happened_to for record in new], "datetime64[us]")
+            ends = _micros(record.happened_to for record in new)
             latest = np.maximum.accumulate(np.append(self._latest_end.rows[-1:].astype(ends.dtype), ends))[-len(new) :]
-            self._starts.extend(np.array([record.happened_from for record in new], ends.dtype))
-            self._known.extend(np.array([record.known_from for record in new], ends.dtype))
+            self._starts.extend(_micros(record.happened_from for record in new))
+            self._known.extend(_micros(record.known_from for record in new))
             self._lengths.extend(np.array([len(search_text(record)) for record in new], np.float32))
             self._ends.extend(ends)
             self._latest_end.extend(latest)
@@ -128,11 +141,11 @@ class Timeline:
     ) -> tuple[int, int, np.ndarray]:
         """The range [lo, hi) that the period can reach, and which rows of it are known and overlap the period."""
         end = end and end.replace(second=59, microsecond=999_999)
-        hi = n if end is None else int(np.searchsorted(self._starts.rows[:n], np.datetime64(end), "right"))
-        lo = 0 if start is None else int(np.searchsorted(self._latest_end.rows[:hi], np.datetime64(start)))
-        visible = self._known.rows[lo:hi] <= np.datetime64(time)
-        if start is not None:
-            visible &= self._ends.rows[lo:hi] >= np.datetime64(start)
+        first, last, now = _micros((start or datetime.min, end or datetime.max, time))
+        hi = int(self._starts.rows[:n].searchsorted(last, "right"))
+        lo = int(self._latest_end.rows[:hi].searchsorted(first))
+        visible = self._known.rows[lo:hi] <= now
+        visible &= self._ends.rows[lo:hi] >= first
         return lo, hi, visible
 
     def _scores(self, records: tuple, query: Query, lo: int, hi: int, visible: np.ndarray) -> np.ndarray:
@@ -154,14 +167,18 @@ class Timeline:
     def _dense(self, records: tuple, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
         """(hi - lo,) cosines, of several queries the nearest's."""
         with self._lock:
-            if new := records[len(self._vectors.rows) :]:
-                self._vectors.extend(self._encode(new))
-            vectors = self._vectors.rows[lo:hi]
+            vectors = self._all_vectors(records)[lo:hi]
         found = np.empty((len(queries), hi - lo), np.float32)
         for query, scores in zip(np.ascontiguousarray(queries, np.float32), found, strict=True):
             pointers = (faiss.swig_ptr(array) for array in (scores, query, vectors))
             faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], hi - lo)
         return found.max(0).round(6)
+
+    def _all_vectors(self, records: tuple) -> np.ndarray:
+        """(rows, width) of at least `records`."""
+        if new := records[len(self._vectors.rows) :]:
+            self._vectors.extend(self._encode(new))
+        return self._vectors.rows
 
     def _lexical(self, words: list[str], lo: int, hi: int, visible: np.ndarray, near: tuple[float, ...]) -> np.ndarray:
         """(hi - lo,) BM25; with `near` a word also counts, for less, where only a neighbour says it."""
@@ -196,6 +213,11 @@ class Timeline:
             return rows
 
 
+def _micros(times: Iterable[datetime]) -> np.ndarray:
+    """As whole numbers, which are compared ten times as fast as times are."""
+    return np.array(list(times), "datetime64[us]").view(np.int64)
+
+
 def _standardised(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
     known = scores if visible.all() else scores[visible]  # a copy is what takes the time here
     return (scores - known.mean()) / (known.std() or 1)
@@ -206,8 +228,11 @@ def _best_first(scores: np.ndarray, fetch: int = 32) -> Iterator[int]:
     done = 0
     while True:
         fetch = min(fetch, len(scores))
-        least = np.partition(scores, -fetch)[-fetch]
-        candidates = np.flatnonzero((scores >= least) & (scores > -np.inf))
+        # at least `fetch` rows reach what `fetch` of the columns reach: nearly as good a bound, and far sooner found
+        width = min(8 * fetch, len(scores))
+        tops = scores[: len(scores) // width * width].reshape(-1, width).max(0)
+        least = np.partition(tops, -fetch)[-fetch]
+        candidates = np.flatnonzero(scores >= least if least > -np.inf else scores > least)
         best = candidates[np.lexsort((candidates, scores[candidates]))[::-1]]
         yield from best[done:].tolist()
         if fetch == len(scores) or np.isneginf(least):

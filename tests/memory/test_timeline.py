@@ -37,9 +37,13 @@ periods = st.tuples(st.none() | st.integers(0, 12), st.none() | st.integers(0, 1
     search_with=st.sampled_from(["keywords", "query", "both"]),
     k=st.integers(0, 4),
     context=st.sets(st.integers(0, 11)),
+    approximate=st.booleans(),
 )
-def test_a_trajectory_sees_only_what_it_may(encoder, told, asked, moment, ranking, search_with, k, context):
-    retriever = Retriever(top_k=TopK(0, k, k), ranking=ranking, search_with=search_with)
+def test_a_trajectory_sees_only_what_it_may(
+    encoder, told, asked, moment, ranking, search_with, k, context, approximate
+):
+    index = "approximate" if approximate and ranking == "dense" else "exact"
+    retriever = Retriever(top_k=TopK(0, k, k), ranking=ranking, search_with=search_with, index=index)
     with MemoryStore.in_memory(encoder) as store:
         for n, (text, _) in enumerate(told):
             store.add_turn(Turn(hour(n / 10), text, "ok"))
