@@ -126,7 +126,8 @@ def answer_samples(
     """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
 
     A quarter of the choice questions comes without its options. A share `without` is asked with no memory and no
-    retrieval: there the sample teaches to say that it is unknown, and to guess.
+    retrieval: there the sample teaches to say that it is unknown, and to guess. Twice that share has no profile, and
+    retrieval all the same: else an empty profile alone would come to mean that nothing is known.
     """
     samples: list[dict] = []
     retriever = PAPER
@@ -135,10 +136,12 @@ def answer_samples(
         q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions
     ]
     for question in questions:
-        blind = rng.random() < without and question.options
-        view = store.as_of(question.time)
+        draw, view = rng.random(), store.as_of(question.time)
+        blind = draw < without and question.options
         if blind:
             view = view.without("core", "semantic", "episodic", "procedural")
+        elif draw < 3 * without and question.hops:
+            view = view.without("core")
         settings = AgentSettings(prompts, random_top_k=True, max_retrievals=0 if blind else 3)
         trajectories.append(respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random())))
         golds.append(None if blind else question.answer)
