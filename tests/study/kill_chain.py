@@ -48,8 +48,8 @@ def tables(run: str) -> dict[str, str]:
             found[name] = json.dumps(kept)
         elif path.suffix in (".csv", ".jsonl") or path.name == "claims.json":
             found[name] = path.read_text()
-        elif path.name == "model":
-            found[name] = fingerprint(path / "model.safetensors")
+        elif path.name == "adapter":
+            found[name] = fingerprint(path / "adapter_model.safetensors")
     return found
 
 
