@@ -202,16 +202,17 @@ def table_8_ablations(records: pd.DataFrame, paper: pd.DataFrame) -> Figure:
 
 @styled
 def table_11_efficiency(records: pd.DataFrame) -> Figure:
-    """As the paper's Table 11: tokens and seconds per answer, means, per condition."""
-    found = tables.table_11_efficiency(records[records["condition"].isin(tables.condition_order(records))])
+    """As the paper's Table 11: tokens and milliseconds per answer, means, per condition, and without reasoning."""
+    shown = [*tables.condition_order(records), f"{tables.FULL}_wo_reasoning"]
+    found = tables.table_11_efficiency(records[records["condition"].isin(shown)])
     figure, axes = _axes(1, 2, height=1.2 + 0.3 * len(found), sharey=True)
     place = np.arange(len(found))
     left, right = axes[0]
     left.barh(place, found["tokens_in"], color=SKY, height=0.6, label="read")
     left.barh(place, found["tokens_out"], left=found["tokens_in"], color=BLUE, height=0.6, label="written")
-    right.barh(place, found["seconds"], color=GREY, height=0.6)
+    right.barh(place, 1000 * found["seconds"], color=GREY, height=0.6)
     left.set(yticks=place, yticklabels=map(tables.label, found["condition"]), xlabel="tokens per answer")
-    right.set(xlabel="seconds per answer")
+    right.set(xlabel="ms per answer")
     left.invert_yaxis()
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
@@ -224,7 +225,7 @@ def table_11_efficiency(records: pd.DataFrame) -> Figure:
 def backbone_curves(metrics: pd.DataFrame) -> Figure:
     """How the backbone learned: share of right reasoning steps per skill over tokens seen (one row per probe)."""
     figure, axes = _axes(height=2.8)
-    skills = [c for c in ("table", "copy", "read_8", "read_all", "see", "recall") if c in metrics]
+    skills = [c for c in ("table", "know", "read_8", "read_all", "see", "recall") if c in metrics]
     for skill, colour in zip(skills, (GREEN, GREY, BLUE, SKY, ORANGE, RED), strict=False):
         axes[0, 0].plot(metrics.tokens / 1e6, 100 * metrics[skill], color=colour, label=skill, marker=".")
     axes[0, 0].set(xlabel="million tokens", ylabel="right (%)", ylim=(-2, 102))

@@ -36,7 +36,7 @@ CAPTIONS = {
     "figure_14_personality_gold": "The same when PEM is given the true reading of each turn: the mechanism alone.",
     "training_curves": "Training: thin lines are single steps, bold ones a running mean over a tenth of them.",
     "table_8_ablations": "What taking one part away costs: our change with interval, and the paper's (Tables 8, 9).",
-    "table_11_efficiency": "What an answer costs: tokens and seconds, means (the paper's Table 11).",
+    "table_11_efficiency": "What an answer costs: tokens and time, means (the paper's Table 11).",
 }
 
 
