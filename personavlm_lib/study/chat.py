@@ -1,16 +1,15 @@
 """A conversation in the terminal with the agent of a finished run: Algorithm 1 line by line, on a memory of its own."""
 
 import sys
-from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from pathlib import Path
 
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.agent.update import update_session, update_turn
 from personavlm_lib.memory.personality import BigFive, summarise
-from personavlm_lib.memory.records import SESSION_GAP, Turn
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.models import run as drive
 from personavlm_lib.models.local import LocalModel
@@ -19,14 +18,22 @@ from personavlm_lib.world import lexicon
 
 HINT = """This model knows the {count} words of its simulated world.
 Tell it things such as 'my drink is tea', 'alice job is pilot', 'every monday i do yoga'.
-Ask it such as 'what is my drink ?'. :memory shows what it knows, :quit ends."""
+Ask it such as 'what is my drink ?': every question comes the morning after, in the world's own calendar.
+:memory shows what it knows, :quit ends."""
+FIRST, NINE, SEVEN = datetime(2024, 6, 3), timedelta(hours=9), timedelta(hours=7)  # dates that the model can read
 
 
 def converse(run: str, folder: Path | None) -> int:
-    """Answers the lines of standard input until it ends; memory is in `folder`, `runs/<run>/chat` if none is given."""
-    model, prompts, retriever = LocalModel(require(run, "03_grpo") / "model", name="rl"), PromptSet("nano"), Retriever()
+    """Answers the lines of standard input until it ends; memory is in `folder`, `runs/<run>/chat` if none is given.
+
+    What ends in a question mark is answered; anything else is a turn to remember, with the world's own reply. A
+    question ends the session before it: the nano model was trained on questions about what is no longer before it.
+    """
+    model, prompts = LocalModel(require(run, "03_grpo") / "model", name="rl"), PromptSet("nano")
     words, session = set(lexicon.words()), []
     with MemoryStore(folder or run_folder(run) / "chat") as store:
+        told = store.as_of().turns
+        day = max(FIRST, datetime.combine(told[-1].time, time()) + timedelta(days=1)) if told else FIRST
         print(HINT.format(count=len(words)))
         while (line := _ask()) not in (None, ":quit"):
             if line == ":memory":
@@ -34,16 +41,20 @@ def converse(run: str, folder: Path | None) -> int:
             elif line:
                 if strange := sorted(set(line.replace("?", " ").split()) - words):
                     print(f"(words it does not know: {', '.join(strange)})")
-                query = Turn(datetime.now().replace(microsecond=0), line)
-                if session and query.time - session[-1].time > SESSION_GAP:
-                    drive([update_session(store, session, prompts, "rl")], model)
-                    session = []
-                (response,) = drive([respond(query, store.as_of(), retriever, AgentSettings(prompts))], model)
-                print(f"agent: {response.answer or '(no answer)'}", flush=True)
-                session.append(store.add_turn(replace(query, assistant=response.answer or "")))
-                drive([update_turn(store, session[-1], prompts, written_by="rl")], model)
+                if line.endswith("?"):
+                    if session:
+                        drive([update_session(store, session, prompts, "rl")], model)
+                        session, day = [], day + timedelta(days=1)
+                    asked = respond(Turn(day + SEVEN, line), store.as_of(), PAPER, AgentSettings(prompts))
+                    print(f"agent: {drive([asked], model)[0].answer or '(no answer)'}", flush=True)
+                else:
+                    moment = day + NINE + timedelta(minutes=5 * len(session))
+                    session.append(store.add_turn(Turn(moment, line, "noted")))
+                    print("agent: noted", flush=True)
+                    drive([update_turn(store, session[-1], prompts, written_by="rl")], model)
         if session:  # who leaves ends the session
             drive([update_session(store, session, prompts, "rl")], model)
+        if len(store.as_of().turns) > len(told):
             print(f"The memory is kept in {store.folder}.")
     return 0
 
