@@ -20,7 +20,7 @@ from typing import Any
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
-from personavlm_lib.memory.images import check_image
+from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SESSION_GAP, Turn, check_times, split_sessions
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
@@ -114,7 +114,7 @@ class PersonaVLM:
         query = Turn(time or datetime.now(), text, images=tuple(images))
         check_times(query)
         for path in images:
-            check_image(path, "the message")
+            read_image(path)
         if query.time < self._now:
             raise ValueError(f"times do not run backwards: {query.time} after {self._now}")
         return query

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from personavlm_lib.memory.records import Record, SemanticMemory, Turn
 
 
-def check_image(path: str | Path, name: str) -> None:
-    """FileNotFoundError for an image that is not there, ValueError for one that is none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"image {path} of {name} is not there")
+def read_image(path: str | Path) -> Image.Image:
+    """The image at `path` in RGB. ValueError for one that is missing, cut short or none at all."""
     try:
         with Image.open(path) as image:
-            image.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # which one depends on the format
-        raise ValueError(f"image {path} of {name} is none that can be read: {error}") from error
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # which one depends on the format
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else "it is none"
+        reason = "it is cut short" if "truncated" in str(error) else reason
+        raise ValueError(f"image {path} cannot be read ({reason}): put a whole one in its place") from error
 
 
 def copy_image(source: Path, target: Path) -> None:

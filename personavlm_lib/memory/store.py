@@ -18,7 +18,7 @@ from pathlib import Path
 
 from personavlm_lib.memory.database import StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
-from personavlm_lib.memory.images import check_image, copy_image, image_paths, relocate
+from personavlm_lib.memory.images import copy_image, image_paths, read_image, relocate
 from personavlm_lib.memory.indexed import Indexed
 from personavlm_lib.memory.records import (
     CoreMemory,
@@ -236,7 +236,7 @@ class MemoryStore(Indexed):
     def _keep(self, path: str, name: str) -> str:
         if self.folder is None:
             return str(path)
-        check_image(path, name)
+        read_image(path)
         source = Path(path)
         if source.resolve().parent == self.images.resolve():
             return str(self.images / source.name)

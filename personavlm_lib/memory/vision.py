@@ -19,19 +19,10 @@ from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
 
 Box = tuple[int, int, int, int]
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The image at `path` in RGB. ValueError for one that is missing, cut short or none at all."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        reason = "it is cut short" if "truncated" in str(error) else "it is not there" if error.errno else "it is none"
-        raise ValueError(f"image {path} cannot be read ({reason}): put a whole one in its place") from error
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
-from personavlm_lib.memory.vision import read_image
+from personavlm_lib.memory.images import read_image
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.models.nano import ImageOnlyProcessor
 from personavlm_lib.work import fingerprint
