@@ -95,7 +95,7 @@ def all_gone(project, seconds=30):
 def test_a_chain_that_is_killed_or_stopped_goes_on_and_is_done_once(project):
     child = project.runs / "01_synthesize" / "child"
 
-    killed = project(60)
+    killed = project(240)
     wait_for(child)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
@@ -103,9 +103,9 @@ def test_a_chain_that_is_killed_or_stopped_goes_on_and_is_done_once(project):
     assert ran(project) == [1, 1, 0] and not (project.runs / "01_synthesize" / "run.json").exists()
 
     child.unlink()
-    stopped = project(60)  # goes on with the second stage, whatever the first one's end has left
+    stopped = project(240)  # goes on with the second stage, whatever the first one's end has left
     wait_for(child)
-    second = project(60)
+    second = project(240)
     assert second.communicate()[1].strip() == (
         f"process {stopped.pid} works on {project.runs}: wait for it, stop it, or name another run with --run"
     )

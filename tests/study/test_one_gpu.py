@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from personavlm_lib.agent.prompts import FOLDER, PromptSet
 from personavlm_lib.agent.protocol import parse_step
 from personavlm_lib.evaluation.records import read_records
+from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.local import LocalModel, follow_source, load_processor
 from personavlm_lib.models.nano import SPECIAL, ImageOnlyProcessor, build_model
@@ -139,8 +140,8 @@ def test_memories_are_seen_and_searched_with_what_the_profile_names(chain):
     (user,) = memory_folder("tiny", "gold").iterdir()
     with MemoryStore(user) as store:
         assert store.encoder.name == chain["text_encoder"]
-        vectors = store.as_of().table("turns").encode(store.as_of().table("turns").records)
-        assert vectors.shape == (len(store.as_of().turns), 16)
+        found = PAPER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
+        assert len(found) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {(4 * 16,)}
     summary = json.loads((stage_folder("tiny", "09_report") / "summary.json").read_text())
     assert summary["profile"] == "tiny"
 

@@ -23,11 +23,12 @@ def configs(checkpoint, lives, memories, tmp_path_factory):
     home = Path(next(image for turn in lives[0].turns for image in turn.images)).parents[1]
     dataset.write_lives(home / "resume.jsonl", lives, 20, 0.7)
     common = dict(model=str(checkpoint), steps=5, accumulate=2, seed=0, warmup=1, lora_rank=4)
+    common |= dict(gradient_checkpointing=False)
     first = dict(samples=str(folder / "sft.parquet"), batch=4, learning_rate=1e-3, log_every=1)
     second = dict(lives=str(home / "resume.jsonl"), memory=str(memories[lives[0].user].folder.parent), prompts="nano")
     # more steps than there are questions: the order must go on in a second round too
     second |= dict(questions=8, group=2, groups=2, learning_rate=1e-2, beta=0.01, epsilon=0.2, temperature=1.0)
-    second |= dict(repetition_penalty=1.0, max_tokens=12)
+    second |= dict(repetition_penalty=1.0, max_tokens=12, width=48)
     return {"sft": (sft.train, common | first), "grpo": (grpo.train, common | second)}
 
 
@@ -63,7 +64,9 @@ def killed(monkeypatch):
 def left(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    return rows, {name: w.numpy().tobytes() for name, w in load_file(folder / "model" / "model.safetensors").items()}
+    return rows, {
+        name: w.numpy().tobytes() for name, w in load_file(folder / "adapter" / "adapter_model.safetensors").items()
+    }
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])

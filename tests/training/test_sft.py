@@ -17,8 +17,8 @@ from personavlm_lib.world import dataset
 def samples(lives, memories, tmp_path_factory):
     """Recordings of two lives, those without and those with images in turn."""
     rows, folder = [], tmp_path_factory.mktemp("samples")
-    for life in lives:
-        rows += dataset.answer_samples(life, memories[life.user], random.Random(0))
+    for life in lives * 2:
+        rows += dataset.answer_samples(life, memories[life.user], random.Random(len(rows)))
     plain, pictured = ([row for row in rows if bool(row["images"]) == pictures] for pictures in (False, True))
     assert len(plain) >= 4 and len(pictured) >= 4
     mixed = [row for pair in zip(plain, pictured, strict=False) for row in pair]
