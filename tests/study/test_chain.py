@@ -53,8 +53,16 @@ def project(tmp_path_factory):
         pipe = subprocess.PIPE
         started.append(
             subprocess.Popen(
-                command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-            )
+                command,
+                cwd=root,
+                env=environment,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+                start_new_session=True,
+                # what runs these tests may ignore Ctrl-C (a shell's background job does), and hand that on
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
         )
         return started[-1]
 
