@@ -41,7 +41,9 @@ def test_the_same_seed_asks_the_same():
 
 def test_as_many_as_wanted_and_every_task_that_exists(asked):
     tasks = Counter(question.task for *_, question in asked)
-    assert set(tasks) == set(ASPECTS) and min(tasks.values()) >= 15
+    assert set(tasks) == set(ASPECTS)
+    rarest = tasks.pop("Implicit Intent Recognition")  # can be asked on the habit's own weekday alone
+    assert rarest >= 15 and min(tasks.values()) > 40
     assert len(asked) == 60 * (N + 2 * PAIRS)
     assert len({question.case for *_, question in asked}) == len(asked)
     assert all(question.aspect == ASPECTS[question.task] for *_, question in asked)
