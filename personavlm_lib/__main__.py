@@ -103,6 +103,18 @@ def locomo(
 
 
 @app.command()
+def leaks(
+    file: Annotated[Path, typer.Argument(help="lives of a run (JSON Lines), or a file of Persona-MME's shape")],
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+) -> int:
+    """What guessing by the options' surface gets right: per task, four baselines with intervals."""
+    from personavlm_lib.evaluation.leaks import leaks
+
+    leaks(file, json)
+    return 0
+
+
+@app.command()
 def doctor() -> int:
     """What is installed, found and missing, each with its mend."""
     from personavlm_lib.study.doctor import examine
