@@ -99,26 +99,17 @@ def _picks(scores: Sequence[float]) -> np.ndarray:
 
 
 def _features(items: list[Item]) -> list[np.ndarray]:
-    """For each item (options, features): length, longest, shortest, overlap, rarity, one column a position."""
+    """For each item (options, features): length, by itself and against the others', overlap, rarity, position."""
     offered = Counter(word for item in items for option in item.options for word in set(_words(option)))
     width = max(len(item.options) for item in items)
     rows = []
     for item in items:
-        asked, words = set(_words(item.text)), [_words(option) for option in item.options]
-        lengths = np.array([len(option) for option in item.options], float)
-        overlap = [np.mean([word in asked for word in option]) if option else 0 for option in words]
-        rarity = [
-            np.mean([-np.log(offered[word] / len(items)) for word in option]) if option else 0 for option in words
-        ]
-        columns = [
-            lengths,
-            lengths - lengths.mean(),
-            lengths == lengths.max(),
-            lengths == lengths.min(),
-            overlap,
-            rarity,
-        ]
-        rows.append(np.column_stack([*columns, np.eye(width)[: len(words)]]))
+        asked, words = set(_words(item.text)), [_words(option) or [""] for option in item.options]
+        length = np.array([len(option) for option in item.options], float)
+        overlap = [np.mean([word in asked for word in option]) for option in words]
+        rarity = [np.mean([np.log1p(offered[word]) for word in option]) for option in words]
+        of_all = length - length.mean(), length == length.max(), length == length.min()
+        rows.append(np.column_stack([length, *of_all, overlap, rarity, np.eye(width)[: len(words)]]))
     return rows
 
 
@@ -164,21 +155,17 @@ def measure(path: str | Path) -> dict:
     """`leak_table` of a file as {file, questions, users, tasks: {task: {n, chance, baselines: {name: numbers}}}}."""
     items = read_items(path)
     tasks: dict[str, dict] = {}
-    for row in leak_table(items).replace({np.nan: None}).to_dict("records"):
+    for row in leak_table(items).astype(object).replace({np.nan: None}).to_dict("records"):
         task = tasks.setdefault(row["task"], {"n": row["n"], "chance": row["chance"], "baselines": {}})
         task["baselines"][row["baseline"]] = {field: row[field] for field in ("accuracy", "low", "high")}
     return dict(file=Path(path).name, questions=len(items), users=len({item.user for item in items}), tasks=tasks)
 
 
 def leaks(file: Path, out: Path | None = None) -> None:
-    """Prints the accuracy of each surface baseline by task, and writes all numbers to `out`."""
+    """Prints accuracy and interval of each surface baseline by task, and writes the numbers to `out`."""
     result = measure(file)
-    shown = {
-        task: {"n": found["n"], "chance": found["chance"]}
-        | {name: f"{v['accuracy']:.3f}" + (f" [{v['low']:.2f}, {v['high']:.2f}]" if v["low"] is not None else "")
-           for name, v in found["baselines"].items()}
-        for task, found in result["tasks"].items()
-    }  # fmt: skip
-    print(pd.DataFrame(shown).T.to_string())
+    for task, found in result["tasks"].items():
+        print(f"{task}: n = {found['n']}, chance {found['chance']:.3f}")
+        print(pd.DataFrame(found["baselines"]).T.astype(float).round(3).to_string(header=False))
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

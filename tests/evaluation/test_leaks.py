@@ -1,4 +1,4 @@
-"""The surface baselines: what they find where there is something, nothing in our questions, and which files they read."""
+"""The surface baselines: what they find where there is something, nothing in our questions, and what they can read."""
 
 import json
 import random
