@@ -103,6 +103,29 @@ def locomo(
 
 
 @app.command()
+def synthesize(
+    out: Annotated[Path, typer.Option(help="the new folder of the data set")],
+    size: Annotated[str, typer.Option(help="nano, short, long or paper")] = "nano",
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    workers: Annotated[int, typer.Option(help="processes; 0: one for each core")] = 0,
+    personas: Annotated[Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')] = None,
+    wording: Annotated[str, typer.Option(help="canonical, or varied")] = "canonical",
+) -> int:
+    """A data set from a seed: lives, questions, and for nano and paper the samples to train on."""
+    from functools import partial
+
+    from personavlm_lib.study.given import open_eyes
+    from personavlm_lib.world.synthesis import SIZES, synthesize
+
+    if size not in SIZES:
+        raise ProfileError(f"--size is {size!r}; choose {', '.join(SIZES)}")
+    eyes = partial(open_eyes, "classical", "nano")
+    made = synthesize(SIZES[size], seed, out, workers or os.cpu_count() or 1, eyes, personas, wording)
+    print(f"{out}: {', '.join(f'{n} {name}' for name, n in made.items())}")
+    return 0
+
+
+@app.command()
 def leaks(
     file: Annotated[Path, typer.Argument(help="lives of a run (JSON Lines), or a file of Persona-MME's shape")],
     json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,

@@ -31,14 +31,15 @@ SIZES = (50, 100, 200, 500)  # of the authors' folders: turns of a dialogue, at 
 
 
 def write_parquet(path: Path, rows: Iterable[dict], features: Features, batch: int = 500) -> None:
-    """Parquet that `datasets` reads as `features`, pictures in it; images in `rows` are paths seen from its folder."""
+    """Parquet that `datasets` reads as `features`, pictures in it; images in `rows` are paths seen from its folder.
 
-    def filled(value: object, key: str = "") -> object:
-        if key == "images":
-            return [{"bytes": (path.parent / name).read_bytes(), "path": name} for name in value]
-        if isinstance(value, dict):
-            return {name: filled(inner, name) for name, inner in value.items()}
-        return [filled(inner) for inner in value] if isinstance(value, list) else value
+    What `features` do not name is left out.
+    """
+
+    def filled(row: dict) -> dict:
+        row = row | {key: [filled(one) for one in row[key]] for key in ("turns",) if key in row}
+        pictures = [{"bytes": (path.parent / name).read_bytes(), "path": name} for name in row.get("images", ())]
+        return row | ({"images": pictures} if "images" in row else {})
 
     rows = map(filled, rows)
     with pq.ParquetWriter(path, features.arrow_schema) as writer:
