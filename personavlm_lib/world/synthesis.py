@@ -31,35 +31,35 @@ from personavlm_lib.world.tellers import tell
 from personavlm_lib.world.validation import Finding, check
 
 JOB = 20  # lives of one job: texts that they share are encoded once
-TURNS = 43  # of a life of size 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lives of one kind: seeds from `first` on, `turns` at least and at most within `days`, what is asked about each,
-    and how many samples are made of them all."""
+    """Lives of one kind: seeds from `first` on, within `days`, of `size` or of `turns` at least and at most; what is
+    asked about each, and how many samples are made of them all."""
 
     name: str
     first: int
     users: int
     days: int
-    turns: tuple[float, float]
     questions: int
     pairs: int
+    turns: tuple[int, int] | None = None
+    size: float = 1.0
     sft: int = 0
     rl: int = 0
 
 
-SHORT = Group("test_short", 50_000, 100, 90, (20, 100), 10, 2)
-LONG = Group("test_long", 60_000, 100, 90, (100, 500), 10, 2)
+SHORT = Group("test_short", 50_000, 100, 90, 10, 2, (20, 100))
+LONG = Group("test_long", 60_000, 100, 90, 10, 2, (100, 500))
 SIZES = {
     "nano": (
-        Group("train", 0, 100, 28, (TURNS, TURNS), 24, 4, 6_000, 480),
-        Group("test", 50_000, 12, 70, (1.2 * TURNS, 1.2 * TURNS), 26, 4),
+        Group("train", 0, 100, 28, 24, 4, sft=6_000, rl=480),
+        Group("test", 50_000, 12, 70, 26, 4, size=1.2),
     ),
     "short": (SHORT,),
     "long": (LONG,),
-    "paper": (Group("train", 0, 500, 28, (20, 100), 68, 6, 78_000, 5_600), SHORT, LONG),
+    "paper": (Group("train", 0, 500, 28, 68, 6, (20, 100), sft=78_000, rl=5_600), SHORT, LONG),
 }
 
 
@@ -93,14 +93,9 @@ def questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
 
 
 def synthesize(
-    groups: Iterable[Group],
-    seed: int,
-    out: Path,
-    workers: int,
-    eyes: Callable[[], Eyes | None],
-    personas: Path | None = None,
+    groups: Iterable[Group], seed: int, out: Path, workers: int, eyes: Callable[[], Eyes], personas: Path | None = None,
     wording: str = "canonical",
-) -> dict[str, int]:
+) -> dict[str, int]:  # fmt: skip
     """Makes a data set in the new folder `out`: how much of each there is. `eyes` opens what sees in each process.
 
     Lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, `findings.csv` of the rules, `README.md`.
@@ -127,24 +122,19 @@ def synthesize(
 
 
 def _work(
-    group: Group,
-    places: range,
-    personas: list[str],
-    seed: int,
-    folder: Path,
-    eyes: Callable[[], Eyes | None],
-    wording: str,
+    group: Group, places: range, personas: list[str], seed: int, folder: Path, eyes: Callable[[], Eyes], wording: str
 ) -> tuple[list[str], list[Finding]]:
     """Makes and checks some lives of a group, writes them and their samples: the samples' kinds, and what was found."""
     torch.set_num_threads(1)  # how a sum is rounded should not depend on how many cores there are
     kinds, findings, made = [], [], []
     for i, place in enumerate(places):
         own = 100_000 * seed + group.first + place
-        size = random.Random(f"size {own}").uniform(*group.turns) / TURNS
-        plan = sample_plan(own, group.days, size, **({"persona": personas[i]} if personas else {}))
+        more = {"turns": random.Random(f"turns {own}").randint(*group.turns)} if group.turns else {}
+        more |= {"persona": personas[i]} if personas else {}
+        plan = sample_plan(own, group.days, group.size, **more)
         turns = tell(plan, folder / "images", wording=wording)
         made.append(dataset.Life(plan, tuple(turns), questions(plan, group.questions, group.pairs)))
-        dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:], group.days, size)
+        dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:], group.days, group.size, **more)
         findings += check(made[-1])
     if group.sft:
         encoder, seeing = TextEncoder(), eyes()
@@ -205,5 +195,5 @@ def _taken(parts: Iterable[Path]) -> Iterator[str]:
 
 def _counts(names: Iterable[str]) -> pd.DataFrame:
     """How many of each there are, and their share of all."""
-    found = pd.Series(list(names), dtype=str).value_counts().sort_index()
-    return pd.DataFrame({"name": found.index, "n": found.to_numpy(), "percent": 100 * found.to_numpy() / found.sum()})
+    found = pd.Series(list(names), name="name", dtype=str).value_counts().sort_index().reset_index(name="n")
+    return found.assign(percent=100 * found["n"] / found["n"].sum())
