@@ -103,6 +103,23 @@ def locomo(
 
 
 @app.command()
+def skills(
+    model: Annotated[list[str], typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; may be repeated")],
+    seed: Annotated[int, typer.Option(help="of the lives that are asked about")] = 0,
+    questions: Annotated[int, typer.Option(help="for each skill")] = 64,
+    prompts: Annotated[str, typer.Option(help="prompt set: nano or full")] = "nano",
+    shown: Annotated[bool, typer.Option("--shown", help="of a model that was not taught to retrieve")] = False,
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="folder for the radar, as PNG and PDF")] = None,
+) -> int:
+    """What models can do, skill by skill, on fresh lives; of several, which differ in their seed, also the mean."""
+    from personavlm_lib.study.skills import compare
+
+    compare(model, seed, questions, prompts, not shown, json, plot)
+    return 0
+
+
+@app.command()
 def doctor() -> int:
     """What is installed, found and missing, each with its mend."""
     from personavlm_lib.study.doctor import examine
