@@ -238,13 +238,11 @@ def backbone_curves(metrics: pd.DataFrame) -> Figure:
 def skills_radar(skills: pd.DataFrame) -> Figure:
     """What each model can do: share right or F1 per skill (`evaluation/skills.py:table`, one `model` under another),
     and what a trained one should reach."""
-    shown = skills[skills["measure"] != "error"]
-    wide = shown.pivot(index="skill", columns="model", values="score")
-    wide = wide.loc[shown["skill"].unique(), shown["model"].unique()]
-    target = shown.drop_duplicates("skill").set_index("skill")["target"]
+    shown = skills[~skills["skill"].str.endswith("error")]
+    wide = shown.pivot_table("score", "skill", "model", sort=False)
+    target = shown.groupby("skill", sort=False)["target"].first()
     angles = 2 * np.pi * np.arange(len(wide)) / len(wide)
-    figure, axes = _axes(height=4.6, subplot_kw={"projection": "polar"})
-    ax = axes[0, 0]
+    figure, ((ax,),) = _axes(height=4.6, subplot_kw={"projection": "polar"})
     for name, colour in zip(wide, itertools.cycle((ORANGE, SKY, BLUE, GREEN, PURPLE))):
         score = 100 * wide[name].fillna(0)
         ax.plot([*angles, 0], [*score, score.iloc[0]], color=colour, marker=".", label=name)
