@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from personavlm_lib.study.profiles import ROOT, ProfileError, load_profile, stage_folder
+from personavlm_lib.study.profiles import ROOT, STAGES, ProfileError, load_profile, require, stage_folder
 from personavlm_lib.work import follow
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
@@ -134,6 +134,45 @@ def leaks(
     from personavlm_lib.evaluation.leaks import leaks
 
     leaks(file, json)
+    return 0
+
+
+@app.command()
+def skills(
+    model: Annotated[list[str], typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; may be repeated")],
+    seed: Annotated[int, typer.Option(help="of the lives that are asked about")] = 0,
+    questions: Annotated[int, typer.Option(help="for each skill")] = 64,
+    prompts: Annotated[str, typer.Option(help="prompt set: nano or full")] = "nano",
+    shown: Annotated[bool, typer.Option("--shown", help="of a model that was not taught to retrieve")] = False,
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="folder for the radar, as PNG and PDF")] = None,
+) -> int:
+    """What models can do, skill by skill, on fresh lives; of several, which differ in their seed, also the mean."""
+    import pandas as pd
+
+    from personavlm_lib.agent.prompts import PromptSet
+    from personavlm_lib.evaluation import skills
+    from personavlm_lib.models.local import LocalModel
+    from personavlm_lib.study import figures
+    from personavlm_lib.study.given import open_eyes
+    from personavlm_lib.training.clip import concept_top1
+
+    eyes, given = open_eyes("classical", "nano"), PromptSet(prompts)
+    again = concept_top1(eyes.encoder, 50, seed, eyes.threshold, eyes.detector)["top1"]
+    values = []
+    for name in model:
+        of, _, stage = name.rpartition("/")
+        source = require(of, stage) / "model" if stage in STAGES else name
+        asked = LocalModel(source), questions, seed, given, eyes, not shown, again
+        values.append(skills.measure(*asked).assign(model=name))
+    tables = [skills.table(part).assign(model=name) for name, part in zip(model, values, strict=True)]
+    tables += [skills.table(pd.concat(values), "model").assign(model="all")] if len(model) > 1 else []
+    rows = pd.concat(tables).assign(seed=seed, prompts=given.label, retrieving=not shown)
+    print(rows.iloc[:, :-3].round(3).to_string(index=False, na_rep=""))
+    if json:
+        rows.to_json(json, orient="records", indent=1)
+    if plot:
+        print(figures.save(figures.skills_radar(rows), plot, "skills"))
     return 0
 
 

@@ -4,6 +4,7 @@ Figures are under 5 inches wide with 9-point text, so that they read on a teleph
 Okabe and Ito's, told apart by colour-blind eyes too. Byte-reproducible on one matplotlib version (`save`).
 """
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -230,6 +231,25 @@ def backbone_curves(metrics: pd.DataFrame) -> Figure:
         axes[0, 0].plot(metrics.tokens / 1e6, 100 * metrics[skill], color=colour, label=skill, marker=".")
     axes[0, 0].set(xlabel="million tokens", ylabel="right (%)", ylim=(-2, 102))
     axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.22))
+    return figure
+
+
+@styled
+def skills_radar(skills: pd.DataFrame) -> Figure:
+    """What each model can do: share right or F1 per skill (`evaluation/skills.py:table`, one `model` under another),
+    and what a trained one should reach."""
+    shown = skills[~skills["skill"].str.endswith("error")]
+    wide = shown.pivot_table("score", "skill", "model", sort=False)
+    target = shown.groupby("skill", sort=False)["target"].first()
+    angles = 2 * np.pi * np.arange(len(wide)) / len(wide)
+    figure, ((ax,),) = _axes(height=4.6, subplot_kw={"projection": "polar"})
+    for name, colour in zip(wide, itertools.cycle((ORANGE, SKY, BLUE, GREEN, PURPLE))):
+        score = 100 * wide[name].fillna(0)
+        ax.plot([*angles, 0], [*score, score.iloc[0]], color=colour, marker=".", label=name)
+    ax.plot(angles, 100 * target, "_", color="#222222", markersize=9, label="aim")
+    ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=range(0, 101, 25), rlabel_position=90)
+    ax.set_xticks(angles, [name.replace(" ", "\n", 1) for name in wide.index], fontsize=7)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
