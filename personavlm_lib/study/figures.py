@@ -231,20 +231,3 @@ def backbone_curves(metrics: pd.DataFrame) -> Figure:
     axes[0, 0].set(xlabel="million tokens", ylabel="right (%)", ylim=(-2, 102))
     axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.22))
     return figure
-
-
-@styled
-def figure_3_world(turns: pd.DataFrame, questions: pd.DataFrame) -> Figure:
-    """What the world is made of (Fig. 3c, 8, 11): turns per dialogue, and questions per task.
-
-    `turns`: one row per dialogue (turns, group). `questions`: one row per question (task).
-    """
-    figure, axes = _axes(2, height=3.6, height_ratios=(1, 1.4))
-    for group, colour in zip(sorted(turns.group.unique()), (ORANGE, BLUE), strict=False):
-        axes[0, 0].hist(turns[turns.group == group].turns, bins=12, color=colour, alpha=0.7, label=group)
-    axes[0, 0].set(xlabel="turns per dialogue", ylabel="dialogues")
-    axes[0, 0].legend()
-    counts = questions.task.value_counts().sort_values()
-    axes[1, 0].barh(counts.index, counts, color=BLUE)
-    axes[1, 0].set(xlabel="questions")
-    return figure

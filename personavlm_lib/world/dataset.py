@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
-
 from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import Turn, split_sessions
+from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import Eyes
@@ -187,18 +185,3 @@ def rl_questions(lives: list[Life], total: int, rng: random.Random) -> list[tupl
         drawn += [(life, replace(q, kind="open", options=()) if kind == "open" else q) for life, q in picked]
     rng.shuffle(drawn)
     return drawn
-
-
-def statistics(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """One row per group of lives: turns, sessions, days, share of turns with an image, questions (Table 6, Fig. 8)."""
-    rows = []
-    for name, lives in groups.items():
-        turns = [turn for life in lives for turn in life.turns]
-        rows.append({
-            "group": name, "users": len(lives), "turns_per_dialogue": len(turns) / len(lives),
-            "sessions_per_dialogue": sum(len(split_sessions(life.turns)) for life in lives) / len(lives),
-            "days_per_dialogue": sum((life.turns[-1].time - life.turns[0].time).days for life in lives) / len(lives),
-            "image_share": sum(bool(turn.images) for turn in turns) / len(turns),
-            "questions": sum(len(life.questions) for life in lives),
-        })  # fmt: skip
-    return pd.DataFrame(rows)

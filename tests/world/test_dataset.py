@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from personavlm_lib.agent.protocol import parse_step
@@ -101,12 +100,3 @@ def test_rl_prompts_have_the_papers_shares(lives):
     assert {kind: count / 100 for kind, count in kinds.items()} == pytest.approx(RL_MIXTURE, abs=0.01)
     assert all(not q.options for _, q in drawn if q.kind == "open")
     assert all(question.user == life.user for life, question in drawn)
-
-
-def test_statistics_of_two_groups(lives):
-    table = dataset.statistics({"train": lives[:1], "test": lives})
-    assert isinstance(table, pd.DataFrame) and list(table.group) == ["train", "test"] and list(table.users) == [1, 2]
-    turns = [turn for life in lives for turn in life.turns]
-    assert table.turns_per_dialogue[1] == len(turns) / 2
-    assert table.image_share[1] == sum(bool(turn.images) for turn in turns) / len(turns)
-    assert table.questions[1] == sum(len(life.questions) for life in lives)
