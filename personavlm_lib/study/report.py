@@ -205,18 +205,8 @@ def _data_uri(png: Path) -> str:
 
 
 def _write_json(path: Path, value: dict | list) -> None:
-    """JSON with five significant decimals and null for what is not a number."""
-
-    def plain(item):
-        if isinstance(item, dict):
-            return {str(key): plain(entry) for key, entry in item.items()}
-        if isinstance(item, list):
-            return [plain(entry) for entry in item]
-        if hasattr(item, "item"):  # a numpy scalar
-            item = item.item()
-        if isinstance(item, float):
-            return round(item, 5) if isfinite(item) else None
-        return item
-
+    """JSON with five decimals, and null for what is not a number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    orient = "index" if isinstance(value, dict) else "records"
+    text = pd.Series(value, dtype=object).to_json(orient=orient, double_precision=5, indent=2, force_ascii=False)
+    path.write_text(text.replace("\\/", "/") + "\n")

@@ -10,31 +10,19 @@ import io
 import textwrap
 
 import matplotlib.font_manager
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 from wordcloud import WordCloud
 
-from personavlm_lib.study.figures import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    TRAIT_COLOURS,
-    WIDTH,
-    _axes,
-    styled,
-)
+from personavlm_lib.study.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, _axes, styled
 from personavlm_lib.study.world_tables import TRAIN, World, paper, table_5
+from personavlm_lib.world.questions import ASPECTS
 
-ASPECTS = ("Memory", "Intent", "Preference", "Behavior", "Relationship", "Growth", "Alignment")
-COLOURS = dict(zip(ASPECTS, (BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY), strict=True))
-COLOURS |= {"core": PURPLE, "semantic": BLUE, "episodic": ORANGE, "procedural": GREEN, "nothing": GREY}
+COLOURS = dict(zip(dict.fromkeys(ASPECTS.values()), (BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY), strict=True))
+MEMORY_COLOURS = {"core": PURPLE, "semantic": BLUE, "episodic": ORANGE, "procedural": GREEN, "nothing": GREY}
 KEPT_IN = {"name": "core", "event": "episodic", "small_talk": "nothing"}  # others by their name, or semantic
 KEPT_IN |= {"core": "core", **dict.fromkeys(("habit", "goal", "goal_end"), "procedural")}
 
@@ -43,12 +31,11 @@ KEPT_IN |= {"core": "core", **dict.fromkeys(("habit", "goal", "goal_end"), "proc
 def figure_3_topics(topics: pd.DataFrame) -> Figure:
     """What the turns of the training dialogues are about, and which memory keeps it (the paper's Fig. 3c)."""
     turns = topics[topics["group"] == TRAIN].set_index("kind")["turns"].sort_values()
-    figure, axes = _axes(height=1.0 + 0.21 * len(turns))
-    ax = axes[0, 0]
-    colours = [COLOURS[KEPT_IN.get(kind, "semantic")] for kind in turns.index]
+    figure, [[ax]] = _axes(height=1.0 + 0.21 * len(turns))
+    colours = [MEMORY_COLOURS[KEPT_IN.get(kind, "semantic")] for kind in turns.index]
     ax.bar_label(ax.barh(turns.index.str.replace("_", " "), turns, color=colours), fmt=" {:,.0f}", fontsize=8)
     ax.set(xlabel=f"turns, {turns.sum():,} in all (paper: over 30,000)", xlim=(0, 1.15 * turns.max()))
-    memories = [Patch(color=COLOURS[memory], label=memory) for memory in [*COLOURS][len(ASPECTS) :]]
+    memories = [Patch(color=colour, label=memory) for memory, colour in MEMORY_COLOURS.items()]
     ax.legend(handles=memories, loc="lower right", title="kept in", alignment="left", title_fontsize=8)
     ax.grid(axis="y", visible=False)
     return figure
@@ -57,20 +44,17 @@ def figure_3_topics(topics: pd.DataFrame) -> Figure:
 @styled
 def figure_7_composition(mixture: pd.DataFrame) -> Figure:
     """What the training samples are made of, in percent, the paper's and ours (its Fig. 7)."""
-    printed = paper("fig7").set_index("part")
-    figure, axes = _axes(2, height=3.2)
-    for ax, stage in zip(axes.flat, ("SFT", "RL"), strict=True):
-        theirs = printed[printed["stage"] == stage]["value"]
-        ours = mixture[mixture["stage"] == stage].set_index("part")["samples"]
-        total = {f"{stage}, ours": ours.sum(), f"{stage}, paper": theirs.pop("samples")}
-        shares = pd.DataFrame([100 * ours / ours.sum(), theirs], [f"{who}\n{n:,.0f}" for who, n in total.items()])
-        shares = shares[[*theirs.index, *ours.index.difference(theirs.index)]]
-        shares.plot.barh(ax=ax, stacked=True, color=[BLUE, RED, GREEN, PURPLE, GREY], width=0.7, legend=False)
-        for bars in ax.containers:
-            ax.bar_label(bars, fmt="{:.1f}", label_type="center", color="white")
-        ax.set(xlim=(0, 100), xlabel="samples (%)" if stage == "RL" else None)
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=4, handlelength=0.8, columnspacing=1.0)
-        ax.grid(visible=False)
+    total = mixture.groupby("stage")["samples"].transform("sum")
+    ours = mixture.assign(share=100 * mixture["samples"] / total, who="ours, " + total.map("{:,}".format))
+    both = pd.concat([paper("fig7"), ours]).assign(who=lambda rows: rows["stage"] + ", " + rows["who"])
+    shares = both.pivot_table("share", "who", "part", sort=False).sort_index()
+    figure, [[ax]] = _axes(height=2.8)
+    shares.plot.barh(ax=ax, stacked=True, color=[SKY, ORANGE, GREEN, PURPLE, RED, BLUE, GREY], width=0.7, legend=False)
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt=lambda share: f"{share:.1f}" if share > 4 else "", label_type="center")
+    ax.set(xlim=(0, 100), xlabel="samples (%)", ylabel=None)
+    ax.grid(visible=False)
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -90,10 +74,10 @@ def figure_8_distributions(dialogues: pd.DataFrame) -> Figure:
             ax.hist(rows[column], bins, weights=weights, color=colour, alpha=0.6, label=f"{group} ({len(rows)})")
         peak = ax.get_ylim()[1]
         for place, row in enumerate(printed.itertuples()):
-            y, right = peak * (1.08 + 0.2 * place), row.most > span / 2
+            y = peak * (1.08 + 0.2 * place)
             ax.plot([row.least, row.most], [y, y], color="#444444", linewidth=1, marker="|", markersize=5)
-            ax.annotate(f"paper, {row.group}", (row.most if right else row.least, y), (0, 2), fontsize=7,
-                        textcoords="offset points", ha="right" if right else "left")  # fmt: skip
+            side = "left" if row.least < span / 2 else "right"
+            ax.text(row.least, y + 0.04 * peak, f"paper, {row.group}", ha=side, fontsize=7)
         ax.set(xlabel=label, ylim=(0, peak * (1.05 + 0.22 * len(printed))), xlim=(0, 1.02 * bins[-1]))
     figure.supylabel("dialogues (%)", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -103,7 +87,8 @@ def figure_8_distributions(dialogues: pd.DataFrame) -> Figure:
 @styled
 def figure_9_cases(cases: pd.DataFrame) -> Figure:
     """One test case of each task, the right option marked, with its evidence as said or shown (the paper's Fig. 9)."""
-    figure, axes = _axes(-(-len(cases) // 2), 2, height=0.2 + 1.6 * -(-len(cases) // 2))
+    empty = {"frame_on": False, "xticks": (), "yticks": (), "xlim": (0, 1), "ylim": (0, 1)}
+    figure, axes = _axes(-(-len(cases) // 2), 2, height=0.2 + 1.6 * -(-len(cases) // 2), subplot_kw=empty)
     figure.set_figwidth(2 * WIDTH)
     for ax, case in zip(axes.flat, cases.itertuples(), strict=False):
         ax.axhspan(0.87, 1, color=COLOURS[case.aspect], alpha=0.25, linewidth=0)
@@ -120,12 +105,8 @@ def figure_9_cases(cases: pd.DataFrame) -> Figure:
         for row, (line, style) in enumerate(lines):
             ax.text(0.025, 0.82 - 0.09 * row, line, va="top", **{"fontsize": 8.5} | style)
         if case.picture:
-            inset = ax.inset_axes((0.74, 0.12, 0.25, 0.7))
-            inset.imshow(Image.open(io.BytesIO(base64.b64decode(case.picture))))
-            inset.axis("off")
-    for ax in axes.flat:
-        ax.set(xlim=(0, 1), ylim=(0, 1))
-        ax.axis("off")
+            inset = ax.inset_axes((0.74, 0.12, 0.25, 0.7), frame_on=False, xticks=(), yticks=())
+            inset.imshow(plt.imread(io.BytesIO(base64.b64decode(case.picture))))
     return figure
 
 
@@ -137,8 +118,7 @@ def figure_11_tasks(questions: pd.DataFrame) -> Figure:
     pairs = table["aspect"] == "Alignment"
     counts = table[["ours", "paper_128k"]].where(~pairs, table[["ours", "paper_128k"]] // 2)
     shares, place = 100 * counts / counts[~pairs].sum(), table.index + 0.5 * pairs
-    figure, axes = _axes(height=4.0)
-    ax = axes[0, 0]
+    figure, [[ax]] = _axes(height=4.0)
     ax.barh(place, shares["ours"], color=table["aspect"].map(COLOURS), height=0.7)
     ax.plot(shares["paper_128k"], place, "o", color="#222222", mfc="white", markersize=5, label="paper, 128k")
     names = table["task"] + " (" + counts["ours"].astype(str) + np.where(pairs, " pairs)", ")")
@@ -152,13 +132,11 @@ def figure_11_tasks(questions: pd.DataFrame) -> Figure:
 @styled
 def figure_12_keywords(keywords: pd.DataFrame) -> Figure:
     """Keywords of the test dialogues, the larger the more they tell dialogues apart (the paper's Fig. 12)."""
-    rng, colours = np.random.default_rng(0), list(TRAIT_COLOURS.values())
     font, size = matplotlib.font_manager.findfont("DejaVu Sans"), {"width": 1380, "height": 780, "max_font_size": 150}
-    cloud = WordCloud(font, background_color="white", prefer_horizontal=0.9, relative_scaling=0.2, random_state=0,
-                      color_func=lambda *_, **__: rng.choice(colours), **size)  # fmt: skip
-    figure, axes = _axes(height=2.7)
-    axes[0, 0].imshow(cloud.generate_from_frequencies(keywords.set_index("word")["weight"]))
-    axes[0, 0].axis("off")
+    cloud = WordCloud(font, background_color="white", colormap="Dark2", relative_scaling=0.2, random_state=0, **size)
+    figure, [[ax]] = _axes(height=2.7)
+    ax.imshow(cloud.generate_from_frequencies(keywords.set_index("word")["weight"]))
+    ax.axis("off")
     return figure
 
 

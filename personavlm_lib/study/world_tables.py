@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from math import log
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Template
 from wordcloud import STOPWORDS
 
 from personavlm_lib.memory.records import split_sessions
@@ -79,8 +80,7 @@ def questions(lives: list[Life]) -> pd.DataFrame:
         (q.user, q.task, q.aspect, q.kind, len(q.text.split()), len(q.answer.split()), bool(_picture(life, q)))
         for life in lives for q in life.questions
     ]  # fmt: skip
-    columns = ["user", "task", "aspect", "kind", "question_words", "answer_words", "needs_picture"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns="user task aspect kind question_words answer_words needs_picture".split())
 
 
 def topics(groups: dict[str, list[Life]]) -> pd.DataFrame:
@@ -117,14 +117,12 @@ def cases(lives: list[Life]) -> pd.DataFrame:
             said = f"{turn.time:%d %B}: {re.sub(r' ?<.+?>', '', turn.user)}" if turn else "nothing was said of it"
             picture = base64.b64encode(Path(path).read_bytes()).decode() if path else ""
             rows.append((aspect, task, q.text, "\n".join(q.options), q.answer, said, len(q.evidence), picture))
-    columns = ["aspect", "task", "question", "options", "answer", "evidence", "turns", "picture"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns="aspect task question options answer evidence turns picture".split())
 
 
 def cases_html(cases: pd.DataFrame) -> str:
     """The cases as an HTML table, the right option in bold and the picture where the evidence is one."""
-    page = Environment(loader=PackageLoader("personavlm_lib.study", "."), autoescape=True)
-    return page.get_template("cases.html.j2").render(cases=cases)
+    return Template(Path(__file__).with_name("cases.html.j2").read_text(), autoescape=True).render(cases=cases)
 
 
 def table_5(asked: pd.DataFrame) -> pd.DataFrame:
@@ -139,33 +137,23 @@ def table_6(dialogues: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
     """The paper's statistics (Table 6, and what its text says of size), ours, and the difference."""
     choice, training = asked[asked["kind"] == "choice"], dialogues["group"] == TRAIN
     train, test = dialogues[training], dialogues[~training]
-    ours = {
-        "turns per dialogue": test["turns"].mean(),
-        "turns with a picture (%)": 100 * test["pictured"].sum() / test["turns"].sum(),
-        "question length (words)": choice["question_words"].mean(),
-        "answer length (words)": choice["answer_words"].mean(),
-        "questions that need a picture (%)": 100 * choice["needs_picture"].mean(),
-        "test cases": len(choice),
-        "test cases with an alignment pair": sum(asked["kind"] == "binary") // 2,
-        "users in the test": len(test),
-        "users in training": len(train),
-        "interactions in training": train["turns"].sum(),
-    }
+    ours = choice[["question_words", "answer_words", "needs_picture"]].mean().to_dict()
+    ours |= {"turns": test["turns"].mean(), "pictured": test["pictured"].sum() / test["turns"].sum()}
+    ours |= {"cases": len(choice), "pairs": sum(asked["kind"] == "binary") // 2, "users": len(test)}
+    ours |= {"train_users": len(train), "train_turns": train["turns"].sum()}
     table = paper("table6")
-    ours = table["statistic"].map(ours).astype(float).round(2)
+    ours = (table.pop("measure").map(ours) * np.where(table["statistic"].str.endswith("%)"), 100, 1)).round(2)
     return table.assign(ours=ours, difference=(ours - table["paper"].str.strip(">").astype(float)).round(2))
 
 
 def table_7(dialogues: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
     """The paper's comparison of benchmarks, and ours as its data say. Modality: V(ision), T(ext). Capabilities:
     U(nderstanding), M(emory), A(lignment). Answers: MC (multiple choice), BC (binary choice)."""
-    there, kinds = {*asked["aspect"]}, {*asked["kind"]}
-    able = {"U": there - {"Memory", "Alignment"}, "M": there & {"Memory"}, "A": there & {"Alignment"}}
-    answers = {"MC": "choice" in kinds, "BC": "binary" in kinds}
+    asks, table = {*asked["aspect"], *asked["kind"]}, paper("table7")
+    signs = {"U": "Preference", "M": "Memory", "A": "Alignment"}, {"MC": "choice", "BC": "binary"}
+    able, answers = (" + ".join(sign for sign, what in of.items() if what in asks) for of in signs)
     modality = "V + T" if dialogues["pictured"].any() else "T"
     long_term = "yes" if (dialogues["sessions"] > 1).all() else "no"
-    able, answers = (" + ".join(name for name, has in found.items() if has) for found in (able, answers))
-    table = paper("table7")
     table.loc[len(table)] = ["our data", "ours", modality, long_term, able, answers]
     return table
 
