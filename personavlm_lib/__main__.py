@@ -81,7 +81,7 @@ def figures() -> int:
     from personavlm_lib.study import figures, report
 
     os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")
-    drawn = report.draw(report.load_evidence("reference"))
+    drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
         print(figures.save(figure, ROOT / "figures", name))
     if not drawn:
