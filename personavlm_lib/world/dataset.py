@@ -17,7 +17,7 @@ from personavlm_lib.agent.prompts import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.agent.update import live
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.records import Turn, split_sessions
 from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import Eyes
