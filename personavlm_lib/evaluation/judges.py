@@ -22,12 +22,13 @@ def accuracy(question: Question, answer: str | None) -> float:
 
 
 def consistency(question: Question, response: Response) -> float:
-    """f_cons: 1 if the last reasoning step holds what the answer says; yes and no: if the style it ends with does."""
+    """f_cons: 1 if the last reasoning step holds what the answer says; of yes and no: if the two styles it ends with
+    agree as the answer says."""
     thought = _words(response.steps[-1].think or "") if response.steps else []
     if response.answer is None:
         return 0.0
     if question.kind == "binary":
-        suits = thought[-1] in _words(question.text) if thought[-2:-1] == ["takes"] else None
+        suits = thought[-3] == thought[-1] if thought[-2:-1] == ["asked"] and len(thought) > 2 else None
         return float(suits == ("yes" in _words(response.answer)))
     answer = response.answer
     chosen = match_option(answer, list(question.options)) if question.options else None

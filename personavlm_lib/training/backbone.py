@@ -6,7 +6,7 @@ What it learns from (each a generator below), and why:
 - `table`: bare facts and questions about them, for the first tenth almost alone: there looking up comes soonest.
 - `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
 - `knowing`: what everybody knows: which trait a word shows and how strongly, what a value or a habit takes.
-- `seeing`: one scene and what is in it: captions and colours.
+- `seeing`: one scene and what is in it: colours, numbers, what stands beside what, words, captions.
 Loss on the assistant's tokens only. Deviation from common practice: no text corpus exists at this size, so every token
 comes from the world, from seeds that no other stage uses.
 
@@ -16,6 +16,7 @@ Launch: python -m personavlm_lib.training.backbone --config CONFIG.yaml (written
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,8 +33,9 @@ from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models.nano import SPECIAL, TAGS, ImageOnlyProcessor, build_model, build_processor, build_tokenizer
 from personavlm_lib.training.launch import main
 from personavlm_lib.world import lexicon, tasks
-from personavlm_lib.world.plan import sample_plan
-from personavlm_lib.world.scenes import COLORS, THINGS, caption, render, sample_scene
+from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
+from personavlm_lib.world.questions import Question
+from personavlm_lib.world.scenes import THINGS, caption, render
 from personavlm_lib.world.tellers import tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
@@ -60,7 +62,7 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     ]
     part = replace(plan, beats=tuple(plan.beats[i] for i in kept))
     moment = plan.beats[-1].time + timedelta(hours=12)
-    asked = [q for maker in tasks.MAKERS[:-1] for q in maker(part, rng, moment) if len(q.hops) < 2]
+    asked = [q for maker in tasks.MAKERS[:-1] for q in maker(part, rng, moment) if len(q.hops) < 2 or q.hops[0].note]
     if not asked:  # small talk only
         return conversation(rng, longest + 4, questions, repeat, pictures)
     asked = rng.choices(asked, k=questions) if repeat else rng.sample(asked, min(questions, len(asked)))
@@ -68,11 +70,9 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     history = [turns[i] for i in kept]
     messages = []
     for n, question in enumerate(asked):
-        if rng.random() < 0.1:  # the prompt's line on personality is read as the turns are
-            trait = rng.choice(list(scores))
-            question = replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait],
-                               thought=f"my {trait} {scores[trait]}")  # fmt: skip
-        if rng.random() < 0.6:
+        if (kind := rng.random()) < 0.12:  # the prompt's line on personality is read as the turns are, and applied
+            question = _about_personality(rng, question, scores, apply=kind < 0.08)
+        elif rng.random() < 0.6:
             question = replace(question, options=())
         query = Turn(question.time, question.query)
         text = _PROMPTS("respond", query=query, context=history, concepts=[], core={}, levels=scores, personality="",
@@ -81,10 +81,23 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     return Row(messages, [render(plan.beats[i].scene) for i in kept if turns[i].images])
 
 
+def _about_personality(rng: random.Random, question: Question, scores: dict[str, str], apply: bool) -> Question:
+    """In place of `question`: a trait's level, or whether a style suits it, as the alignment items ask."""
+    trait = rng.choice(list(scores))
+    if not apply or scores[trait] == "mid":
+        thought = f"my {trait} {scores[trait]}"
+        return replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait], thought=thought)
+    word, suits = rng.choice(list(lexicon.STYLES[trait].values())), lexicon.STYLES[trait][scores[trait]]
+    thought = f"my {trait} {scores[trait]} takes {suits} asked {word}"
+    return replace(question, text=f"does a {word} reply suit me ?", options=("yes", "no"), thought=thought,
+                   answer="yes" if word == suits else "no")  # fmt: skip
+
+
 def table(rng: random.Random, longest: int, questions: int) -> Row:
     """Bare facts, `who key is value`, and `questions` of them asked: look-up and nothing else."""
-    people, keys = rng.sample(lexicon.NAMES, rng.randint(2, 5)), list(_FACTS)
-    keys = rng.sample(keys, rng.randint(2, 5))
+    # Few keys for many people: what a model gets wrong here is always the right key of another person.
+    people, keys = rng.sample(lexicon.NAMES, rng.randint(2, 8)), list(_FACTS)
+    keys = rng.sample(keys, rng.choice((1, 2, 2, 3, 5)))
     facts = {(who, key): rng.choice(_FACTS[key]) for who in people for key in keys}
     shown = rng.sample(list(facts), rng.randint(2, min(longest, len(facts))))
     lines = {pair: f"{' '.join(pair)} is {facts[pair]}" for pair in shown}
@@ -128,25 +141,30 @@ def copying(rng: random.Random, vocabulary: list[str]) -> Row:
     return Row([("user", f"repeat {words}"), ("assistant", words), ("user", "repeat"), ("assistant", words)], [])
 
 
-def seeing(rng: random.Random) -> Row:
-    """One scene: a caption, and the colour of a thing in it."""
-    kinds = rng.sample(list(THINGS), rng.choice((1, 2)))
-    scene = sample_scene(rng, [(kind, rng.choice(list(COLORS))) for kind in kinds])
-    thing = rng.choice(scene.things)
-    messages = [
-        ("user", f"look at {thing.kind} <img>\nask what color is {thing.kind} ?\nanswer now"),
-        ("assistant", write_answer(f"{thing.kind} is {thing.color}", thing.color)),
-        ("user", "caption"),
-        ("assistant", caption(scene)),
-    ]
-    image = render(scene)
-    if len(kinds) == 1 and rng.random() < 0.5:  # what a crop of a visual concept looks like
-        left, top, right, bottom = (v * image.width for v in thing.box)
+def seeing(rng: random.Random, questions: int) -> Row:
+    """One scene: what can be asked of it, up to `questions` of that, and a caption."""
+    who, thing = rng.choice(("my", *lexicon.NAMES)), rng.choice(list(THINGS))
+    beat = Beat(EPOCH, **pictured(rng, who, thing)[0])
+    life, later = replace(_SOMEBODY, beats=(beat,)), EPOCH + timedelta(days=1)
+    asked = [(q.text, q.thought, q.answer) for q in tasks.visual_detail_recall(life, rng, later)]
+    asked += [(f"what color is {t.kind} ?", f"{t.kind} is {t.color}", t.color) for t in beat.scene.things[:2]]
+    asked = list(dict.fromkeys(asked))
+    asked = rng.sample(asked, min(questions, len(asked)))
+    messages = []
+    for n, (text, thought, answer) in enumerate(asked):
+        shown = f"{user_words(beat)}\n" if n == 0 else ""
+        messages += [("user", f"{shown}ask {text}\nanswer now"), ("assistant", write_answer(thought, answer))]
+    messages += [("user", "caption"), ("assistant", caption(beat.scene))]
+    image = render(beat.scene)
+    if len(beat.scene.things) == 1 and rng.random() < 0.5:  # what a crop of a visual concept looks like
+        left, top, right, bottom = (v * image.width for v in beat.scene.things[0].box)
         image = image.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
     return Row(messages, [image])
 
 
 _PROMPTS = PromptSet("nano")
+_SOMEBODY = sample_plan(SEEDS)
+_ASKS_PICTURE = re.compile(r"ask (what color|how many|what is (left|right|on))")
 _FACTS = lexicon.CORE | lexicon.PREFERENCES | {"relation": lexicon.RELATIONS, "value": lexicon.VALUES}
 
 
@@ -158,7 +176,7 @@ def examples(seed: int) -> dict[str, Row]:
         "table": table(rng, 5, 2),
         "knowing": knowing(rng, 4),
         "copying": copying(rng, lexicon.words()),
-        "seeing": seeing(rng),
+        "seeing": seeing(rng, 3),
     }
 
 
@@ -205,17 +223,17 @@ class Mixture(IterableDataset):
         if done < 0.1:  # cheap and dense: first learn to look up anything at all
             if kind < 0.75:
                 return [table(rng, 5 if done < 0.06 else 12, 8) for _ in range(2 * self.batch)]
-            return [seeing(rng) if kind < 0.9 else knowing(rng, 8) for _ in range(2 * self.batch)]
-        if kind < 0.1:
+            return [seeing(rng, 4) if kind < 0.9 else knowing(rng, 8) for _ in range(2 * self.batch)]
+        if kind < 0.05:
             return [copying(rng, self.vocabulary) for _ in range(2 * self.batch)]
-        if kind < 0.16:
+        if kind < 0.4:  # short rows: a third of the steps, an eighth of the tokens
             return [table(rng, 12, 8) for _ in range(2 * self.batch)]
-        if kind < 0.26:
+        if kind < 0.46:
             return [knowing(rng, 8) for _ in range(2 * self.batch)]
-        if kind < 0.44:
-            return [seeing(rng) for _ in range(2 * self.batch)]
+        if kind < 0.68:
+            return [seeing(rng, 4) for _ in range(2 * self.batch)]
         longest = 6 if done < 0.2 else 12 if done < 0.35 else 24 if done < 0.5 else 48
-        pictures, repeat = kind > 0.72, rng.random() > 2 * done
+        pictures, repeat = kind > 0.78, rng.random() > 2 * done
         return [conversation(rng, longest, 8, repeat, pictures) for _ in range(self.batch)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -252,7 +270,7 @@ def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> d
         "read_8": lambda rng: conversation(rng, 8, 1, False, False),
         "read_all": lambda rng: conversation(rng, 60, 1, False, False),
         "know": lambda rng: knowing(rng, 1),
-        "see": seeing,
+        "see": lambda rng: seeing(rng, 1),
         "recall": _about_pictures,
     }
     model.eval()
@@ -275,7 +293,7 @@ def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> d
 def _about_pictures(rng: random.Random) -> Row:
     while True:
         row = conversation(rng, 12, 1, False, True)
-        if "what color" in row.messages[0][1]:
+        if _ASKS_PICTURE.search(row.messages[0][1]):
             return row
 
 

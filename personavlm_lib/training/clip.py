@@ -21,11 +21,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from personavlm_lib.memory.vision import ClassicalDetector, Detector, ImageEncoder, crops, tokenize
 from personavlm_lib.training.launch import main
-from personavlm_lib.world.scenes import COLORS, THINGS, render, sample_scene
+from personavlm_lib.world.scenes import COLORS, LOOSE, THINGS, render, sample_scene
 
 SIZE = 56
 HINGE = 50.0
-PAIRS = tuple(itertools.product(THINGS, COLORS))  # (kind, color), all 64
+PAIRS = tuple(itertools.product(THINGS, COLORS))  # (kind, color), all 72
 
 
 def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
@@ -50,10 +50,13 @@ def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
 
 
 def sighting(rng: random.Random, kind: str, color: str, detector: Detector) -> Image.Image | None:
-    """A crop of the thing, cut by the detector out of a fresh scene, where it stands alone or with another thing."""
-    wanted = [(kind, color)] + [rng.choice(PAIRS)] * rng.randint(0, 1)
+    """A crop of the thing, cut by the detector out of a fresh scene, where it stands alone or with others, from either
+    side."""
+    beside = (rng.choice(LOOSE), rng.choice(list(COLORS)))
+    wanted = [(kind, color)] + [beside] * (kind != "sign" and rng.random() < 0.5)
+    wanted = wanted[:1] * rng.choice((1, 1, 1, 3)) if len(wanted) == 1 and kind != "sign" else wanted
     rng.shuffle(wanted)
-    scene = sample_scene(rng, wanted)
+    scene = sample_scene(rng, wanted, turned=rng.random() < 0.5)
     found = crops(image := render(scene), detections := detector.detect(image))
     index = next(i for i, thing in enumerate(scene.things) if (thing.kind, thing.color) == (kind, color))
     left, top, right, bottom = (image.width * v for v in scene.things[index].box)
@@ -71,7 +74,7 @@ def train_clip(
     seconds: float | None = None,
     views: int = 16,
 ) -> list[dict[str, float]]:
-    """Trains from scratch on `views` crops of each of the 64 things, and leaves weights, configuration, tokenizer and
+    """Trains from scratch on `views` crops of each of the 72 things, and leaves weights, configuration, tokenizer and
     image processor in `folder`, for `ImageEncoder(folder)`.
 
     `seconds` ends it sooner (and then the weights depend on the machine). Returns step, loss, image-text top-1 of the
@@ -82,7 +85,7 @@ def train_clip(
     patches = [[_sure_sighting(rng, pair, detector) for _ in range(views)] for pair in PAIRS]
     pixels = torch.stack(
         [processor(row, return_tensors="pt").pixel_values for row in patches]
-    )  # (64, views, 3, 56, 56)
+    )  # (72, views, 3, 56, 56)
     ids, mask = tokenize(tokenizer, [f"a {color} {kind}" for kind, color in PAIRS], 12)
     metrics: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +140,7 @@ def concept_top1(
 
     `top1`: the stored crop nearest to the thing is its own. `recalled`: its own cosine is above `threshold`.
     `intruders`: the part of the other crops above it. `named`: the nearest caption is its own. A thing that the
-    detector misses counts as a blank image. ValueError for more than the 64 things there are.
+    detector misses counts as a blank image. ValueError for more than the 72 things there are.
     """
     rng, detector = random.Random(seed), detector or ClassicalDetector()
     pairs = rng.sample(PAIRS, n)

@@ -63,15 +63,14 @@ def retold(life: Life, images: Path) -> Life:
     return replace(life, turns=tuple(tell(life.plan, images, wording="varied")))
 
 
-def write_lives(path: Path, lives: Iterable[Life], days: int, size: float, **more: object) -> None:
-    """JSON Lines: what the plan is sampled from (`more`: further arguments of `sample_plan`), turns and questions;
-    image paths relative to the file's folder."""
+def write_lives(path: Path, lives: Iterable[Life]) -> None:
+    """JSON Lines: what the plan is sampled from, turns and questions; image paths relative to the file's folder."""
     with open(path, "w") as file:
         for life in lives:
             turns = [
                 replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images)) for t in life.turns
             ]
-            row = {"user": life.user, "seed": life.plan.seed, "days": days, "size": size, "more": more}
+            row = {"user": life.user, "plan": life.plan.given}
             row |= {"turns": [asdict(t) for t in turns], "questions": [asdict(q) for q in life.questions]}
             file.write(json.dumps(row, default=datetime.isoformat) + "\n")
 
@@ -91,11 +90,10 @@ def _life(row: dict, folder: Path) -> Life:
     ]
     questions = []
     for q in row["questions"]:
-        hops = tuple(Hop(h["keywords"], h["sentence"], moment(h["start"]), moment(h["end"])) for h in q["hops"])
+        hops = tuple(Hop(**h | {"start": moment(h["start"]), "end": moment(h["end"])}) for h in q["hops"])
         fields = q | {"time": moment(q["time"]), "hops": hops, "options": tuple(q["options"])}
         questions.append(Question(**fields | {"evidence": tuple(q["evidence"])}))
-    plan = sample_plan(row["seed"], row["days"], row["size"], row["user"], **row["more"])
-    return Life(plan, tuple(turns), tuple(questions))
+    return Life(sample_plan(**row["plan"]), tuple(turns), tuple(questions))
 
 
 def as_query(question: Question) -> Turn:

@@ -5,7 +5,8 @@ Whoever changes a word here remakes the backbone in the same commit: its tokeniz
 
 import re
 
-from personavlm_lib.world.scenes import COLORS, THINGS
+from personavlm_lib.world.scenes import COLORS, COUNTS, SIGN_WORDS, THINGS
+from personavlm_lib.world.scenes import STYLES as PICTURE_STYLES
 
 NAMES = (
     "bob alice kai rita marie jax moss ryker oscar colette solene cooper raj belle marnie bernie nadia viktor lena "
@@ -88,7 +89,8 @@ STYLES = {
 }
 SMALL_TALK = (
     "hello there", "good morning", "thank you so much", "what time is it", "tell me a joke", "how are you today",
-    "see you soon", "what is the weather like", "please count to ten", "that was fun",
+    "see you soon", "what is the weather like", "please count to ten", "that was fun", "good night", "how was today",
+    "tell me something new", "good to see you", "what a day", "who is there", "sing a song please", "see you today",
 )  # fmt: skip
 REPLIES = ("noted", "i see", "thank you for telling me", "good to know")
 EMPTY_REPLIES = ("hello", "you are welcome", "of course", "as you wish")
@@ -96,6 +98,7 @@ EMPTY_REPLIES = ("hello", "you are welcome", "of course", "as you wish")
 # The same facts in other words: a condition of its own, which nothing is trained on.
 VARIED = {
     "name": ("people call {who} person {value}", "call me {value}"),
+    "style": ("pictures that are {value} are what i like <img>", "i like it when a picture is {value} <img>"),
     "fact": ("{value} has become {who} {key}", "when it comes to {key} {who} choice is {value}"),
     "event": ("together with {friend} i {key} {value}", "{friend} and i {key} {value}"),
     "image": ("see {who} {key} here <img>", "here comes {who} {key} <img>"),
@@ -113,13 +116,15 @@ FRAME = (
     "episodic answer infer remember summarise update core topics seen as for new preference fact small talk concept "
     "event directive caption repeat key value true false null how many and one two openness conscientiousness "
     "extraversion agreeableness neuroticism need why change became goal relation value skill level intent takes "
-    "which vehicle suits how should be explained to write where go first in a new town pack today rate know"
+    "which vehicle suits how should be explained to write where go first in a new town pack today rate know "
+    "many style picture morning last two weeks ago this person meet most says asked right from yesterday"
 ).split()
 
 
 def words() -> list[str]:
     """Every word of the canonical wording, sorted, without repetition."""
-    lists = [NAMES, CAUSES, HABITS, GOALS, GOAL_STATES, WEEKDAYS, FRAME, COLORS, THINGS]
+    lists = [NAMES, CAUSES, HABITS, GOALS, GOAL_STATES, WEEKDAYS, FRAME, COLORS, THINGS, COUNTS, SIGN_WORDS]
+    lists += [PICTURE_STYLES]
     lists += [VALUES, SKILLS, LEVELS, RELATIONS, ITEMS, OCCASIONS, *(known.values() for known in KNOWLEDGE.values())]
     lists += [re.findall(r"(?<![{<])\b[a-z]+\b(?![}>])", " ".join(told)) for told in VARIED.values()]
     lists += [*CORE.values(), *PREFERENCES.values(), *EVENTS.values(), CORE, PREFERENCES, EVENTS]

@@ -6,8 +6,10 @@ the oracle knows the plan, but says only what the profile or a retrieved memory 
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 
+from personavlm_lib.agent.prompts import periods
 from personavlm_lib.agent.protocol import (
     EpisodeReply,
     SemanticReply,
@@ -64,6 +66,8 @@ class Oracle:
         guess = random.Random(question.case).choice(question.options or ("unknown",))
         if question.kind == "binary":
             return self._judge(question, ask, guess)
+        if question.hops and question.hops[0].note:
+            return self._count(question, seen, ask, guess)
         for number, hop in enumerate(question.hops):
             if hop.sentence in seen:
                 continue
@@ -75,11 +79,22 @@ class Oracle:
             attempt = attempts[tried]
             thought = " ".join([h.sentence for h in question.hops[:number]][-1:] + [f"look up {hop.keywords}"])
             if attempt.start:
-                thought += f" {attempt.start:%A} {attempt.start:%Y-%m-%d}".lower()
+                named = {span: name for name, span in periods(question.time).items()}
+                thought += f" {named[attempt.start, attempt.end]} {attempt.start:%Y-%m-%d}"
             return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=quote)
         if not question.hops and question.thought not in seen:
             return write_answer("unknown", guess)
         return write_answer(question.thought, question.answer)
+
+    @staticmethod
+    def _count(question: Question, seen: str, ask: Ask, guess: str) -> str:
+        """Searches by the same words until all is seen that is to be counted, or no search is left; then counts."""
+        notes = [hop.note for hop in question.hops if hop.sentence in seen]
+        if len(notes) < len(question.hops) and not ask.shown.get("closing"):
+            keywords = question.hops[0].keywords
+            return write_retrieve(f"look up {keywords}", keywords, quote=ask.shown.get("quote", False))
+        counted = Counter(note.split()[-1] for note in notes)
+        return write_answer(" ".join(notes) or "unknown", counted.most_common(1)[0][0] if counted else guess)
 
     @staticmethod
     def _judge(question: Question, ask: Ask, guess: str) -> str:
@@ -91,8 +106,9 @@ class Oracle:
         words = dict(line.split(": ") for line in ask.shown["personality"].splitlines())
         level = (words if ask.shown["quote"] else ask.shown["levels"])[trait]
         style = STYLES[trait].get(level.split()[-1], "nothing")
-        answer = guess if style == "nothing" else "yes" if style in question.text.split() else "no"
-        return write_answer(f"my {trait} {level} takes {style}", answer)
+        asked = question.thought.split()[-1]
+        answer = guess if style == "nothing" else "yes" if style == asked else "no"
+        return write_answer(f"my {trait} {level} takes {style} asked {asked}", answer)
 
     # Update stage
 

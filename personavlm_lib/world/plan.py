@@ -11,10 +11,13 @@ from datetime import datetime, timedelta
 from personavlm_lib.memory.personality import BigFive
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.world import lexicon
-from personavlm_lib.world.scenes import COLORS, THINGS, Scene, sample_scene
+from personavlm_lib.world.scenes import COLORS, LOOSE, STYLES, Scene, sample_scene
 
 EPOCH = datetime(2024, 3, 4)  # a Monday: lives begin within the three weeks after it
 REVEAL = 0.7  # chance that a trait shows in a turn's words
+TURNS = 46  # of a life of size 1, on average
+# Skills grow by these steps: each level is passed as often as every other, so none is the likelier answer.
+GROWTH = ((0, 1, 2, 3), (0, 1), (2, 3))
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Beat:
     """What one turn is about. `who` is "my" or a friend's name; `scores` is the turn's true p' (1-5 per trait)."""
 
     time: datetime
-    kind: str  # name core preference friend relation value skill intent event image habit goal goal_end small_talk
+    kind: str  # of lexicon.py's lists, each with its sentence in tellers.py
     who: str = "my"
     key: str = ""
     value: str = ""
@@ -33,17 +36,32 @@ class Beat:
 
 
 @dataclass(frozen=True)
+class Persona:
+    """Who a life is about: `role` is a line of PersonaHub or said of the rest; `profile` is the first core memory."""
+
+    name: str
+    age: int
+    gender: str
+    role: str
+    profile: dict[str, str]
+
+
+@dataclass(frozen=True)
 class LifePlan:
-    """One simulated user: name, friends, personality before and after a drift, and the beats of the life."""
+    """One simulated user: persona, friends (the closest first), personality before and after a drift, and the beats.
+
+    `given` holds the arguments of `sample_plan` that it comes from.
+    """
 
     user: str
     seed: int
-    name: str
+    persona: Persona
     friends: tuple[str, ...]
     before: BigFive
     after: BigFive
     drift: datetime
-    beats: tuple[Beat, ...] = field(default=())
+    beats: tuple[Beat, ...] = ()
+    given: dict = field(default_factory=dict)
 
     def personality_at(self, time: datetime) -> BigFive:
         """The true Big Five of the user at `time` (a step at the drift)."""
@@ -67,55 +85,87 @@ def _scores(rng: random.Random, truth: BigFive) -> tuple[int, ...]:
     return tuple(score if rng.random() < REVEAL else 3 for score in shown)
 
 
-def _beats_without_time(rng: random.Random, name: str, friends: tuple[str, ...], size: float) -> list[list[dict]]:
+def _persona(rng: random.Random, name: str, line: str) -> Persona:
+    """A persona, with the job that the `line` names if it names one of the world's."""
+    profile = {"name": name} | {key: rng.choice(values) for key, values in lexicon.CORE.items()}
+    named = [job for job in lexicon.CORE["job"] if job in line.lower().split()]
+    profile |= {"job": named[0]} if named else {}
+    age, gender = rng.randint(18, 80), rng.choice(("woman", "man", "nonbinary person"))
+    role = "A {age}-year-old {gender} of {city}, {job}, who lives with a {pet}."
+    return Persona(name, age, gender, line or role.format(age=age, gender=gender, **profile), profile)
+
+
+def pictured(rng: random.Random, who: str, thing: str, again: bool = False) -> list[dict]:
+    """Something shown, one to four of it at once or beside something else; `again`: later, too, from its other side.
+
+    A sign stands alone, and is not shown again.
+    """
+    color = rng.choice(list(COLORS))
+    beat = {"kind": "image", "who": who, "key": thing, "value": color}
+    if thing == "sign":
+        return [beat | {"scene": sample_scene(rng, [(thing, color)])}]
+    other = (rng.choice([t for t in LOOSE if t != thing]), rng.choice(list(COLORS)))
+    wanted = [(thing, color)] * rng.randint(1, 4) if rng.random() < 0.6 else [(thing, color), other]
+    first = beat | {"scene": sample_scene(rng, rng.sample(wanted, len(wanted)))}
+    return [first] + [beat | {"scene": sample_scene(rng, [(thing, color)], turned=True)}] * again
+
+
+def _beats_without_time(
+    rng: random.Random, persona: Persona, friends: tuple[str, ...], size: float
+) -> list[list[dict]]:
     """Groups of beats; beats of a group happen in this order, groups mix freely. The first group opens the life."""
 
-    def some(n: float) -> int:
-        return max(1, round(n * size))
+    def some(n: float, most: int = 1000) -> int:
+        return min(most, max(1, round(n * size)))
 
-    opening = [{"kind": "name", "key": "name", "value": name}]
-    opening += [{"kind": "core", "key": key, "value": rng.choice(values)} for key, values in lexicon.CORE.items()]
+    told = persona.profile
+    opening = [{"kind": "name" if key == "name" else "core", "key": key, "value": told[key]} for key in told]
     groups = [opening]
-    for key in rng.sample(list(lexicon.PREFERENCES), min(some(4), len(lexicon.PREFERENCES))):
-        values = rng.sample(lexicon.PREFERENCES[key], 3)
-        group = [{"kind": "preference", "key": key, "value": values[0]}]
-        for value in values[1 : 1 + rng.choice((0, 1, 1, 2))]:
-            group.append({"kind": "preference", "key": key, "value": value, "cause": rng.choice(lexicon.CAUSES)})
-        groups.append(group)
-    for key in rng.sample(list(lexicon.CORE), 1):  # a stable attribute changes, too: a move, a new job
-        others = [v for v in lexicon.CORE[key] if v not in {b["value"] for b in opening}]
-        groups.append([{"kind": "core", "key": key, "value": rng.choice(others), "cause": rng.choice(lexicon.CAUSES)}])
-    for friend in rng.sample(friends, 2):
-        values = rng.sample(lexicon.RELATIONS, rng.choice((1, 1, 2)))
-        group = [{"kind": "relation", "who": friend, "key": "relation", "value": values[0]}]
-        for value in values[1:]:
-            group.append(group[0] | {"value": value, "cause": rng.choice(lexicon.CAUSES)})
-        groups.append(group)
-    skill, first = rng.choice(lexicon.SKILLS), rng.randrange(3)
-    reached = lexicon.LEVELS[first : first + rng.choice((1, 2, 2, 3))]
-    groups.append([{"kind": "skill", "key": skill, "value": level} for level in reached])
+    for key in rng.sample(list(lexicon.PREFERENCES), some(4, len(lexicon.PREFERENCES))):
+        shifts = rng.choice((0, 1, 1, 2)) + round(size / 3)
+        first, *later = rng.sample(lexicon.PREFERENCES[key], min(1 + shifts, len(lexicon.PREFERENCES[key])))
+        beat = {"kind": "preference", "key": key, "value": first}
+        groups.append([beat, *(beat | {"value": v, "cause": rng.choice(lexicon.CAUSES)} for v in later)])
+    for key in rng.sample(list(lexicon.CORE), some(1, len(lexicon.CORE))):  # a stable attribute changes, too: a move
+        value = rng.choice([v for v in lexicon.CORE[key] if v != told[key]])
+        groups.append([{"kind": "core", "key": key, "value": value, "cause": rng.choice(lexicon.CAUSES)}])
+    for friend in rng.sample(friends, some(2, len(friends))):
+        first, *later = rng.sample(lexicon.RELATIONS, rng.choice((1, 1, 2)))
+        beat = {"kind": "relation", "who": friend, "key": "relation", "value": first}
+        groups.append([beat, *(beat | {"value": v, "cause": rng.choice(lexicon.CAUSES)} for v in later)])
+    for skill in rng.sample(lexicon.SKILLS, some(1, len(lexicon.SKILLS))):
+        steps = rng.choice(GROWTH)
+        groups.append([{"kind": "skill", "key": skill, "value": lexicon.LEVELS[level]} for level in steps])
     groups.append([{"kind": "value", "key": "value", "value": rng.choice(lexicon.VALUES)}])
-    for item in rng.sample(lexicon.ITEMS, some(2)):
+    for item in rng.sample(lexicon.ITEMS, some(2, len(lexicon.ITEMS))):
         groups.append([{"kind": "intent", "key": item, "value": rng.choice(lexicon.OCCASIONS)}])
-    told = rng.sample([(f, k) for f in friends for k in lexicon.PREFERENCES], some(3))
-    groups += [[{"kind": "friend", "who": f, "key": k, "value": rng.choice(lexicon.PREFERENCES[k])}] for f, k in told]
-    for key in rng.choices(list(lexicon.EVENTS), k=some(5)):
-        value, friend = rng.choice(lexicon.EVENTS[key]), rng.choice(friends)
+    tastes = [(f, k) for f in friends for k in lexicon.PREFERENCES]
+    for friend, key in rng.sample(tastes, some(3, len(tastes))):
+        groups.append([{"kind": "friend", "who": friend, "key": key, "value": rng.choice(lexicon.PREFERENCES[key])}])
+    happenings = [(key, value) for key, values in lexicon.EVENTS.items() for value in values]
+    rng.shuffle(happenings)
+    for key, value in (3 * happenings)[: some(6)]:
+        friend = rng.choice((friends[0], *friends, friends[0]))  # the closest comes up most
         groups.append([{"kind": "event", "key": key, "value": value, "friend": friend}])
-    shown = rng.sample([(w, t) for w in ("my", *friends) for t in THINGS], some(7))
-    for who, thing in shown:
-        color = rng.choice(list(COLORS))
-        other = (rng.choice([t for t in THINGS if t != thing]), rng.choice(list(COLORS)))
-        wanted = [(thing, color)] + ([other] if rng.random() < 0.5 else [])
-        scene = sample_scene(rng, wanted)
-        groups.append([{"kind": "image", "who": who, "key": thing, "value": color, "scene": scene}])
-    days = rng.sample(lexicon.WEEKDAYS, 2)
-    groups += [[{"kind": "habit", "key": day, "value": rng.choice(lexicon.HABITS)}] for day in days]
-    for goal in rng.sample(lexicon.GOALS, some(2)):
-        ends = [{"kind": "goal_end", "key": rng.choice(lexicon.GOAL_ENDS), "value": goal}]
-        groups.append([{"kind": "goal", "value": goal}] + (ends if rng.random() < 0.6 else []))
-    groups += [[{"kind": "small_talk", "value": rng.choice(lexicon.SMALL_TALK)}] for _ in range(some(2))]
+    shown = [(who, thing) for who in ("my", *friends) for thing in LOOSE]
+    for i, (who, thing) in enumerate(rng.sample(shown, some(5, len(shown)))):
+        groups.append(pictured(rng, who, thing, again=i % 5 == 0))
+    groups += [pictured(rng, who, "sign") for who in rng.sample(("my", *friends), some(1, len(friends)))]
+    style = rng.choice(STYLES)
+    liked = sample_scene(rng, [(rng.choice(LOOSE), rng.choice(list(COLORS)))], style)
+    groups.append([{"kind": "style", "key": "style", "value": style, "scene": liked}])
+    for day in rng.sample(lexicon.WEEKDAYS, some(2, 7)):
+        groups.append([{"kind": "habit", "key": day, "value": rng.choice(lexicon.HABITS)}])
+    ends = rng.sample((*lexicon.GOAL_ENDS, ""), 3)
+    for i, goal in enumerate(rng.sample(lexicon.GOALS, some(3, 9))):
+        end = ends[i % 3]
+        groups.append([{"kind": "goal", "value": goal}] + [{"kind": "goal_end", "key": end, "value": goal}] * bool(end))
+    groups += [[_small_talk(rng)] for _ in range(some(2))]
     return groups
+
+
+def _small_talk(rng: random.Random) -> dict:
+    return {"kind": "small_talk", "value": rng.choice(lexicon.SMALL_TALK)}
 
 
 def _shuffled(rng: random.Random, groups: list[list[dict]]) -> list[dict]:
@@ -148,11 +198,26 @@ def _chunks(turns: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def sample_plan(seed: int, days: int = 28, size: float = 1.0, user: str = "") -> LifePlan:
-    """A life of about 40 x `size` turns within `days` days (paper: 20-100 turns, a month for training, appendix C)."""
+def sample_plan(
+    seed: int, days: int = 28, size: float = 1.0, user: str = "", persona: str = "", turns: int | None = None
+) -> LifePlan:
+    """A life of about TURNS x `size` turns, or of exactly `turns` >= 20, within `days` days.
+
+    The paper's have 20-100 turns within a month for training, and up to 500 within three for the test (appendix C).
+    `persona` is a description to keep as the role, such as a line of PersonaHub.
+    """
+    given = dict(seed=seed, days=days, size=size, user=user, persona=persona, turns=turns)
     rng = random.Random(f"life {seed}")
-    name, *friends = rng.sample(lexicon.NAMES, 4)
-    beats = _shuffled(rng, _beats_without_time(rng, name, tuple(friends), size))
+    if turns:
+        size = max(turns / TURNS, (turns / TURNS) ** 1.25)  # some lists end: the others give more
+    name, *friends = rng.sample(lexicon.NAMES, 1 + min(8, 3 + max(1, round(size))))
+    about = _persona(rng, name, persona)
+    groups = _beats_without_time(rng, about, tuple(friends), size)
+    if turns:  # small talk fills up, and what stands for itself is left out, until it fits
+        while (over := sum(map(len, groups)) - turns) > 0:
+            groups.remove(rng.choice([g for g in groups[1:] if len(g) <= over]))
+        groups += [[_small_talk(rng)] for _ in range(-over)]
+    beats = _shuffled(rng, groups)
     times = _session_times(rng, len(beats), days)
     before = _personality(rng)
     drift = times[rng.randrange(len(times) // 3, 2 * len(times) // 3)]
@@ -161,4 +226,4 @@ def sample_plan(seed: int, days: int = 28, size: float = 1.0, user: str = "") ->
         Beat(time=time, scores=_scores(rng, after if time >= drift else before), **beat)
         for time, beat in zip(times, beats, strict=True)
     )
-    return LifePlan(user or f"user_{seed:05d}", seed, name, tuple(friends), before, after, drift, dated)
+    return LifePlan(user or f"user_{seed:05d}", seed, about, tuple(friends), before, after, drift, dated, given)

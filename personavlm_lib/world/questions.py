@@ -13,6 +13,7 @@ ASPECTS = {
     "Implicit Preference Recommendation": "Preference",
     "Behavioral Pattern Recognition": "Behavior",
     "Long-term Goal Tracking": "Behavior",
+    "Relationship Recognition": "Relationship",
     "Relationship Dynamics Comprehension": "Relationship",
     "Tiered Explanation Delivery": "Growth",
     "Generalizing to New Scenarios": "Growth",
@@ -22,12 +23,16 @@ ASPECTS = {
 
 @dataclass(frozen=True)
 class Hop:
-    """One thing to find out: where to look, and the sentence that settles it once it has been seen."""
+    """One thing to find out: where to look, and the sentence that settles it once it has been seen.
+
+    `note` marks one of several that are to be counted: what the reasoner notes of each, its last word what counts.
+    """
 
     keywords: str
     sentence: str
     start: datetime | None = None
     end: datetime | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

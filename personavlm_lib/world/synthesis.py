@@ -134,7 +134,7 @@ def _work(
         plan = sample_plan(own, group.days, group.size, **more)
         turns = tell(plan, folder / "images", wording=wording)
         made.append(dataset.Life(plan, tuple(turns), questions(plan, group.questions, group.pairs)))
-        dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:], group.days, group.size, **more)
+        dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:])
         findings += check(made[-1])
     if group.sft:
         encoder, seeing = TextEncoder(), eyes()

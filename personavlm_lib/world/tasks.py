@@ -1,23 +1,32 @@
 """Question makers: pure functions of the plan, each answerable from gold evidence turns (paper, Table 5).
 
-Thirteen of the paper's fourteen tasks; Relationship Recognition, which is counting, is not among them. Personality
-Alignment is yes or no to one reply, two items a case; all others have four options.
+Personality Alignment is yes or no to one reply, two items a case; the other thirteen tasks have four options. No option
+is the likelier answer for what can be seen without the life: all four come from one list from which plans draw evenly,
+and where the list is short (`EVEN`) the answer is drawn first, then a moment at which it is right.
 """
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 
+from personavlm_lib.agent.prompts import periods
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.questions import Hop, Question
-from personavlm_lib.world.scenes import COLORS
+from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, STYLES
 from personavlm_lib.world.tellers import fact, keywords, sentence
 
-VALUES_OF = lexicon.CORE | lexicon.PREFERENCES  # every value that a key of these kinds can have
-LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit")
+VALUES_OF = lexicon.CORE | lexicon.PREFERENCES | {"style": STYLES}  # every value that a key of these kinds can have
+LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit", "style")
+# Tasks whose answers are few: each is drawn as often as the others.
+EVEN = {
+    "Long-term Goal Tracking": lexicon.GOAL_STATES,
+    "Tiered Explanation Delivery": tuple(lexicon.KNOWLEDGE["level"].values()),
+}
 
 
 def _newest(plan: LifePlan, moment: datetime) -> list[tuple[int, Beat]]:
@@ -84,55 +93,71 @@ class Lookup:
 
 
 def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    for index, beat in enumerate(plan.beats):
-        if beat.kind == "image" and beat.time + 2 * SESSION_GAP < moment:
-            shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
+    """What was to be seen: the colour of a thing, how many there were, what stood beside it, the word on a sign."""
+    told = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "image" and b.time + 2 * SESSION_GAP < moment]
+    for index, beat in told:
+        things, name = beat.scene.things, sentence(beat)
+        kinds = [thing.kind for thing in things]
+        alone = sum((b.who, b.key) == (beat.who, beat.key) for _, b in told) == 1  # seen again it may have come alone
+        asked = [(f"what color is {name} ?", f"{name} is {beat.value}", beat.value, COLORS)]
+        if beat.scene.word:
+            asked.append((f"what is on {name} ?", f"{name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS))
+        elif alone and len(set(kinds)) == 1:
+            count = COUNTS[len(kinds) - 1]
+            asked.append((f"how many of {name} ?", f"{count} {name}", count, COUNTS))
+        if len(set(kinds)) == 2 and alone:
+            side = "left" if kinds[1] == beat.key else "right"
+            other = kinds[kinds[0] == beat.key]
+            asked.append((f"what is {side} of {name} ?", f"{other} {side} of {name}", other,
+                          [kind for kind in LOOSE if kind != beat.key]))  # fmt: skip
+        shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
+        for text, thought, answer, pool in asked:
             yield _make(
-                plan, rng, "Visual Detail Recall", moment, f"what color is {beat.who} {beat.key} ?", beat.value,
-                plausible=shown, pool=list(COLORS), evidence=(index,),
-                hops=(Hop(sentence(beat), f"{sentence(beat)} <img>"),),
-                thought=f"{sentence(beat)} is {beat.value}",
+                plan, rng, "Visual Detail Recall", moment, text, answer, plausible=[c for c in shown if c in pool],
+                pool=list(pool), evidence=(index,), hops=(Hop(name, f"{name} <img>"),), thought=thought,
             )  # fmt: skip
-
-
-def _event_hop(beat: Beat, moment: datetime) -> Hop:
-    """Looks for an event by its verb, and by its day where the question names one."""
-    day = datetime.combine(beat.time.date(), time())
-    recent = timedelta(0) < datetime.combine(moment.date(), time()) - day < timedelta(days=7)
-    if not recent:
-        return Hop(keywords(beat), sentence(beat))
-    return Hop(keywords(beat), sentence(beat), day, day + timedelta(hours=23, minutes=59))
 
 
 def events_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
     """Events by their day or companion, and the taste of a friend who is known by an event: two things to find."""
     task = "Semantic Information Recall"
     events = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "event" and b.time + 2 * SESSION_GAP < moment]
+    newest = _newest(plan, moment)
     for index, beat in events:
-        hop = _event_hop(beat, moment)
         alike = [b for _, b in events if b.key == beat.key and b is not beat]
         common = dict(plausible=[b.value for b in alike], pool=lexicon.EVENTS[beat.key], evidence=(index,))
-        if hop.start and not any(b.time.date() == beat.time.date() for b in alike):
-            day = lexicon.WEEKDAYS[beat.time.weekday()]
-            text = f"what did i {beat.key} on {day} ?"
-            yield _make(plan, rng, task, moment, text, beat.value, hops=(hop,), thought=sentence(beat), **common)
-        if not alike:
-            anywhen = Hop(keywords(beat), sentence(beat))
+        for period, (start, end) in periods(moment).items():
+            if start <= beat.time <= end and not any(start <= b.time <= end for b in alike):
+                text, hop = f"what did i {beat.key} {period} ?", Hop(keywords(beat), sentence(beat), start, end)
+                yield _make(plan, rng, task, moment, text, beat.value, hops=(hop,), thought=sentence(beat), **common)
+        if all(b.value != beat.value for b in alike):
+            hop = Hop(f"{keywords(beat)} {beat.value}", sentence(beat))
             text = f"who did i {beat.key} {beat.value} with ?"
             yield _make(plan, rng, task, moment, text, beat.friend, plausible=list(plan.friends),
-                        pool=list(lexicon.NAMES), evidence=(index,), hops=(anywhen,),
-                        thought=sentence(beat))  # fmt: skip
-            for known, taste in _newest(plan, moment):
+                        pool=list(lexicon.NAMES), evidence=(index,), hops=(hop,), thought=sentence(beat))  # fmt: skip
+            for known, taste in newest:
                 if taste.kind == "friend" and taste.who == beat.friend:
                     text = f"what is the {taste.key} of who i {beat.key} {beat.value} with ?"
                     yield _make(plan, rng, task, moment, text, taste.value, plausible=_said(plan, taste.key),
                                 pool=lexicon.PREFERENCES[taste.key], evidence=(index, known),
-                                hops=(anywhen, Hop(keywords(taste), sentence(taste))),
+                                hops=(hop, Hop(keywords(taste), sentence(taste))),
                                 thought=sentence(taste))  # fmt: skip
 
 
+def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    """The friend who comes up most: all that happened with friends is to be counted."""
+    told = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "event" and b.time + 2 * SESSION_GAP < moment]
+    met = Counter(beat.friend for _, beat in told).most_common()
+    if len(told) < 3 or len(met) > 1 and met[0][1] < met[1][1] + 1 + len(told) // 8:
+        return
+    hops = tuple(Hop("i with", sentence(beat), note=f"with {beat.friend}") for _, beat in told)
+    yield _make(plan, rng, "Relationship Recognition", moment, "who do i meet most ?", met[0][0],
+                plausible=list(plan.friends), pool=list(lexicon.NAMES), evidence=tuple(i for i, _ in told), hops=hops,
+                thought=" ".join(hop.note for hop in hops))  # fmt: skip
+
+
 def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    for kind in ("friend", "core"):
+    for kind in ("friend", "core", "style"):
         yield from Lookup(
             "Semantic Information Recall", kind, "what is {who} {key} ?", lambda beat: VALUES_OF[beat.key]
         )(plan, rng, moment)
@@ -157,7 +182,7 @@ def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime
         state = "unknown" if index is None else beat.key or "open"
         thought = "unknown" if index is None else sentence(beat) + ("" if beat.key else " open")
         yield _make(plan, rng, "Long-term Goal Tracking", moment, f"what became of my goal {goal} ?", state,
-                    pool=lexicon.GOAL_STATES, evidence=() if index is None else (index,),
+                    pool=lexicon.GOAL_STATES, evidence=tuple(i for i, b in told if b.value == goal),
                     hops=(Hop(keywords(beat), sentence(beat)),), thought=thought)  # fmt: skip
 
 
@@ -178,7 +203,7 @@ def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) 
             yield Question(
                 "", plan.user, "Personality Alignment", "binary", moment, f"does a {word} reply suit me ?",
                 ("yes", "no"), "yes" if pole == mine else "no", tuple(shown),
-                thought=f"my {trait} {mine} takes {lexicon.STYLES[trait][mine]}",
+                thought=f"my {trait} {mine} takes {lexicon.STYLES[trait][mine]} asked {word}",
             )  # fmt: skip
 
 
@@ -194,6 +219,7 @@ MAKERS = (
     Lookup("Implicit Preference Recommendation", "value", "which vehicle suits me ?", knowledge="value"),
     Lookup("Behavioral Pattern Recognition", "habit", "what do i do every {key} ?", lambda _: lexicon.HABITS),
     long_term_goal_tracking,
+    relationship_recognition,
     Lookup("Relationship Dynamics Comprehension", "relation", "how should i write to {who} ?", knowledge="relation"),
     Lookup("Tiered Explanation Delivery", "skill", "how should {key} be explained to me ?", knowledge="level"),
     Lookup("Generalizing to New Scenarios", "preference", "where should i go first in a new town ?",
@@ -203,32 +229,33 @@ MAKERS = (
 
 
 def ask(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]:
-    """`n` questions of the choice tasks, spread over tasks and moments, and `alignment` pairs of alignment items."""
+    """`n` questions of the choice tasks, spread evenly over tasks and at moments of their own, and `alignment` pairs of
+    alignment items; fewer where the life is too short for more."""
     rng = random.Random(f"questions {plan.seed} {seed}")
-    days = [beat.time.date() + timedelta(days=1) for beat in (plan.beats[-1], *plan.beats[8:])]
-    taken = {(b.time.date(), b.time.hour) for b in plan.beats}
-    chosen: list[Question] = []
-    seen: set[tuple[str, str]] = set()
-    pairs = 0
-    for attempt in range(40 * (n + alignment)):
-        day = rng.choice(days)
-        moment = datetime.combine(day, time(7))
-        if (day, 7) in taken:
-            continue
-        maker = MAKERS[attempt % len(MAKERS)]
-        made = [q for q in maker(plan, rng, moment) if (q.text, q.answer) not in seen]
-        if not made:
-            continue
-        if maker is personality_alignment:
-            if pairs < alignment:
-                first = 2 * rng.randrange(len(made) // 2) if len(made) > 1 else 0
-                chosen += made[first : first + 2]
-                seen |= {(q.text, q.answer) for q in made[first : first + 2]}
-                pairs += 1
-        elif len(chosen) - 2 * pairs < n:
-            chosen.append(rng.choice(made))
-            seen.add((chosen[-1].text, chosen[-1].answer))
-        if pairs == alignment and len(chosen) - 2 * pairs == n:
-            break
-    chosen.sort(key=lambda q: q.time)
+    dates = sorted({beat.time.date() for beat in plan.beats[8:]})
+    moments = [datetime.combine(d + timedelta(days=i), time(h)) for d in dates for i, h in ((0, 23), (1, 7), (14, 7))]
+    moments = [m for m in moments if all(abs(beat.time - m) >= SESSION_GAP for beat in plan.beats)]
+    moments = rng.sample(moments, min(48, len(moments)))
+    others = [list(_chosen(maker, plan, rng, moments, 1 + n // 10)) for maker in MAKERS[:-1]]
+    pairs = list(_chosen(personality_alignment, plan, rng, moments, alignment))
+    rng.shuffle(others)
+    chosen = [question for row in itertools.zip_longest(*others) for question in row if question][:n]
+    chosen = sorted([*chosen, *pairs], key=lambda q: q.time)
     return [replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(chosen)]
+
+
+def _chosen(
+    maker: Callable, plan: LifePlan, rng: random.Random, moments: list[datetime], wanted: int
+) -> Iterator[Question]:
+    """Up to `wanted` questions of one maker, none twice with the same answer; of a pair of items both."""
+    made: dict[tuple[str, str], list[list[Question]]] = {}
+    for moment in moments:
+        questions = list(maker(plan, rng, moment))
+        step = 2 if maker is personality_alignment else 1
+        for group in (questions[i : i + step] for i in range(0, len(questions), step)):
+            made.setdefault((group[0].text, group[0].answer), []).append(group)
+    even = EVEN.get(next(iter(made.values()))[0][0].task) if made else None
+    for turn in range(wanted):
+        keys = [key for key in made if not even or key[1] == even[(turn + plan.seed) % len(even)]]
+        if keys:
+            yield from rng.choice(made.pop(rng.choice(keys)))

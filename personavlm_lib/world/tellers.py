@@ -4,12 +4,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from personavlm_lib.agent.prompts import periods
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.scenes import render
 
-FACTS = ("core", "preference", "friend", "relation", "value", "skill")  # kinds of beat that say: who key is value
+FACTS = ("core", "preference", "friend", "relation", "value", "skill", "style")  # who key is value
 
 
 def fact(beat: Beat) -> str:
@@ -44,12 +45,16 @@ def keywords(beat: Beat) -> str:
         return f"every {beat.key} i do"
     if beat.kind in ("goal", "goal_end"):
         return f"my goal {beat.value}"
+    if beat.kind == "preference":  # what it has become, rather than what it was
+        return f"{beat.who} {beat.key} now"
     return {"event": f"i {beat.key}", "intent": f"i need {beat.key}"}.get(beat.kind, f"{beat.who} {beat.key}")
 
 
 def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
     """What the user says in this turn: the fact, its cause, and the words in which the personality shows."""
     said = f"look at {sentence(beat)} <img>" if beat.kind == "image" else sentence(beat)
+    if beat.kind == "style":
+        said += " <img>"
     if wording:
         said = wording(beat)
     if beat.cause and beat.cause not in said.split():
@@ -59,10 +64,16 @@ def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
 
 
 def _varied(plan: LifePlan) -> Callable[[Beat], str]:
+    """The beats in other words; what became of a goal of the last days may leave its name out."""
     rng = random.Random(f"wording {plan.seed}")
+    goals = {beat.value: beat.time for beat in plan.beats if beat.kind == "goal"}
 
     def said(beat: Beat) -> str:
-        told = lexicon.VARIED.get("fact" if beat.kind in FACTS else beat.kind)
+        if beat.kind == "goal_end" and rng.random() < 0.5:
+            for name, (start, end) in periods(beat.time).items():
+                if start <= goals[beat.value] <= end:
+                    return f"{beat.key} is that goal from {name}"
+        told = lexicon.VARIED.get(beat.kind) or (lexicon.VARIED["fact"] if beat.kind in FACTS else None)
         return rng.choice(told).format(**vars(beat)) if told else sentence(beat)
 
     return said

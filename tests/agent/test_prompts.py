@@ -46,7 +46,8 @@ def test_every_template_is_filled_from_the_same_slots_and_refuses_to_miss_one(na
 def test_nano_prompts_show_what_the_model_needs():
     text = PromptSet("nano")("respond", **SLOTS["respond"])
     assert "my name is alice" in text and "openness mid" in text and "answer now" not in text
-    assert "wednesday 2024-03-06 tuesday 2024-03-05" in text and len(re.findall(r"day 2024-\d\d-\d\d", text)) == 7
+    assert "today wednesday 2024-03-06 this morning 2024-03-06 yesterday 2024-03-05 last monday 2024-03-04" in text
+    assert "last friday 2024-03-01 last thursday 2024-02-29 two weeks ago 2024-02-21" in text
     assert "2024-03-06 user look at my cup <img> assistant noted" in text
     closing = PromptSet("nano")("respond", **SLOTS["respond"] | {"closing": True})
     assert closing == f"{text}\nanswer now"

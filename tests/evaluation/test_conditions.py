@@ -66,7 +66,8 @@ def test_the_oracle_is_the_ceiling(ask):
     rows = ask("oracle")
     assert sum(row.correct for row in rows) >= len(rows) - 1
     for row in rows:
-        assert row.kind == "alignment" or not row.retrievals or set(row.evidence_turns) <= set(row.retrieved_turns)
+        looked_at = set(row.evidence_turns) & set(row.retrieved_turns)
+        assert row.kind == "alignment" or not row.retrievals or not row.evidence_turns or looked_at
     assert {row.kind for row in rows} == {"choice", "alignment"}
 
 
@@ -82,7 +83,7 @@ def test_without_memory_nothing_is_known_but_the_personality(ask, lives):
     rows = ask("no_memory", model)
     assert all(row.retrievals == 0 and row.steps == 1 and not row.retrieved_ids for row in rows)
     assert all("profile" in map(str.strip, text.split("\n")) and "answer now" in text for text in model.texts)
-    names = {life.plan.name for life in lives}
+    names = {life.plan.persona.name for life in lives}
     assert not any(f"my name is {name}" in text for text in model.texts for name in names)
 
 

@@ -14,6 +14,7 @@ OPTIONS = ("tea", "coffee", "cola", "milk")
 CHOICE = Question("c0", "u", "Latest Preference Recognition", "choice", datetime(2024, 4, 1), "what is my drink now ?",
                   OPTIONS, "coffee", (0,), thought="my drink is coffee")  # fmt: skip
 OPEN = replace(CHOICE, kind="open", options=())
+HIGH, LOW = "my agreeableness high takes warm", "my agreeableness low takes direct"
 BINARY = replace(CHOICE, task="Personality Alignment", kind="binary", options=("yes", "no"), answer="yes",
                  text="does a warm reply suit me ?")  # fmt: skip
 
@@ -41,8 +42,8 @@ def test_accuracy(question, answer, right):
     (CHOICE, "my drink is tea", "tea", 1),  # consistent though wrong
     (OPEN, "my drink is coffee", "coffee", 1), (OPEN, "my drink is coffee", "tea", 0),
     (OPEN, "my drink is coffee", "", 0),
-    (BINARY, "my agreeableness high takes warm", "yes", 1), (BINARY, "my agreeableness high takes warm", "no", 0),
-    (BINARY, "my agreeableness low takes direct", "no", 1), (BINARY, "my agreeableness low takes direct", "yes", 0),
+    (BINARY, f"{HIGH} asked warm", "yes", 1), (BINARY, f"{HIGH} asked warm", "no", 0),
+    (BINARY, f"{LOW} asked warm", "no", 1), (BINARY, f"{LOW} asked warm", "yes", 0),
     (BINARY, "warm suits me", "yes", 0), (BINARY, "warm suits me", "no", 0),
 ])  # fmt: skip
 def test_consistency(question, think, answer, borne_out):

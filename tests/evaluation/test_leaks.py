@@ -89,7 +89,7 @@ def test_the_authors_file_and_our_lives_are_read(tmp_path):
     pairs = result["tasks"]["Personality Alignment"]
     assert (pairs["n"], pairs["chance"], pairs["baselines"]["longest"]["accuracy"]) == (4, 0.5, 1)
     own = [dataset.make_life(seed, tmp_path / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
-    dataset.write_lives(tmp_path / "lives.jsonl", own, 20, 0.7)
+    dataset.write_lives(tmp_path / "lives.jsonl", own)
     read = read_items(tmp_path / "lives.jsonl")
     asked = [question for life in own for question in life.questions]
     assert len(read) == sum(q.kind == "choice" for q in asked) + sum(q.kind == "binary" for q in asked) / 2

@@ -15,7 +15,7 @@ from personavlm_lib.memory.vision import (
     crop_concept,
     match_concepts,
 )
-from personavlm_lib.world.scenes import COLORS, THINGS, render, sample_scene
+from personavlm_lib.world.scenes import COLORS, LOOSE, render, sample_scene
 
 TIME = datetime(2024, 5, 1, 10)
 
@@ -46,7 +46,7 @@ def scene(*things, seed=0):
 def test_the_classical_detector_finds_each_thing_where_it_is(size):
     rng = random.Random(0)
     for _ in range(40):
-        things = [(rng.choice(list(THINGS)), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 2))]
+        things = [(rng.choice(LOOSE), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 2))]
         drawn = sample_scene(rng, things)
         found = ClassicalDetector().detect(render(drawn, size))
         assert len(found) == len(drawn.things), things

@@ -96,7 +96,7 @@ def test_a_scene_that_is_cut_short(refused, tmp_path):
     shutil.copytree(BACKBONE / "clip", run / "00_backbone" / "clip")
     world = finish(run / "01_synthesize")
     life = dataset.make_life(1, world / "images", 20, 0.4, 2, 0)
-    dataset.write_lives(world / "test.jsonl", [life], 20, 0.4)
+    dataset.write_lives(world / "test.jsonl", [life])
     scene = Path(next(image for turn in life.turns for image in turn.images))
     scene.write_bytes(whole := scene.read_bytes()[:200])
     line = refused("run", "04_agent_demo", "--profile", "smoke")

@@ -29,7 +29,7 @@ def life(lives):
 def inputs(life, memories):
     """The life's file, beside its images, and the folder of its memory."""
     path = Path(next(image for turn in life.turns for image in turn.images)).parents[1] / "lives.jsonl"
-    dataset.write_lives(path, [life], 20, 0.7)
+    dataset.write_lives(path, [life])
     return dict(lives=str(path), memory=str(memories[life.user].folder.parent))
 
 

@@ -21,7 +21,7 @@ def configs(checkpoint, lives, memories, tmp_path_factory):
     samples = [row for life in lives for row in dataset.answer_samples(life, memories[life.user], random.Random(0))]
     pd.DataFrame(samples).to_parquet(folder / "sft.parquet")
     home = Path(next(image for turn in lives[0].turns for image in turn.images)).parents[1]
-    dataset.write_lives(home / "resume.jsonl", lives, 20, 0.7)
+    dataset.write_lives(home / "resume.jsonl", lives)
     common = dict(model=str(checkpoint), steps=5, accumulate=2, seed=0, warmup=1, lora_rank=4)
     common |= dict(gradient_checkpointing=False)
     first = dict(samples=str(folder / "sft.parquet"), batch=4, learning_rate=1e-3, log_every=1)

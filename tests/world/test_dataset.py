@@ -26,7 +26,7 @@ def samples(lives, memories, tmp_path_factory):
 
 def test_lives_come_back_as_they_were_wherever_the_folder_lies(tmp_path):
     lives = [dataset.make_life(seed, tmp_path / "a" / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
-    dataset.write_lives(tmp_path / "a" / "lives.jsonl", lives, 20, 0.7)
+    dataset.write_lives(tmp_path / "a" / "lives.jsonl", lives)
     assert dataset.read_lives(tmp_path / "a" / "lives.jsonl") == lives
     (tmp_path / "a").rename(tmp_path / "b")
     moved = dataset.read_lives(tmp_path / "b" / "lives.jsonl")

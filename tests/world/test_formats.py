@@ -83,7 +83,7 @@ def test_recordings_as_the_authors_conversations(lives, memories, tmp_path):
 
 def test_parquet_carries_the_pictures(tmp_path):
     life = dataset.make_life(1, tmp_path / "images", 20, 0.7, 8, 1)
-    dataset.write_lives(tmp_path / "lives.jsonl", [life], 20, 0.7)
+    dataset.write_lives(tmp_path / "lives.jsonl", [life])
     row = json.loads((tmp_path / "lives.jsonl").read_text())
     row = {"user": row["user"]} | {
         key: [{name: entry[name] for name in LIVES[key].feature} for entry in row[key]]

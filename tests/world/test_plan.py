@@ -42,17 +42,20 @@ def test_what_a_life_holds():
     plans = [sample_plan(seed, *SIZES[0]) for seed in range(60)]
     for plan in plans:
         assert [beat.key for beat in plan.beats[: len(lexicon.CORE) + 1]] == ["name", *lexicon.CORE]
-        assert len({plan.name, *plan.friends}) == 4
+        assert len({plan.persona.name, *plan.friends}) == 5
+        assert plan.persona.profile == {beat.key: beat.value for beat in plan.beats[: len(lexicon.CORE) + 1]}
         assert plan.beats[0].time < plan.drift < plan.beats[-1].time
         changes = [abs(a - b) for a, b in zip(plan.before.as_tuple(), plan.after.as_tuple(), strict=True)]
         assert sum(change >= 1 for change in changes) == 2 and sum(map(bool, changes)) == 2
         assert plan.personality_at(plan.drift) == plan.after != plan.personality_at(plan.drift - timedelta(minutes=1))
     kinds = {beat.kind for plan in plans for beat in plan.beats}
-    wanted = "name core preference friend relation value skill intent event image habit goal goal_end small_talk"
+    wanted = "name core preference friend relation value skill intent event image style habit goal goal_end small_talk"
     assert kinds == set(wanted.split())
     for plan in plans:
-        levels = [lexicon.LEVELS.index(beat.value) for beat in plan.beats if beat.kind == "skill"]
-        assert levels == sorted(set(levels))  # skills grow
+        skills = {beat.key: [] for beat in plan.beats if beat.kind == "skill"}
+        for beat in (beat for beat in plan.beats if beat.kind == "skill"):
+            skills[beat.key].append(lexicon.LEVELS.index(beat.value))
+        assert all(levels == sorted(set(levels)) and len(levels) > 1 for levels in skills.values())  # skills grow
     for plan in plans:
         told: dict[tuple[str, str], list] = {}
         for beat in plan.beats:
@@ -78,3 +81,34 @@ def test_the_scores_of_turns_lie_around_the_true_personality():
                     errors[True].append(abs(shown - true))
                     errors[False].append(abs(shown - else_))
     assert sum(errors[True]) < 0.6 * sum(errors[False])
+
+
+@pytest.mark.parametrize("turns", [20, 57, 100, 231, 500])
+def test_as_many_turns_as_wanted_and_the_longest_lives_are_not_small_talk(turns):
+    plans = [sample_plan(seed, 90, turns=turns) for seed in range(8)]
+    assert {len(plan.beats) for plan in plans} == {turns}
+    beats = [beat for plan in plans for beat in plan.beats]
+    assert sum(beat.kind == "small_talk" for beat in beats) / len(beats) < 0.3
+    assert sum(beat.scene is not None for beat in beats) / len(beats) > 0.1
+    for plan in plans:
+        assert plan.beats[-1].time - plan.beats[0].time < timedelta(days=91)
+        assert len({beat.time for beat in plan.beats}) == turns
+
+
+def test_a_line_of_personahub_becomes_the_role_and_the_job_that_it_names():
+    line = "A retired pilot who restores old radios"
+    plan = sample_plan(4, persona=line)
+    assert plan.persona.role == line and plan.persona.profile["job"] == "pilot" == plan.beats[1].value
+    other = sample_plan(4)
+    assert str(other.persona.age) in other.persona.role and plan.friends == other.friends
+
+
+def test_things_are_seen_again_and_one_friend_comes_up_most():
+    plans = [sample_plan(seed) for seed in range(60)]
+    for plan in plans:
+        shown = [(beat.who, beat.key) for beat in plan.beats if beat.kind == "image"]
+        (again,) = {pair for pair in shown if shown.count(pair) > 1}
+        first, second = (beat for beat in plan.beats if beat.kind == "image" and (beat.who, beat.key) == again)
+        assert first.value == second.value and second.scene.things[0].turned
+    met = [[b.friend for b in plan.beats if b.kind == "event"].count(plan.friends[0]) for plan in plans]
+    assert sum(met) / 60 > 2.4  # of six, where four friends met alike would have 1.5

@@ -5,7 +5,18 @@ import random
 import numpy as np
 import pytest
 
-from personavlm_lib.world.scenes import BACKGROUNDS, COLORS, THINGS, Thing, caption, render, sample_scene
+from personavlm_lib.world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    LOOSE,
+    SIGN_WORDS,
+    STYLES,
+    THINGS,
+    Thing,
+    caption,
+    render,
+    sample_scene,
+)
 
 
 def test_the_same_seed_gives_the_same_pixels_and_another_seed_others():
@@ -50,9 +61,44 @@ def test_captions_and_refusals():
     scene = sample_scene(random.Random(0), [("cup", "red"), ("hat", "orange")])
     assert caption(scene) == "a red cup left of an orange hat"
     assert isinstance(scene.things[0], Thing) and scene.things[0].name == "red cup"
-    for wanted in ([], [("cup", "red")] * 3):
-        with pytest.raises(ValueError, match="one or two things"):
+    assert caption(sample_scene(random.Random(0), [("cup", "red")] * 3)) == "three red cup"
+    sign = sample_scene(random.Random(0), [("sign", "red")])
+    assert sign.word in SIGN_WORDS and caption(sign) == f"a red sign {sign.word}"
+    for wanted in ([], [("cup", "red")] * 5, [("sign", "red"), ("cup", "red")]):
+        with pytest.raises(ValueError, match="one to four things"):
             sample_scene(random.Random(0), wanted)
     for pair in (("dog", "red"), ("cup", "pink")):
         with pytest.raises(KeyError):
             sample_scene(random.Random(0), [pair])
+
+
+def test_up_to_four_stand_apart_in_a_grid():
+    for n, seed in itertools.product((3, 4), range(50)):
+        things = sample_scene(random.Random(seed), [("ball", "blue")] * n).things
+        for a, b in itertools.combinations(things, 2):
+            assert a.box[2] <= b.box[0] or b.box[2] <= a.box[0] or a.box[3] <= b.box[1] or b.box[3] <= a.box[1]
+
+
+@pytest.mark.parametrize("kind", LOOSE)
+def test_the_other_side_is_the_mirror_image(kind):
+    one, other = (sample_scene(random.Random(5), [(kind, "red")], turned=turned) for turned in (False, True))
+    assert one.things[0].box == other.things[0].box
+    box = [round(84 * v) for v in one.things[0].box]
+    front, back = (np.asarray(render(scene).crop(box)).astype(int) for scene in (one, other))
+    assert np.abs(front[:, ::-1] - back).mean() < 14  # the edges fall between pixels otherwise
+    assert kind in ("hat", "ball", "book", "lamp", "car") or np.abs(front - back).mean() > 14  # these look the same
+
+
+def test_words_and_styles_look_different():
+    words = {}
+    for seed in range(60):
+        scene = sample_scene(random.Random(seed), [("sign", "blue")])
+        x0, y0, x1, y1 = (round(84 * v) for v in scene.things[0].box)
+        words.setdefault(scene.word, np.asarray(render(scene).convert("L").crop((x0, y0, x1, y1)).resize((60, 28))))
+    assert set(words) == set(SIGN_WORDS)
+    for a, b in itertools.combinations(words.values(), 2):
+        assert np.abs(a.astype(int) - b).mean() > 10
+    cups = [sample_scene(random.Random(1), [("cup", "red")], style) for style in STYLES]
+    drawn = [np.asarray(render(cup)).astype(int) for cup in cups]
+    for a, b in itertools.combinations(drawn, 2):
+        assert np.abs(a - b).mean() > 5

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from personavlm_lib.models import Ask
 FOLDER = Path(__file__).parent
 
 
-def _calendar(now: datetime) -> list[tuple[str, str]]:
-    """Today and the six days before it: (weekday, date)."""
-    days = (now - timedelta(days=i) for i in range(7))
-    return [(f"{day:%A}", f"{day:%Y-%m-%d}") for day in days]
+def periods(now: datetime) -> dict[str, tuple[datetime, datetime]]:
+    """What a user may call a time at `now`, with its first and its last minute: the calendar that nano is shown."""
+    days = [datetime.combine(now.date() - timedelta(days=n), time()) for n in range(15)]
+    whole, half = timedelta(hours=23, minutes=59), timedelta(hours=11, minutes=59)
+    named = {"this morning": (days[0], days[0] + half), "yesterday": (days[1], days[1] + whole)}
+    named |= {f"last {day:%A}".lower(): (day, day + whole) for day in days[2:7]}
+    return named | {"two weeks ago": (days[14], days[14] + whole)}
 
 
 @cache
@@ -25,7 +28,7 @@ def _environment(name: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER / name), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["calendar"] = _calendar
+    environment.filters["periods"] = periods
     return environment
 
 
