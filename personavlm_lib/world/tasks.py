@@ -42,7 +42,7 @@ def _options(rng: random.Random, answer: str, plausible: list[str], pool: list[s
     """Four options: the answer, then what this user also said or knew, then other words of the same kind."""
     plausible = sorted(set(plausible) - {answer})
     others = sorted(set(pool) - set(plausible) - {answer})
-    chosen = (rng.sample(plausible, len(plausible)) + rng.sample(others, len(others)))[:3]
+    chosen = (rng.sample(plausible, min(3, len(plausible))) + rng.sample(others, min(3, len(others))))[:3]
     return tuple(rng.sample([answer, *chosen], 4))
 
 
@@ -235,7 +235,7 @@ def ask(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]
     dates = sorted({beat.time.date() for beat in plan.beats[8:]})
     moments = [datetime.combine(d + timedelta(days=i), time(h)) for d in dates for i, h in ((0, 23), (1, 7), (14, 7))]
     moments = [m for m in moments if all(abs(beat.time - m) >= SESSION_GAP for beat in plan.beats)]
-    moments = rng.sample(moments, min(48, len(moments)))
+    moments = rng.sample(moments, min(max(16, n), len(moments)))
     others = [list(_chosen(maker, plan, rng, moments, 1 + n // 10)) for maker in MAKERS[:-1]]
     pairs = list(_chosen(personality_alignment, plan, rng, moments, alignment))
     rng.shuffle(others)

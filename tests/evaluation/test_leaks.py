@@ -13,13 +13,8 @@ from personavlm_lib.world.plan import sample_plan
 from personavlm_lib.world.questions import ASPECTS
 from personavlm_lib.world.tasks import ask
 
+
 # What leaks today; a task that is mended makes its test fail until it is taken off this list.
-LEAKING = {
-    "Long-term Goal Tracking": "an open goal is the answer far more often than the three other states",
-    "Tiered Explanation Delivery": "of the four levels the first and the last are reached less often",
-}
-
-
 def items(n=400, seed=0, **better):
     """`n` items of a benchmark without a leak, but for `better`: share of items in which the right option is so."""
     rng = random.Random(seed)
@@ -117,15 +112,12 @@ def table(tmp_path_factory):
     made, path = [], tmp_path_factory.mktemp("ours") / "lives.jsonl"
     for seed in range(1000):
         plan = sample_plan(seed, *((28, 1.0) if seed % 2 else (70, 1.2)))
-        made.append(json.dumps({"user": plan.user, "questions": [asdict(q) for q in ask(plan, 40, 4)]}, default=str))
+        made.append(json.dumps({"user": plan.user, "questions": [asdict(q) for q in ask(plan, 26, 4)]}, default=str))
     path.write_text("\n".join(made))
     return leak_table(read_items(path), folds=2)  # few folds: the rarest of equally many is rare in the rest of them
 
 
-@pytest.mark.parametrize("task", [
-    pytest.param(task, marks=pytest.mark.xfail(strict=True, reason=LEAKING[task])) if task in LEAKING else task
-    for task in ASPECTS
-])  # fmt: skip
+@pytest.mark.parametrize("task", ASPECTS)
 def test_no_surface_baseline_is_off_chance_by_three_points(task, table):
     rows = table[table["task"] == task]
     off = dict(zip(rows["baseline"], (rows["accuracy"] - rows["chance"]).round(3), strict=True))
