@@ -94,8 +94,8 @@ def figure_9_cases(cases: pd.DataFrame) -> Figure:
         ax.axhspan(0.87, 1, color=COLOURS[case.aspect], alpha=0.25, linewidth=0)
         ax.axvspan(0, 0.008, color=COLOURS[case.aspect], linewidth=0)
         ax.text(0.025, 0.93, f"{case.aspect}: {case.task}", va="center")
-        wide, bold = 44 if case.picture else 60, {"weight": "bold"}
-        lines = [(line, bold) for line in textwrap.wrap(case.question, wide, max_lines=3)]
+        wide, bold = 40 if case.picture else 54, {"weight": "bold"}
+        lines = [(line, bold) for line in textwrap.wrap(case.question, wide, max_lines=4)]
         for letter, option in zip("abcd", case.options.split("\n"), strict=False):
             line = textwrap.shorten(f"({letter}) {option}", wide)
             lines.append((f"✓ {line}", {"color": GREEN} | bold) if option == case.answer else (f"    {line}", {}))
@@ -103,7 +103,7 @@ def figure_9_cases(cases: pd.DataFrame) -> Figure:
         grey = {"color": "#666666", "style": "italic", "fontsize": 7.5}
         lines += [(line, grey) for line in textwrap.wrap(said, wide * 5 // 4, max_lines=2)]
         for row, (line, style) in enumerate(lines):
-            ax.text(0.025, 0.82 - 0.09 * row, line, va="top", **{"fontsize": 8.5} | style)
+            ax.text(0.025, 0.82 - 0.082 * row, line, va="top", **{"fontsize": 8.5} | style)
         if case.picture:
             inset = ax.inset_axes((0.74, 0.12, 0.25, 0.7), frame_on=False, xticks=(), yticks=())
             inset.imshow(plt.imread(io.BytesIO(base64.b64decode(case.picture))))
