@@ -198,8 +198,7 @@ def suite(
     before it as raw turns, as the baselines are asked.
     """
     items: list[tuple[str, Item]] = []
-    lives = max(2, n // PER_LIFE)
-    for number in range(lives):
+    for number in range(lives := max(2, n // PER_LIFE)):
         rng, samples, pools = random.Random(f"skills {seed} {number}"), [], defaultdict(list)
         life = make_life(SEEDS + 10_000 * seed + number, folder, 28, 1.0, 0, 0)
         store = gold_memory(life, folder / life.user, eyes, samples, prompts)
@@ -231,7 +230,7 @@ def measure(
         items = suite(Path(folder), n, seed, prompts, eyes, retrieving)
         results = run([item.trajectory for item in items], model, width)
     for place, (item, result) in enumerate(zip(items, results, strict=True)):
-        reply = result.raw if isinstance(result, Response) else result
+        reply = getattr(result, "raw", result)
         told = dict(user=item.user, item=place, asked=item.asked, gold=item.gold, reply=reply)
         for skill, values in item.score(item.gold, result).items():
             rows += [dict(skill=skill, value=value, **told) for value in values or [nan]]
