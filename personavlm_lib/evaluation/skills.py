@@ -29,11 +29,11 @@ from personavlm_lib.memory.vision import Eyes
 from personavlm_lib.models import Ask, ChatModel, Trajectory, run
 from personavlm_lib.world.dataset import Life, as_query, gold_memory, make_life
 from personavlm_lib.world.questions import Question
-from personavlm_lib.world.scenes import COLORS, THINGS
+from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 from personavlm_lib.world.tasks import MAKERS
 
 SEEDS = 20_000_000  # lives of the suite are numbered from here on: no other stage goes so far
-IN_SCENES = {"colour": COLORS, "thing": THINGS}  # what a picture is asked for, by the list that the answer is in
+IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}  # what a picture is asked for, by the list that the answer is in
 PER_LIFE = 4  # questions of one skill about one life, but for those that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
@@ -171,7 +171,8 @@ def _responses(
                 episodes = [RetrievedEpisode(**vars(e), raw=(told,)) for e in view.episodes if told.index in e.turns]
                 yield judged(f"{scene} in a scene", question, Retrieved(episodic=episodes), [told])
         known = [memory for memory in view.semantic if not memory.concept]
-        alike = [memory for memory in known if memory.content.startswith(f"{hop.keywords} ")]
+        about = hop.keywords.removesuffix(" now")
+        alike = [memory for memory in known if memory.content.startswith(f"{about} ")]
         right = [memory for memory in alike if memory.content == hop.sentence][-1:]
         if not right or question.answer not in hop.sentence.split():
             continue
