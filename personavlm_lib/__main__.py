@@ -121,6 +121,23 @@ def chat(
     return converse(run_, memory)
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="folder or hub id")],
+    adapter: Annotated[str | None, typer.Option(help="folder of a LoRA adapter to it")] = None,
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+) -> int:
+    """An OpenAI-compatible server over a local model."""
+    from personavlm_lib.models.local import LocalModel
+    from personavlm_lib.models.serve import ChatServer
+
+    with ChatServer(LocalModel(model, adapter), host, port) as server:
+        print(f"Answers as {server.source} until Ctrl-C", flush=True)
+        server.serve_forever()
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit code. A failure is told in one line."""
     try:
