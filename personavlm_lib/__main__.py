@@ -123,16 +123,12 @@ def chat(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="folder or hub id")],
-    adapter: Annotated[str | None, typer.Option(help="folder of a LoRA adapter to it")] = None,
-    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    model: Annotated[str, typer.Option(help="folder or hub id")], host: str = "127.0.0.1", port: int = 8000
 ) -> int:
-    """An OpenAI-compatible server over a local model."""
-    from personavlm_lib.models.local import LocalModel
-    from personavlm_lib.models.serve import ChatServer
+    """An OpenAI-compatible server over a local model; port 0 takes a free one."""
+    from personavlm_lib.models.serve import ChatServer, LocalModel
 
-    with ChatServer(LocalModel(model, adapter), host, port) as server:
+    with ChatServer(LocalModel(model), host, port) as server:
         print(f"Answers as {server.source} until Ctrl-C", flush=True)
         server.serve_forever()
     return 0

@@ -8,10 +8,8 @@ import base64
 import mimetypes
 import os
 import textwrap
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -24,12 +22,9 @@ KEY = "PERSONAVLM_API_KEY"  # the environment variable that holds the key, where
 FAILURES = (  # the first that fits: error, kind, what happened, mend
     (openai.APITimeoutError, "timeout", "did not answer within {timeout:g} s", "allow more time, or ask less at once"),
     (openai.APIConnectionError, "unreachable", "cannot be reached", "start it, or correct its address"),
-    (openai.AuthenticationError, "key refused", "does not accept the key", f"set {KEY} to one of its keys"),
-    (openai.PermissionDeniedError, "key refused", "does not let this key in", f"set {KEY} to another of its keys"),
+    ((openai.AuthenticationError, openai.PermissionDeniedError), "key refused", "refuses the key", f"set {KEY} anew"),
     (openai.NotFoundError, "unknown model", "does not know model {model!r}", "{url}/models lists those it knows"),
-    (openai.RateLimitError, "rate limit", "takes no more requests for now", "ask less at once, or later"),
-    (openai.InternalServerError, "server error", "failed", "look into its log"),
-    (openai.APIStatusError, "request refused", "refuses the request", "change what it names"),
+    (openai.APIStatusError, "request refused", "refuses the request, or fails at it", "see what it says, and its log"),
     (Exception, "nonsense", "answered with nonsense", "check that its address is that of the API (many end in /v1)"),
 )
 
@@ -49,12 +44,11 @@ def is_endpoint(source: object) -> bool:
 
 class EndpointModel:
     """`source`: `http://host:port/v1#model`. Up to `concurrency` asks at a time, each tried `retries` times more if it
-    fails for a cause that may pass, with `timeout` seconds for each try. `request` is sent along with each ask as it
-    is (`{"seed": 0}`). `tokens_in` and `tokens_out` count what all asks took. ValueError for any other source."""
+    fails for a cause that may pass, with `timeout` seconds for each try. ValueError for any other source."""
 
     def __init__(
         self, source: str, *, temperature: float = 0.0, concurrency: int = 8, retries: int = 4, timeout: float = 120.0,
-        name: str = "", request: Mapping[str, Any] | None = None,
+        name: str = "",
     ):  # fmt: skip
         self.url, _, self.model = source.partition("#")
         if "@" in urlsplit(self.url).netloc:
@@ -63,10 +57,8 @@ class EndpointModel:
             raise ValueError(f"{source!r} names no model of a server: write it as http://host:port/v1#model")
         self.name = name or self.model
         self.temperature, self.concurrency, self.timeout = temperature, concurrency, timeout
-        self.request = dict(request or {})
         key = os.environ.get(KEY) or "no-key-is-set"  # the client wants one even where the server does not
         self.client = openai.OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=timeout)
-        self.tokens_in = self.tokens_out = 0
 
     def start(self) -> list[dict]:
         return []
@@ -75,13 +67,9 @@ class EndpointModel:
         """One reply for each ask, in order. A failed ask's place holds the EndpointError, or the ValueError for an
         image that cannot be read, and its transcript is as before: it may be asked again."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            replies = list(pool.map(self._one, asked))
-        self.tokens_in += sum(reply.tokens_in for reply in replies if isinstance(reply, Reply))
-        self.tokens_out += sum(reply.tokens_out for reply in replies if isinstance(reply, Reply))
-        return replies
+            return list(pool.map(lambda pair: self._one(*pair), asked))
 
-    def _one(self, pair: tuple[list[dict], Ask]) -> Reply | Exception:
-        transcript, ask = pair
+    def _one(self, transcript: list[dict], ask: Ask) -> Reply | Exception:
         try:
             message = {"role": "user", "content": content(ask)}
         except ValueError as error:
@@ -89,7 +77,7 @@ class EndpointModel:
         try:
             answer = self.client.chat.completions.create(
                 model=self.model, messages=[*transcript, message], max_tokens=ask.max_tokens,
-                temperature=self.temperature, **self.request,
+                temperature=self.temperature,
             )  # fmt: skip
             choice, used = answer.choices[0], answer.usage
             if not isinstance(text := choice.message.content, str):
@@ -109,18 +97,13 @@ class EndpointModel:
 
 
 def content(ask: Ask) -> str | list[dict]:
-    """The ask as a message's content: its text, or its parts with images as data URLs. ValueError as `read_image`."""
-    parts, images = content_parts(ask.text), iter(ask.images)
-    if not ask.images:
-        return "".join(part["text"] for part in parts)
-    return [
-        {"type": "image_url", "image_url": {"url": data_url(next(images))}} if part["type"] == "image" else part
-        for part in parts
-    ]
-
-
-def data_url(path: str) -> str:
-    """The file of an image as it is, as a URL. ValueError as `read_image`."""
-    read_image(path)
-    kind = mimetypes.guess_type(path)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    """The ask as a message's content: its text, or parts with images as data URLs. ValueError as `read_image`."""
+    parts, urls = content_parts(ask.text), []
+    for path in ask.images:
+        read_image(path)
+        kind = mimetypes.guess_type(path)[0] or "image/png"
+        urls.append(f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}")
+    for part, url in zip([part for part in parts if part["type"] == "image"], urls, strict=True):
+        part |= {"type": "image_url", "image_url": {"url": url}}
+        del part["text"]
+    return parts if urls else "".join(part["text"] for part in parts)

@@ -5,7 +5,6 @@ What is checked can be decided by rules: that a turn states its fact, in words t
 the plan away. Whether it also denies the fact, or sounds as the personality does, is for a reader to judge.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from personavlm_lib.agent.prompts import PromptSet
 from personavlm_lib.memory.personality import summarise
@@ -20,7 +20,7 @@ from personavlm_lib.memory.records import TRAITS, Turn, split_sessions
 from personavlm_lib.models import Ask, ChatModel, Trajectory, run
 from personavlm_lib.models.endpoint import EndpointError
 from personavlm_lib.work import progress
-from personavlm_lib.world import lexicon
+from personavlm_lib.world.lexicon import FRAME
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.scenes import caption
 from personavlm_lib.world.tellers import sentence, tell
@@ -47,47 +47,31 @@ class Told:
     cost: float = 0.0
 
     def __str__(self) -> str:
-        counts = [", ".join(f"{n} {why}" for why, n in c.most_common()) for c in (self.failures, self.refusals)]
-        told = f"{len(self.lives)} lives told, {self.failures.total()} left out"
-        told += f" ({counts[0]}: the same call goes on with them)" if counts[0] else ""
-        told += f"; stories refused: {counts[1]}" if counts[1] else ""
-        return f"{told}; {self.tokens_in:,} tokens in, {self.tokens_out:,} out, cost {self.cost:.2f}"
+        why, on_the_way = (", ".join(f"{n} {w}" for w, n in c.items()) for c in (self.failures, self.refusals))
+        left = f"{self.failures.total()} left out ({why or 'none'}; the same call goes on with them)"
+        spent = f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out, cost {self.cost:.2f}"
+        return f"{len(self.lives)} lives told, {left}; stories refused: {on_the_way or 'none'}; {spent}"
 
 
-@dataclass(frozen=True)
-class Session:
-    """A part of a plan that is told at once, and what the model is told to tell it."""
+class Session(NamedTuple):
+    """A part of a plan that is told at once, the prompt for it, and the words that tell of any beat of the plan."""
 
-    plan: LifePlan
     beats: Sequence[Beat]
     prompt: str
-    given_away: frozenset[str]  # the words that would tell of any beat of the plan
-
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(f"{self.plan.user} {self.prompt}".encode()).hexdigest()[:16]
+    telling: set[str]
 
 
 def sessions(plan: LifePlan) -> list[Session]:
     """The plan's sessions in order, as the update stage will find them."""
     held = [f"{b.who} {b.friend} {b.value if b.kind != 'image' else ''}" for b in plan.beats if b.kind != "small_talk"]
-    held = frozenset(_words(" ".join(held)) - FREE)
-    return [Session(plan, beats, _prompt(plan, beats), held) for beats in split_sessions(plan.beats)]
+    held = _words(" ".join(held)) - FREE
+    return [Session(beats, _prompt(plan, beats), held) for beats in split_sessions(plan.beats)]
 
 
 def _prompt(plan: LifePlan, beats: Sequence[Beat]) -> str:
-    shown = [
-        {
-            "time": beat.time,
-            "said": sentence(beat) + (f" because of {beat.cause}" if beat.cause not in sentence(beat) else ""),
-            "words": [] if beat.kind == "small_talk" else sorted(_must(beat)),
-            "picture": caption(beat.scene) if beat.scene else "",
-            "tone": ", ".join(f"{t} {s}" for t, s in zip(TRAITS, beat.scores, strict=True) if s != 3),
-        }
-        for beat in beats
-    ]
+    tools = dict(sentence=sentence, must=_must, caption=caption, traits=TRAITS)
     personality = summarise(plan.personality_at(beats[0].time))
-    return PromptSet("story")("story", plan=plan, beats=shown, personality=personality)
+    return PromptSet("story")("story", plan=plan, beats=beats, personality=personality, **tools)
 
 
 def _words(text: str) -> set[str]:
@@ -97,12 +81,6 @@ def _words(text: str) -> set[str]:
 def _must(beat: Beat) -> set[str]:
     """The words that state the beat: value, key, whose it is, and the cause."""
     return set() if beat.kind == "small_talk" else _words(f"{sentence(beat)} {beat.cause}") - FREE
-
-
-def _must_not(session: Session, beat: Beat) -> set[str]:
-    """The words that would give away other beats, or what only the picture shows."""
-    seen = _words(caption(beat.scene)) - set(lexicon.FRAME) if beat.scene else set()
-    return (session.given_away | seen) - _words(f"{sentence(beat)} {beat.cause}")
 
 
 def read_story(text: str) -> Story | None:
@@ -119,86 +97,36 @@ def problems(story: Story | None, session: Session, said: set[str]) -> Iterator[
     """Kind and description of all that is wrong with a story. `said`: what users said elsewhere in this life."""
     if story is None:
         yield "no JSON", 'the reply is not {"turns": [{"user": "...", "assistant": "..."}, ...]}'
-        return
-    if len(story) != len(session.beats):
+    elif len(story) != len(session.beats):
         yield "number of turns", f"there are {len(story)} exchanges, not {len(session.beats)}"
-        return
-    for n, (beat, (user, assistant)) in enumerate(zip(session.beats, story, strict=True), 1):
-        used, both = _words(user), f"{user} {assistant}".replace(PICTURE, " ")
-        if not all(0 < len(text) <= LONGEST for text in (user, assistant)):
-            yield "length", f"exchange {n}: a message is empty or longer than {LONGEST} characters"
-        elif MARKUP.search(both) or not both.isprintable():
-            yield "markup", f"exchange {n} is not plain text in one line"
-        elif LOOP.search(both) or user in said or [u for u, _ in story].count(user) > 1:
-            yield "repetition", f"exchange {n} repeats itself or what was said before"
-        if missing := [word for word in sorted(_must(beat)) if not used & {word, f"{word}s", f"{word}es"}]:
-            yield "fact missing", f"exchange {n}: the user does not say {', '.join(missing)}"
-        if user.count(PICTURE) != bool(beat.scene) or PICTURE in assistant:
-            yield "picture marks", f"exchange {n}: the user writes {PICTURE} {int(bool(beat.scene))} times, nobody else"
-        if leaked := _words(both) & _must_not(session, beat):
-            yield "leak", f"exchange {n} says {', '.join(sorted(leaked))}, which belongs elsewhere or to the picture"
+    else:
+        users = [user for user, _ in story]
+        for n, (beat, (user, assistant)) in enumerate(zip(session.beats, story, strict=True), 1):
+            both, used, pictures = f"{user} {assistant}".replace(PICTURE, " "), _words(user), int(bool(beat.scene))
+            missing = [w for w in sorted(_must(beat)) if not used & {w, f"{w}s", f"{w}es"}]
+            seen = _words(caption(beat.scene)) - {*FRAME} if beat.scene else set()
+            leaked = _words(both) & (session.telling | seen) - _words(f"{sentence(beat)} {beat.cause}")
+            again = LOOP.search(both[: 2 * LONGEST]) or user in said or users.count(user) > 1
+            for wrong, kind, what in (
+                (not all(0 < len(t) <= LONGEST for t in (user, assistant)), "length", "a message is empty or too long"),
+                (MARKUP.search(both) or not both.isprintable(), "markup", "not plain text in one line"),
+                (again, "repetition", "it repeats itself or what was said before"),
+                (missing, "fact missing", f"the user does not say {', '.join(missing)}"),
+                ((user.count(PICTURE), assistant.count(PICTURE)) != (pictures, 0), "picture marks",
+                 f"the user writes {PICTURE} {pictures} times, the assistant never"),
+                (leaked, "leak", f"{', '.join(sorted(leaked))} belongs elsewhere, or to the picture alone"),
+            ):  # fmt: skip
+                if wrong:
+                    yield kind, f"exchange {n}: {what}"
 
 
-@dataclass
-class _Book:
-    """The stories that passed, one a line on disk, each written at once; what a crash cut short is cut off."""
-
-    path: Path
-    name: str
-    stories: dict[str, Story] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.path.touch()
-        content = self.path.read_bytes()
-        os.truncate(self.path, whole := content.rfind(b"\n") + 1)
-        for row in map(json.loads, content[:whole].splitlines()):
-            if row["told_by"] == self.name:
-                self.stories[row["key"]] = [tuple(turn) for turn in row["turns"]]
-
-    def write(self, session: Session, story: Story) -> None:
-        row = {"user": session.plan.user, "key": session.key, "told_by": self.name, "turns": story}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.stories[session.key] = story
-
-
-@dataclass
-class _Server:
-    """How many sessions in a row got no answer, and why the last did not: a server that is gone is left alone."""
-
-    silent: int = 0
-    kind: str = ""
-
-
-def _telling(
-    session: Session, said: set[str], book: _Book, told: Told, server: _Server, tries: int, patience: int
-) -> Trajectory[str]:
-    """Tells a session and writes it into the book; the result is why that was not possible, else empty."""
-    if server.silent >= patience:
-        return server.kind
-    room = 200 + 160 * len(session.beats)
-    ask = Ask(session.prompt, max_tokens=room, fresh=True, purpose="story", about=session)
-    for _ in range(tries):
-        try:
-            reply = yield ask
-            if isinstance(reply, Exception):  # a failed ask's place
-                raise reply
-        except (EndpointError, ValueError) as error:
-            server.silent, server.kind = server.silent + 1, getattr(error, "kind", "request refused")
-            return server.kind
-        server.silent = 0
-        told.tokens_in, told.tokens_out = told.tokens_in + reply.tokens_in, told.tokens_out + reply.tokens_out
-        found = list(problems(story := read_story(reply.text), session, said))
-        if not found:
-            said.update(user for user, _ in story)
-            book.write(session, story)
-            return ""
-        told.refusals.update({kind for kind, _ in found})
-        wrong = "\n".join(f"- {what}" for _, what in found)
-        ask = Ask(f"This cannot be used:\n{wrong}\nWrite the whole JSON again, with this put right.", max_tokens=room)
-    return found[0][0]
+def _kept(file: Path, name: str) -> dict[str, Story]:
+    """The stories of a file by their prompts; a line that a crash cut short is cut off."""
+    file.touch()
+    content = file.read_bytes()
+    os.truncate(file, whole := content.rfind(b"\n") + 1)
+    rows = [row for row in map(json.loads, content[:whole].splitlines()) if row["told_by"] == name]
+    return {row["user"] + row["prompt"]: [tuple(turn) for turn in row["turns"]] for row in rows}
 
 
 def tell_lives(
@@ -207,28 +135,57 @@ def tell_lives(
 ) -> Told:  # fmt: skip
     """The plans as `model` tells them, up to `width` sessions side by side, each up to `tries` times.
 
-    Sessions that passed are kept in `folder`/stories.jsonl and not asked for again, if the same `name` told them;
-    pictures are in `folder`/images. A life that lacks a session is left out. Prices are for a million tokens.
+    Sessions that passed are kept in `folder`/stories.jsonl, one a line, and not asked for again if the same `name` told
+    them; pictures are in `folder`/images. A life that lacks a session is left out. A server is left alone once `width`
+    sessions in a row got no answer. Prices are for a million tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    book, told, server, waiting = _Book(folder / "stories.jsonl", name), Told(), _Server(), []
-    parts = [sessions(plan) for plan in plans]
-    for part in parts:
+    stories, told, silent = _kept(file := folder / "stories.jsonl", name), Told(), []
+
+    def telling(plan: LifePlan, session: Session, said: set[str]) -> Trajectory[str]:
+        """Tells a session and keeps it; the result is why that was not possible, else empty."""
+        if len(silent) >= width:
+            return silent[-1]
+        ask = Ask(session.prompt, max_tokens=200 + 160 * len(session.beats), fresh=True, purpose="story")
+        for _ in range(tries):
+            try:
+                reply = yield ask
+                if isinstance(reply, Exception):  # a failed ask's place
+                    raise reply
+            except (EndpointError, ValueError) as error:
+                silent.append(getattr(error, "kind", "request refused"))
+                return silent[-1]
+            silent.clear()
+            told.tokens_in, told.tokens_out = told.tokens_in + reply.tokens_in, told.tokens_out + reply.tokens_out
+            if not (found := list(problems(story := read_story(reply.text), session, said))):
+                said.update(user for user, _ in story)
+                stories[plan.user + session.prompt] = story
+                row = {"user": plan.user, "prompt": session.prompt, "told_by": name, "turns": story}
+                with open(file, "a") as book:
+                    book.write(json.dumps(row) + "\n")
+                return ""
+            told.refusals.update({kind for kind, _ in found})
+            wrong = "\n".join(f"- {what}" for _, what in found)
+            ask = replace(
+                ask, text=f"This cannot be used:\n{wrong}\nWrite the whole JSON again, put right.", fresh=False
+            )
+        return found[0][0]
+
+    parts, waiting = [(plan, sessions(plan)) for plan in plans], []
+    for plan, part in parts:
         said: set[str] = set()
         for session in part:
-            story = book.stories.pop(session.key, None)
+            story = stories.get(plan.user + session.prompt)
             if story and not list(problems(story, session, said)):  # the rules may have changed
                 said.update(user for user, _ in story)
-                book.stories[session.key] = story
             else:
-                waiting.append((session, said))
-    ahead = progress(waiting, "stories", "session")
-    telling = (_telling(*pair, book, told, server, tries, width) for pair in ahead)
-    failed = {s.plan.user: why for (s, _), why in zip(waiting, run(telling, model, width), strict=True) if why}
+                waiting.append((plan, session, said))
+    why = run((telling(*one) for one in progress(waiting, "stories", "session")), model, width)
+    failed = {plan.user: reason for (plan, *_), reason in zip(waiting, why, strict=True) if reason}
     told.failures.update(failed.values())
-    for plan, part in zip(plans, parts, strict=True):
+    for plan, part in parts:
         if plan.user not in failed:
-            words = [turn for session in part for turn in book.stories[session.key]]
+            words = [turn for session in part for turn in stories[plan.user + session.prompt]]
             told.lives[plan.user] = [
                 replace(turn, user=user.replace(PICTURE, "<img>"), assistant=assistant)
                 for turn, (user, assistant) in zip(tell(plan, folder / "images", draw), words, strict=True)

@@ -141,7 +141,7 @@ def test_a_server_that_dies_half_way_is_left_alone_and_gone_on_with(served, plan
     assert [json.loads(line) for line in file.read_text().splitlines()][:2] == [json.loads(line) for line in kept]
 
 
-@pytest.mark.parametrize("said, kind", [(b"<html>", "nonsense"), (1.5, "timeout"), (500, "server error")])
+@pytest.mark.parametrize("said, kind", [(b"<html>", "nonsense"), (1.5, "timeout"), (500, "request refused")])
 def test_a_server_that_fails_is_reported_with_counts(served, plans, tmp_path, said, kind):
     with served(lambda body: said) as (source, _):
         told = tell_lives(plans, tmp_path, EndpointModel(source, retries=0, timeout=1.0))
