@@ -99,7 +99,7 @@ def read(request: Request, model: LocalModel, folder: Path) -> Job:
         if role == "user":
             model.give(transcript, ask)
         else:
-            ids = [*model.processor.tokenizer(ask.text).input_ids, model.end]
+            ids = [*model.processor.tokenizer(ask.text, add_special_tokens=False).input_ids, model.end]
             transcript.ids, transcript.written = transcript.ids + ids, transcript.written + [0] * len(ids)
     return Job(transcript, said[-1][1], request.temperature)
 

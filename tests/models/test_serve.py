@@ -63,7 +63,7 @@ def test_the_same_text_and_counts_as_the_kept_model_gives_directly(pictures):
     untrained model may write, a server can only hand on that they are none.)"""
     steps = [[Ask(f"look at my cup <img> and {n}", (pictures[n % 2],), max_tokens=8),
               Ask("what color is cup ? <img>", (pictures[1],), max_tokens=6), Ask("answer now", max_tokens=5)]
-             for n in range(5)]  # fmt: skip
+             for n in range(3)]  # fmt: skip
     local = LocalModel(BACKBONE, name="nano")
     with serving(LocalModel(model=local.model, processor=local.processor, name="nano")) as server:
         remote = open_model(server.source)
