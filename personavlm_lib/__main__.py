@@ -195,6 +195,19 @@ def chat(
     return converse(run_, memory)
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="folder or hub id")], host: str = "127.0.0.1", port: int = 8000
+) -> int:
+    """An OpenAI-compatible server over a local model; port 0 takes a free one."""
+    from personavlm_lib.models.serve import ChatServer, LocalModel
+
+    with ChatServer(LocalModel(model), host, port) as server:
+        print(f"Answers as {server.source} until Ctrl-C", flush=True)
+        server.serve_forever()
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit code. A failure is told in one line."""
     try:
