@@ -206,10 +206,10 @@ class LocalModel:
             if self.seed is not None:
                 torch.manual_seed(self.seed + self.replies)
             output = self.model.generate(
-                **batch, past_key_values=cache, max_new_tokens=max(ask.max_tokens for _, ask in asked),
-                eos_token_id=self.stops, pad_token_id=tokenizer.pad_token_id, suppress_tokens=self.barred,
-                repetition_penalty=self.repetition_penalty, stop_strings=self.closing or None, tokenizer=tokenizer,
-                **sampling,
+                **batch, **sampling, past_key_values=cache if self.keep else None, eos_token_id=self.stops,
+                pad_token_id=tokenizer.pad_token_id, max_new_tokens=max(ask.max_tokens for _, ask in asked),
+                suppress_tokens=self.barred, repetition_penalty=self.repetition_penalty,
+                stop_strings=self.closing or None, tokenizer=tokenizer,
             )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
         self.replies += 1
         replies = []
