@@ -64,7 +64,8 @@ def language_model(folder, processor):
     model.lm_head.weight = torch.nn.Parameter(written)
     model.save_pretrained(folder)
     template = processor.chat_template
-    ImageOnlyProcessor(Qwen2VLImageProcessorPil(max_pixels=1_003_520), tokenizer, template).save_pretrained(folder)
+    images = Qwen2VLImageProcessorPil(max_pixels=1_003_520)
+    ImageOnlyProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
 
 
 def clip(folder):
