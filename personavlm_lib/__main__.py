@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from personavlm_lib.study.profiles import ROOT, ProfileError, load_profile, stage_folder
+from personavlm_lib.study.profiles import ROOT, STAGES, ProfileError, load_profile, require, stage_folder
 from personavlm_lib.work import follow
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
@@ -81,7 +81,7 @@ def figures() -> int:
     from personavlm_lib.study import figures, report
 
     os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")
-    drawn = report.draw(report.load_evidence("reference"))
+    drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
         print(figures.save(figure, ROOT / "figures", name))
     if not drawn:
@@ -103,6 +103,80 @@ def locomo(
 
 
 @app.command()
+def synthesize(
+    out: Annotated[Path, typer.Option(help="the new folder of the data set")],
+    size: Annotated[str, typer.Option(help="nano, short, long or paper")] = "nano",
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    workers: Annotated[int, typer.Option(help="processes; 0: one for each core")] = 0,
+    personas: Annotated[Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')] = None,
+    wording: Annotated[str, typer.Option(help="canonical, or varied")] = "canonical",
+) -> int:
+    """A data set from a seed: lives, questions, and for nano and paper the samples to train on."""
+    from functools import partial
+
+    from personavlm_lib.study.given import open_eyes
+    from personavlm_lib.world.synthesis import SIZES, synthesize
+
+    if size not in SIZES:
+        raise ProfileError(f"--size is {size!r}; choose {', '.join(SIZES)}")
+    eyes = partial(open_eyes, "classical", "nano")
+    made = synthesize(SIZES[size], seed, out, workers or os.cpu_count() or 1, eyes, personas, wording)
+    print(f"{out}: {', '.join(f'{n} {name}' for name, n in made.items())}")
+    return 0
+
+
+@app.command()
+def leaks(
+    file: Annotated[Path, typer.Argument(help="lives of a run (JSON Lines), or a file of Persona-MME's shape")],
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+) -> int:
+    """What guessing by the options' surface gets right: per task, four baselines with intervals."""
+    from personavlm_lib.evaluation.leaks import leaks
+
+    leaks(file, json)
+    return 0
+
+
+@app.command()
+def skills(
+    model: Annotated[list[str], typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; may be repeated")],
+    seed: Annotated[int, typer.Option(help="of the lives that are asked about")] = 0,
+    questions: Annotated[int, typer.Option(help="for each skill")] = 64,
+    prompts: Annotated[str, typer.Option(help="prompt set: nano or full")] = "nano",
+    shown: Annotated[bool, typer.Option("--shown", help="of a model that was not taught to retrieve")] = False,
+    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="folder for the radar, as PNG and PDF")] = None,
+) -> int:
+    """What models can do, skill by skill, on fresh lives; of several, which differ in their seed, also the mean."""
+    import pandas as pd
+
+    from personavlm_lib.agent.prompts import PromptSet
+    from personavlm_lib.evaluation import skills
+    from personavlm_lib.models.local import LocalModel
+    from personavlm_lib.study import figures
+    from personavlm_lib.study.given import open_eyes
+    from personavlm_lib.training.clip import concept_top1
+
+    eyes, given = open_eyes("classical", "nano"), PromptSet(prompts)
+    again = concept_top1(eyes.encoder, 50, seed, eyes.threshold, eyes.detector)["top1"]
+    values = []
+    for name in model:
+        of, _, stage = name.rpartition("/")
+        source = require(of, stage) / "model" if stage in STAGES else name
+        asked = LocalModel(source), questions, seed, given, eyes, not shown, again
+        values.append(skills.measure(*asked).assign(model=name))
+    tables = [skills.table(part).assign(model=name) for name, part in zip(model, values, strict=True)]
+    tables += [skills.table(pd.concat(values), "model").assign(model="all")] if len(model) > 1 else []
+    rows = pd.concat(tables).assign(seed=seed, prompts=given.label, retrieving=not shown)
+    print(rows.iloc[:, :-3].round(3).to_string(index=False, na_rep=""))
+    if json:
+        rows.to_json(json, orient="records", indent=1)
+    if plot:
+        print(figures.save(figures.skills_radar(rows), plot, "skills"))
+    return 0
+
+
+@app.command()
 def doctor() -> int:
     """What is installed, found and missing, each with its mend."""
     from personavlm_lib.study.doctor import examine
@@ -119,6 +193,19 @@ def chat(
     from personavlm_lib.study.chat import converse
 
     return converse(run_, memory)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="folder or hub id")], host: str = "127.0.0.1", port: int = 8000
+) -> int:
+    """An OpenAI-compatible server over a local model; port 0 takes a free one."""
+    from personavlm_lib.models.serve import ChatServer, LocalModel
+
+    with ChatServer(LocalModel(model), host, port) as server:
+        print(f"Answers as {server.source} until Ctrl-C", flush=True)
+        server.serve_forever()
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

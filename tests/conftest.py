@@ -1,7 +1,12 @@
 """What many tests share: one tiny untrained model, two short lives with their gold memories, and models that recite."""
 
-from collections.abc import Iterable
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -96,3 +101,49 @@ def grounding_dino(tmp_path_factory):
     images = GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160})
     transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def served(script: Callable[[dict], str | int | bytes | float | None], port: int = 0):
+    """A real HTTP server of OpenAI's shape, as (address, the bodies it was sent). `script` says what becomes of a body:
+    a text is what the model says, a number the status of an error, bytes the body of a reply, a float the seconds that
+    it waits before it says nothing; None hangs up in the middle of a reply."""
+    asked: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body)
+            said = script(body)
+            if isinstance(said, float):
+                return time.sleep(said)
+            message = {"role": "assistant", "content": said}
+            reply = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+            reply["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            if isinstance(said, int):
+                reply = {"error": {"message": f"refused with {self.headers['Authorization']}"}}
+            text = said if isinstance(said, bytes) else json.dumps(reply).encode()
+            self.send_response(said if isinstance(said, int) else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Retry-After-Ms", "10")
+            self.end_headers()
+            self.wfile.write(text if said is not None else text[:20])
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1#teller", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(name="served")
+def served_():
+    return served

@@ -148,7 +148,8 @@ def answer(
     if condition.model == "oracle":  # it knows one life at a time
         responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]
     else:
-        responses = run(trajectories, models(condition.model), width)
+        # A question whose trajectory fails counts as wrong, and its record says why.
+        responses = run(trajectories, models(condition.model), width, lambda e, _: Response(None, raw=repr(e)))
     seconds = (time.monotonic() - start) / max(1, len(pairs))
     return [
         _record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)

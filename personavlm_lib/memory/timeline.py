@@ -165,14 +165,16 @@ class Timeline:
         return _standardised(around, visible) + _standardised(words, visible)
 
     def _dense(self, records: tuple, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
-        """(hi - lo,) cosines, of several queries the nearest's."""
+        """(hi - lo,) cosines in whole millionths, of several queries the nearest's."""
         with self._lock:
             vectors = self._all_vectors(records)[lo:hi]
         found = np.empty((len(queries), hi - lo), np.float32)
         for query, scores in zip(np.ascontiguousarray(queries, np.float32), found, strict=True):
             pointers = (faiss.swig_ptr(array) for array in (scores, query, vectors))
             faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], hi - lo)
-        return found.max(0).round(6)
+        scores = found[0] if len(found) == 1 else found.max(0)
+        scores *= 1e6  # in place: rounding to six places costs a third of a search of ten thousand
+        return np.rint(scores, out=scores)
 
     def _all_vectors(self, records: tuple) -> np.ndarray:
         """(rows, width) of at least `records`."""

@@ -3,7 +3,7 @@
 The driver `run` owns nothing but the order of things; the model owns the transcript, in the form its back-end needs.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -48,32 +48,45 @@ Trajectory = Generator[Ask | tuple[Ask, ...], Reply | tuple[Reply, ...], T]
 
 
 class ChatModel(Protocol):
-    """Anything that answers asks. `start` opens a transcript; `reply` answers one ask per transcript, in order."""
+    """Anything that answers asks. `start` opens a transcript; `reply` answers one ask per transcript, in order.
+
+    What an ask alone fails with stands in its reply's place (a context that is too long, an image that is none).
+    """
 
     def start(self) -> Any: ...
 
-    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply]: ...
+    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply | Exception]: ...
 
 
-def run(trajectories: Iterable[Trajectory[T]], model: ChatModel, width: int = 48) -> list[T]:
+def run(
+    trajectories: Iterable[Trajectory[T]], model: ChatModel, width: int = 48,
+    on_error: Callable[[Exception, list], T] | None = None,
+) -> list[T]:  # fmt: skip
     """Drives trajectories to their ends, up to `width` side by side; results in the order given.
 
-    In rounds: the pending asks form one batch; a finished trajectory's place is taken in the next round.
+    In rounds: the pending asks form one batch; a finished trajectory's place is taken in the next round. A failed ask
+    is thrown into its trajectory. What a trajectory then raises is raised here, or with `on_error` ends that one alone:
+    its result is what `on_error` makes of the error and the transcripts that were open.
     """
     results: dict[int, T] = {}
     waiting = enumerate(trajectories)
     active: list[tuple[int, Trajectory[T], list, Ask | tuple[Ask, ...]]] = []
 
     def advance(index: int, trajectory: Trajectory[T], transcripts: list, reply: Reply | tuple[Reply, ...] | None):
+        failed = [r for r in (reply if isinstance(reply, tuple) else [reply]) if isinstance(r, Exception)]
         try:
-            asked = trajectory.send(reply)
+            asked = trajectory.throw(failed[0]) if failed else trajectory.send(reply)
         except StopIteration as end:
             results[index] = end.value
-            return
-        several = isinstance(asked, tuple)
-        if several or asked.fresh or len(transcripts) != 1:
-            transcripts = [model.start() for _ in (asked if several else [asked])]
-        active.append((index, trajectory, transcripts, asked))
+        except Exception as error:
+            if on_error is None:
+                raise
+            results[index] = on_error(error, transcripts)
+        else:
+            several = isinstance(asked, tuple)
+            if several or asked.fresh or len(transcripts) != 1:
+                transcripts = [model.start() for _ in (asked if several else [asked])]
+            active.append((index, trajectory, transcripts, asked))
 
     while True:
         while len(active) < width and (fresh := next(waiting, None)) is not None:
@@ -104,9 +117,11 @@ class Recorder:
         self.samples.append(sample)
         return self.model.start(), sample
 
-    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply]:
+    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply | Exception]:
         replies = self.model.reply([(transcript, ask) for (transcript, _), ask in asked])
         for ((_, sample), ask), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, Exception):
+                continue
             sample["purpose"] = sample["purpose"] or ask.purpose
             sample["messages"] += [{"role": "user", "content": ask.text}, {"role": "assistant", "content": reply.text}]
             sample["images"] += ask.images

@@ -1,27 +1,35 @@
 """Any Hugging Face vision-language model as a ChatModel: batched, with transcripts kept as token ids.
 
 A transcript is never rendered twice: the first ask goes through the processor's chat template, later ones append the
-ids of what is new. Image placeholders are expanded as the Qwen2-VL family does it.
+ids of what is new, framed as the template frames it between turns. Tried with Qwen2.5-VL, Qwen3-VL, InternVL,
+LLaVA-OneVision and Idefics3 (which SmolVLM follows). The KV cache of a transcript is kept until the next reply.
 """
 
 import json
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.models import Ask, Reply
-from personavlm_lib.models.nano import ImageOnlyProcessor
+from personavlm_lib.models.nano import TAGS, ImageOnly
 from personavlm_lib.work import fingerprint
 
 
-@dataclass
+@dataclass(eq=False)  # a transcript is itself and no other: what is kept of it goes with it
 class Transcript:
     """Token ids of a conversation so far; `written` marks the tokens that the model wrote (1) against given (0)."""
 
@@ -29,8 +37,12 @@ class Transcript:
     written: list[int] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
     prompt: int = 0  # length of the first prompt: where the first completion starts
+    # What the processor makes of an ask's images beside the tokens (pixels, sizes, ...), and the ask's first position.
+    seen: list[tuple[int, dict[str, torch.Tensor]]] = field(default_factory=list)
 
 
+# A transcript's part of a batch's KV cache: the cache, the row, and the (n,) columns that hold its first n tokens.
+Kept = tuple[DynamicCache, int, torch.Tensor]
 SOURCE = "source.json"
 MAX_PIXELS = 230_400  # of one image (paper, Table 3): at most 294 tokens
 
@@ -60,111 +72,216 @@ def made_of(source: str | Path) -> list[str]:
     return [fingerprint(Path(part)) for part in (base, *adapters)]
 
 
-def load_model(source: str | Path, *more: str | Path):
-    """The model of a hub id or folder with its adapters, and `more` of them, merged: bfloat16 where there is a GPU."""
+def load_model(source: str | Path, *more: str | Path, four_bit: bool = False):
+    """The model of a hub id or folder with its adapters, and `more` of them, merged: bfloat16 where there is a GPU.
+
+    `four_bit` loads the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without).
+    """
     base, adapters = follow_source(source)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    bits = BitsAndBytesConfig(load_in_4bit=four_bit, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    given = dict(quantization_config=bits) if four_bit else {}
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **given)
     for adapter in (*adapters, *more):
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model
 
 
 def load_processor(source: str | Path):
-    """The processor of a hub id or folder; where torchvision is absent, Qwen2.5-VL's with images alone."""
-    kind = AutoProcessor if is_torchvision_available() else ImageOnlyProcessor
-    processor = kind.from_pretrained(follow_source(source)[0])
+    """The processor of a hub id or folder; where torchvision is absent, with images alone. ValueError for none."""
+    base = follow_source(source)[0]
+    try:
+        kind = getattr(transformers, PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(base).model_type])
+    except OSError as error:
+        missing = "is no folder with a model, nor one of the hub that is in its cache or can be reached"
+        raise ValueError(f"model {base} {missing}: check the name, or fetch it first") from error
+    kind = AutoProcessor if is_torchvision_available() else type("ImageOnlyProcessor", (ImageOnly, kind), {})
+    processor = kind.from_pretrained(base)
     size = processor.image_processor.size
-    size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)  # so it is called; it bounds the area
+    if "longest_edge" in size:  # so the Qwen-VL family calls it, and it bounds the area; a true edge is far below it
+        size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)
     return processor
+
+
+REPLY = "REPLY"  # stands for what the model said, where the template is asked what comes after it
+SAID = (("user", "-"), ("assistant", REPLY))
+OPENING = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in SAID]
+CLOSING = tuple(tag for tag in TAGS if tag in ("</retrieve>", "</answer>"))
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 class LocalModel:
     """A model in this process, on the GPU if there is one. `adapter`: folder of a LoRA adapter to merge in as well;
-    `temperature` 0 is greedy.
+    `temperature` 0 is greedy, else `seed` makes the samples those of the call and its number; `width` bounds a batch;
+    `keep` keeps the KV cache of a transcript for its next ask, where the architecture allows it.
 
     `model` and `processor` may be handed in (the GRPO rollout does) instead of being loaded from `source`.
     """
 
     def __init__(
         self, source: str | Path = "", adapter: str | Path | None = None, *, model=None, processor=None,
-        temperature: float = 0.0, repetition_penalty: float = 1.0, name: str = "",
+        temperature: float = 0.0, repetition_penalty: float = 1.0, name: str = "", seed: int | None = None,
+        width: int = 48, keep: bool = True, four_bit: bool = False,
     ):  # fmt: skip
         self.processor = processor or load_processor(source)
         if model is None:
-            model = load_model(source, *filter(None, [adapter])).to("cuda" if torch.cuda.is_available() else "cpu")
+            model = load_model(source, *filter(None, [adapter]), four_bit=four_bit)
+            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         self.name = name or str(adapter or source)
-        self.temperature, self.repetition_penalty = temperature, repetition_penalty
-        tokenizer = self.processor.tokenizer
-        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.temperature, self.repetition_penalty, self.seed, self.width = temperature, repetition_penalty, seed, width
+        tokenizer, self.config = self.processor.tokenizer, model.config.get_text_config(decoder=True)
+        eos = model.generation_config.eos_token_id or tokenizer.eos_token_id
+        eos = eos if isinstance(eos, list) else [eos]
+        # A turn ends with what the template puts after it, if that is a special token.
+        after = self.processor.apply_chat_template(OPENING, tokenize=False).partition(REPLY)[2]
+        first = tokenizer(after, add_special_tokens=False).input_ids[0] if after.strip() else None
+        self.end = first if first in tokenizer.all_special_ids else eos[0]
+        self.stops = sorted({self.end, *eos})
         # A sampled placeholder would promise an image that is not there.
-        self.barred = [tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|video_pad|>")]
+        self.barred = list({getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")} - {None})
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.markers = sorted(special - {"<img>"})
+        self.closing = [tag for tag in CLOSING if len(tokenizer.tokenize(tag)) > 1]  # else the end token comes at once
+        self.kept: WeakKeyDictionary[Transcript, Kept] = WeakKeyDictionary()
+        self.keep = keep and {type(layer) for layer in DynamicCache(config=self.config).layers} <= {DynamicLayer}
+        if keep > self.keep:
+            logging.getLogger(__name__).warning("%s: no KV cache is kept between asks: it slides or recurs", self.name)
+        self.replies = 0
 
     def start(self) -> Transcript:
         return Transcript()
 
     def give(self, transcript: Transcript, ask: Ask) -> None:
-        """Appends the ask to the transcript, as tokens; the model's turn comes next."""
-        tokenizer, images = self.processor.tokenizer, [read_image(path) for path in ask.images]
-        template = self.processor.apply_chat_template
-        message = {"role": "user", "content": content_parts(ask.text)}
-        text = template([message], add_generation_prompt=True, tokenize=False)
-        if transcript.ids:
-            # What the template puts before a first message (a default system prompt) is there already.
-            before = template([{"role": "user", "content": ""}], tokenize=False).split("<|im_start|>user")[0]
-            text = "\n" + text.removeprefix(before)
-        ids = (self.processor(text=[text], images=images) if images else tokenizer([text]))["input_ids"][0]
+        """Appends the ask to the transcript, as tokens; the model's turn comes next. ValueError, and the transcript is
+        as before, for an image that cannot be read and for a context that is too long."""
+        tokenizer, known = self.processor.tokenizer, len(transcript.ids)
+        images = [read_image(path) for path in ask.images]
+        messages = OPENING * bool(known) + [{"role": "user", "content": content_parts(ask.text, self.markers)}]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if known:
+            text = text.partition(REPLY)[2].removeprefix(tokenizer.convert_ids_to_tokens(self.end))
+        given = dict(images=[images]) if images else {}
+        # The template says what comes first, or leaves it to the tokenizer.
+        given["add_special_tokens"] = not known and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+        seen = self.processor(text=[text], return_tensors="pt", **given)
+        ids = seen["input_ids"][0].tolist()
+        if (length := known + len(ids) + ask.max_tokens) > (most := self.config.max_position_embeddings):
+            what = f"{ask.purpose or 'ask'}: {length} tokens, those to be written among them,"
+            raise ValueError(f"{what} are more than the {most} of model {self.name}: show it less")
         transcript.ids += ids
         transcript.written += [0] * len(ids)
         transcript.images += images
         transcript.prompt = transcript.prompt or len(ids)
+        if images:
+            transcript.seen.append((known, {key: seen[key] for key in seen if key not in PER_TOKEN}))
 
     @torch.inference_mode()
-    def reply(self, asked: list[tuple[Transcript, Ask]]) -> list[Reply]:
-        """One generation for each ask; batched as they come, padded on the left."""
-        for transcript, ask in asked:
-            self.give(transcript, ask)
-        batch = self._batch([transcript for transcript, _ in asked])
-        sampling = dict(do_sample=self.temperature > 0)
-        if self.temperature > 0:
-            sampling |= dict(temperature=self.temperature, top_k=0, top_p=1.0)
-        output = self.model.generate(
-            **batch, max_new_tokens=max(ask.max_tokens for _, ask in asked), eos_token_id=self.end,
-            pad_token_id=self.processor.tokenizer.pad_token_id, suppress_tokens=self.barred,
-            repetition_penalty=self.repetition_penalty, **sampling,
-        )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
+    def reply(self, asked: list[tuple[Transcript, Ask]]) -> list[Reply | Exception]:
+        """One generation for each ask, or the ValueError that it fails with alone; in batches of like length."""
+        replies: dict[int, Reply | Exception] = {}
+        for n, (transcript, ask) in enumerate(asked):
+            try:
+                self.give(transcript, ask)
+            except ValueError as error:
+                replies[n] = error
+        before, self.kept = self.kept, WeakKeyDictionary()
+        order = sorted(set(range(len(asked))) - set(replies), key=lambda n: len(asked[n][0].ids))
+        for start in range(0, len(order), self.width):
+            rows = order[start : start + self.width]
+            replies |= zip(rows, self._generate([asked[n] for n in rows], before), strict=True)
+        return [replies[n] for n in range(len(asked))]
+
+    def _generate(self, asked: list[tuple[Transcript, Ask]], before: WeakKeyDictionary) -> list[Reply]:
+        transcripts, tokenizer = [transcript for transcript, _ in asked], self.processor.tokenizer
+        past = [before.pop(transcript, None) for transcript in transcripts]
+        lengths = [len(kept[2]) if kept else 0 for kept in past]
+        batch, cache = self._batch(transcripts, lengths), DynamicCache(config=self.config)
+        if any(lengths):
+            fill(cache, past)
+        del past
+        hot = dict(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
+        sampling = hot if self.temperature > 0 else dict(do_sample=False)
+        with torch.random.fork_rng(enabled=self.seed is not None):
+            if self.seed is not None:
+                torch.manual_seed(self.seed + self.replies)
+            output = self.model.generate(
+                **batch, **sampling, past_key_values=cache if self.keep else None, eos_token_id=self.stops,
+                pad_token_id=tokenizer.pad_token_id, max_new_tokens=max(ask.max_tokens for _, ask in asked),
+                suppress_tokens=self.barred, repetition_penalty=self.repetition_penalty,
+                stop_strings=self.closing or None, tokenizer=tokenizer,
+            )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
+        self.replies += 1
         replies = []
-        for (transcript, ask), new in zip(asked, output, strict=True):
-            new = (new[: new.index(self.end) + 1] if self.end in new else new)[: ask.max_tokens]
-            text = self.processor.tokenizer.decode(new, skip_special_tokens=True)
+        for row, ((transcript, ask), new) in enumerate(zip(asked, output, strict=True)):
+            stop = next((n + 1 for n, token in enumerate(new) if token in self.stops), len(new))
+            new = new[: min(stop, ask.max_tokens)]
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            while new[-1:] == [tokenizer.pad_token_id] and any(tag in text for tag in self.closing):
+                new.pop()  # the turn ended with the tag; this waits for the others of the batch
             replies.append(Reply(text, len(transcript.ids), len(new)))
+            transcript.ids, transcript.written = transcript.ids + new, transcript.written + [1] * len(new)
+            if self.keep and (held := cache.get_seq_length()):
+                mask = batch["attention_mask"][row]
+                columns = torch.arange(len(mask), min(len(mask) + len(new), held), device=mask.device)
+                self.kept[transcript] = cache, row, torch.cat([mask.nonzero()[:, 0], columns])
             if new[-1:] != [self.end]:  # cut short: the turn is closed for it, and the mask says by whom
-                transcript.ids, transcript.written = transcript.ids + new, transcript.written + [1] * len(new)
-                new, mark = [self.end], 0
-            else:
-                mark = 1
-            transcript.ids, transcript.written = transcript.ids + new, transcript.written + [mark] * len(new)
+                transcript.ids, transcript.written = transcript.ids + [self.end], transcript.written + [0]
         return replies
 
-    def _batch(self, transcripts: list[Transcript]) -> dict[str, torch.Tensor]:
-        pad, width = self.processor.tokenizer.pad_token_id, max(len(t.ids) for t in transcripts)
-        ids = torch.tensor([[pad] * (width - len(t.ids)) + t.ids for t in transcripts])
-        mask = torch.tensor([[0] * (width - len(t.ids)) + [1] * len(t.ids) for t in transcripts])
-        # Without token types positions silently fall back from three dimensions to one.
-        batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self.barred[0]).long()}
-        if images := [image for t in transcripts for image in t.images]:
-            pixels = self.processor.image_processor(images=images, return_tensors="pt")
-            batch |= {key: pixels[key] for key in ("pixel_values", "image_grid_thw")}
-        return {key: value.to(self.model.device) for key, value in batch.items()}
+    def _batch(self, transcripts: list[Transcript], past: list[int] | None = None) -> dict[str, torch.Tensor]:
+        """The model's inputs, each row padded on the left of its first `past` tokens and again on the left of the rest:
+        so the first stand where a cache of them does."""
+        past = past or [0] * len(transcripts)
+        sizes = [(p, len(t.ids) - p) for t, p in zip(transcripts, past, strict=True)]
+        most, rest = map(max, zip(*sizes, strict=True))
+        mask = torch.tensor([[0] * (most - p) + [1] * p + [0] * (rest - n) + [1] * n for p, n in sizes])
+        ids = torch.full_like(mask, self.processor.tokenizer.pad_token_id)
+        ids[mask.bool()] = torch.tensor([token for t in transcripts for token in t.ids])
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if getattr(self.processor, "return_mm_token_type_ids", False):
+            # Without token types positions silently fall back from three dimensions to one.
+            batch["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()))
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
+        if any(past):
+            # From all images; left to itself, `generate` would count on from the positions of another batch.
+            whole = batch | self._seen(transcripts, [0] * len(past))
+            batch["position_ids"] = self.model._prepare_position_ids_for_generation(batch["input_ids"], whole)
+        return batch | self._seen(transcripts, past)
+
+    def _seen(self, transcripts: list[Transcript], past: list[int]) -> dict[str, torch.Tensor]:
+        """What the processor made of the images from `past` on, one ask after another, padded to one shape."""
+        parts = [part for t, p in zip(transcripts, past, strict=True) for start, part in t.seen if start >= p]
+        joined = {}
+        for key in parts[0] if parts else ():
+            rows = [part[key] for part in parts]
+            shape = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)][1:]
+            joined[key] = rows[0].new_zeros(sum(map(len, rows)), *shape, device=self.model.device)
+            for row, room in zip(rows, joined[key].split([*map(len, rows)]), strict=True):
+                room[tuple(map(slice, row.shape))] = row
+        return joined
 
 
-def content_parts(text: str) -> list[dict]:
+def fill(cache: DynamicCache, past: list[Kept | None]) -> None:
+    """Puts what is kept of each row into an empty cache, padded on the left; None is a row of which nothing is."""
+    some = next(kept for kept in past if kept)
+    past = [kept or (*some[:2], some[2][:0]) for kept in past]
+    for n in range(len(some[0].layers)):
+        states = []
+        for name in ("keys", "values"):  # (heads, tokens, d) of a row
+            rows = [getattr(cached.layers[n], name)[row].transpose(0, 1)[columns] for cached, row, columns in past]
+            states.append(pad_sequence(rows, batch_first=True, padding_side="left").transpose(1, 2))
+        cache.update(*states, n)
+
+
+def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict]:
     """A message's text as chat content, each `<img>` mark an image placeholder.
 
-    Markers of the chat format are broken up: what a user or a memory holds must not open a turn.
+    Markers of the chat format, and `markers`, are broken up: what a user or a memory holds must not open a turn.
     """
-    first, *rest = text.replace("<|", "< |").replace("|>", "| >").split("<img>")
+    for marker in ("<|", "|>", *markers):
+        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+    first, *rest = text.split("<img>")
     parts = [{"type": "text", "text": first}]
     for part in rest:
         parts += [{"type": "image", "text": None}, {"type": "text", "text": part}]

@@ -27,14 +27,16 @@ PIECE = r""" ?"[a-z_]+":| ?\d{4}-\d{2}-\d{2}| ?\d{2}:\d{2}| ?\([a-d]\)| ?[A-Za-z
 FIRST_DAY, DAYS = datetime(2024, 3, 1), 214
 
 
-class ImageOnlyProcessor(Qwen2_5_VLProcessor):
-    """Qwen2_5_VLProcessor without a video processor, which needs torchvision; for images it is the stock one."""
+class ImageOnly:
+    """Before a processor's class: without its video processor, which needs torchvision; for images the stock one."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        super(Qwen2_5_VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+
+class ImageOnlyProcessor(ImageOnly, Qwen2_5_VLProcessor):
+    """Qwen2_5_VLProcessor for images alone."""
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -4,33 +4,22 @@ Figures are under 5 inches wide with 9-point text, so that they read on a teleph
 Okabe and Ito's, told apart by colour-blind eyes too. Byte-reproducible on one matplotlib version (`save`).
 """
 
+import itertools
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.study import tables
 
-BLUE, SKY, GREEN, ORANGE, RED, PURPLE, GREY = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-    "#8A8F98",
-)
-TRAIT_COLOURS = {
-    "openness": BLUE,
-    "conscientiousness": GREEN,
-    "extraversion": ORANGE,
-    "agreeableness": PURPLE,
-    "neuroticism": RED,
-}
+BLUE, SKY, GREEN, ORANGE, RED, PURPLE, GREY = "#0072B2 #56B4E9 #009E73 #E69F00 #D55E00 #CC79A7 #8A8F98".split()
+TRAIT_COLOURS = dict(zip(TRAITS, (BLUE, GREEN, ORANGE, PURPLE, RED), strict=True))
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -82,15 +71,13 @@ def _colour(condition: str) -> str:
 def accuracy_by_condition(records: pd.DataFrame) -> Figure:
     """Multiple-choice accuracy of each condition with its 95% interval over users; ablations have their own figure."""
     found = tables.condition_table(records[records["condition"].isin(tables.condition_order(records))])
-    figure, axes = _axes(height=0.9 + 0.3 * len(found))
-    ax, place = axes[0, 0], np.arange(len(found))
-    ax.barh(place, found["accuracy"], color=[_colour(c) for c in found["condition"]], height=0.66)
+    figure, [[ax]] = _axes(height=0.9 + 0.3 * len(found))
+    place = np.arange(len(found))
     error = np.nan_to_num(np.abs([found["accuracy"] - found["low"], found["high"] - found["accuracy"]]))
-    ax.errorbar(found["accuracy"], place, xerr=error, fmt="none", ecolor="#222222", elinewidth=1.1, capsize=2.5)
-    for y, row in enumerate(found.itertuples()):
-        ax.text(
-            max(row.accuracy, np.nan_to_num(row.high)) + 1.5, y, f"{row.accuracy:.0f}", va="center", color="#333333"
-        )
+    lines = {"ecolor": "#222222", "elinewidth": 1.1, "capsize": 2.5}
+    colours = found["condition"].map(_colour)
+    bars = ax.barh(place, found["accuracy"], xerr=error, error_kw=lines, color=colours, height=0.66)
+    ax.bar_label(bars, fmt="{:.0f}", padding=4, color="#333333")
     ax.axvline(25, color="#444444", linewidth=1, linestyle=":")
     ax.set(yticks=place, yticklabels=map(tables.label, found["condition"]), xlim=(0, 109), xticks=range(0, 101, 25))
     ax.set_xlabel(f"right answers (%), n = {found['n'].max()}; dotted: chance")
@@ -103,21 +90,16 @@ def accuracy_by_condition(records: pd.DataFrame) -> Figure:
 def accuracy_by_task(records: pd.DataFrame) -> Figure:
     """As the paper's Table 4: percent right per task (rows) and condition (columns); the report's table has all."""
     shown = records[records["condition"].isin(tables.SHOWN_BY_TASK)]
-    found = tables.task_table(shown if len(shown) else records)
-    asked, values = found.pop("n"), found
-    figure, axes = _axes(height=1.7 + 0.27 * len(values))
-    ax = axes[0, 0]
-    ax.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for (y, x), value in np.ndenumerate(values.to_numpy()):
-        if not np.isnan(value):
-            ax.text(
-                x, y, f"{value:.0f}", ha="center", va="center", color="white" if value < 55 else "black", fontsize=8
-            )
-    ax.set_xticks(range(values.shape[1]), map(tables.label, values.columns), rotation=40, ha="right", fontsize=8)
-    ax.set_yticks(range(len(values)), [f"{task} ({n})" for (_, task), n in asked.items()], fontsize=8)
-    ax.set_xlabel("right answers (%)")
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
+    values = tables.task_table(shown if len(shown) else records)
+    figure, [[ax]] = _axes(height=1.7 + 0.27 * len(values))
+    values.index = [f"{task} ({n})" for (_, task), n in values.pop("n").items()]
+    sns.heatmap(values.rename(columns=tables.label), ax=ax, vmin=0, vmax=100, cmap="cividis", cbar=False, annot=True,
+                fmt=".0f", annot_kws={"fontsize": 8})  # fmt: skip
+    for text in ax.texts:
+        text.set_color("white" if float(text.get_text()) < 55 else "black")
+    ax.set(xlabel="right answers (%)", ylabel=None)
+    ax.tick_params(labelsize=8)
+    ax.tick_params("x", rotation=40, rotation_mode="xtick")
     return figure
 
 
@@ -175,24 +157,16 @@ def training_curves(sft_metrics: pd.DataFrame, grpo_metrics: pd.DataFrame) -> Fi
 def table_8_ablations(records: pd.DataFrame, paper: pd.DataFrame) -> Figure:
     """As the paper's Tables 8 and 9: change in accuracy without a part; ours with its interval, and theirs."""
     found = tables.table_8_ablations(records)
-    figure, axes = _axes(height=1.5 + 0.42 * len(found))
-    ax = axes[0, 0]
+    figure, [[ax]] = _axes(height=1.5 + 0.42 * len(found))
     error = np.nan_to_num(np.abs([found["change"] - found["low"], found["high"] - found["change"]]))
-    ax.errorbar(
-        found["change"], range(len(found)), xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95% interval"
-    )
+    ax.errorbar(found["change"], found.index, xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95% interval")
     printed = paper[paper["source"].isin(["Table 8", "Table 9"]) & (paper["change"] != "")]
     printed = printed[printed["column"].isin(["Overall", "P-SOUPS Overall"])]
-    for context, marker, name in (
-        ("32k", "s", "paper, 32k"),
-        ("128k", "D", "paper, 128k"),
-        ("", "^", "paper, P-SOUPS"),
-    ):
+    for context, marker in {"32k": "s", "128k": "D", "": "^"}.items():
         change = printed[printed["context"] == context].set_index("setting")["change"].astype(float)
-        there = [(change[removed], y) for y, removed in enumerate(found["removed"]) if removed in change]
-        if there:
-            x, y = zip(*there, strict=True)
-            ax.plot(x, np.array(y) + 0.2, marker, color=ORANGE, markersize=5, markerfacecolor="none", label=name)
+        theirs, label = found["removed"].map(change), f"paper, {context or 'P-SOUPS'}"
+        if theirs.notna().any():
+            ax.plot(theirs, found.index + 0.2, marker, color=ORANGE, markersize=5, mfc="none", label=label)
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set(yticks=range(len(found)), yticklabels=found["removed"], ylim=(len(found) - 0.4, -0.6))
     ax.set_xlabel("change in right answers (percentage points)")
@@ -234,17 +208,19 @@ def backbone_curves(metrics: pd.DataFrame) -> Figure:
 
 
 @styled
-def figure_3_world(turns: pd.DataFrame, questions: pd.DataFrame) -> Figure:
-    """What the world is made of (Fig. 3c, 8, 11): turns per dialogue, and questions per task.
-
-    `turns`: one row per dialogue (turns, group). `questions`: one row per question (task).
-    """
-    figure, axes = _axes(2, height=3.6, height_ratios=(1, 1.4))
-    for group, colour in zip(sorted(turns.group.unique()), (ORANGE, BLUE), strict=False):
-        axes[0, 0].hist(turns[turns.group == group].turns, bins=12, color=colour, alpha=0.7, label=group)
-    axes[0, 0].set(xlabel="turns per dialogue", ylabel="dialogues")
-    axes[0, 0].legend()
-    counts = questions.task.value_counts().sort_values()
-    axes[1, 0].barh(counts.index, counts, color=BLUE)
-    axes[1, 0].set(xlabel="questions")
+def skills_radar(skills: pd.DataFrame) -> Figure:
+    """What each model can do: share right or F1 per skill (`evaluation/skills.py:table`, one `model` under another),
+    and what a trained one should reach."""
+    shown = skills[~skills["skill"].str.endswith("error")]
+    wide = shown.pivot_table("score", "skill", "model", sort=False)
+    target = shown.groupby("skill", sort=False)["target"].first()
+    angles = 2 * np.pi * np.arange(len(wide)) / len(wide)
+    figure, ((ax,),) = _axes(height=4.6, subplot_kw={"projection": "polar"})
+    for name, colour in zip(wide, itertools.cycle((ORANGE, SKY, BLUE, GREEN, PURPLE))):
+        score = 100 * wide[name].fillna(0)
+        ax.plot([*angles, 0], [*score, score.iloc[0]], color=colour, marker=".", label=name)
+    ax.plot(angles, 100 * target, "_", color="#222222", markersize=9, label="aim")
+    ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=range(0, 101, 25), rlabel_position=90)
+    ax.set_xticks(angles, [name.replace(" ", "\n", 1) for name in wide.index], fontsize=7)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure

@@ -17,6 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
+PAPER = ROOT / "results" / "paper"  # the paper's printed numbers
 BACKBONE = ROOT / "results" / "backbone"  # the kept weights of the nano model
 STAGES = (
     "00_backbone",

@@ -22,10 +22,9 @@ from personavlm_lib.evaluation.statistics import (
     mean_absolute_error_interval,
     paired_difference,
 )
-from personavlm_lib.study import figures, tables
-from personavlm_lib.study.profiles import ROOT, STAGES, run_folder, stage_folder
+from personavlm_lib.study import figures, tables, world_figures, world_tables
+from personavlm_lib.study.profiles import PAPER, STAGES, run_folder, stage_folder
 
-PAPER = ROOT / "results" / "paper"
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
     "accuracy_by_condition": "Right answers to multiple-choice questions, with 95% intervals over users. Grey: floors. "
@@ -37,7 +36,7 @@ CAPTIONS = {
     "training_curves": "Training: thin lines are single steps, bold ones a running mean over a tenth of them.",
     "table_8_ablations": "What taking one part away costs: our change with interval, and the paper's (Tables 8, 9).",
     "table_11_efficiency": "What an answer costs: tokens and time, means (the paper's Table 11).",
-}
+} | world_figures.CAPTIONS
 
 
 def load_evidence(run: str) -> Evidence:
@@ -68,8 +67,8 @@ def build_report(run: str) -> Path:
     evidence = load_evidence(run)
     if evidence.stages.empty:
         raise FileNotFoundError(f"{run_folder(run)} holds no finished stage: run 'make reproduce' first")
-    folder = stage_folder(run, "09_report")
-    drawn = {name: figures.save(figure, folder / "figures", name) for name, figure in draw(evidence).items()}
+    folder, world = stage_folder(run, "09_report"), stage_folder(run, "01_synthesize") / "world"
+    drawn = {name: figures.save(figure, folder / "figures", name) for name, figure in draw(run, evidence).items()}
     found = judge(evidence)
     _write_json(folder / "summary.json", summarise(run, evidence))
     _write_json(folder / "claims.json", [_claim_row(finding) for finding in found])
@@ -81,6 +80,7 @@ def build_report(run: str) -> Path:
         figures=[(name, CAPTIONS[name], _data_uri(path)) for name, path in drawn.items()],
         tasks=tables.task_table(evidence.records) if len(evidence.records) else None,
         label=tables.label,
+        world=world_tables.tables(world_tables.read_world(world)),
         audit=audit.summary(checks := audit.audit(PAPER)),
         checks=len(checks),
         stages=evidence.stages,
@@ -89,8 +89,8 @@ def build_report(run: str) -> Path:
     return folder / "report.html"
 
 
-def draw(evidence: Evidence) -> dict[str, Figure]:
-    """The figures that the evidence suffices for, by name."""
+def draw(run: str, evidence: Evidence) -> dict[str, Figure]:
+    """The figures that the evidence, and the tables of the run's world, suffice for, by name."""
     records, drawn = evidence.records, {}
     if len(records):
         drawn["accuracy_by_condition"] = figures.accuracy_by_condition(records)
@@ -105,7 +105,7 @@ def draw(evidence: Evidence) -> dict[str, Figure]:
         drawn["table_8_ablations"] = figures.table_8_ablations(records, audit.read_paper(PAPER))
     if len(records) and len(tables.table_11_efficiency(records)):
         drawn["table_11_efficiency"] = figures.table_11_efficiency(records)
-    return drawn
+    return drawn | world_figures.draw(world_tables.read_world(stage_folder(run, "01_synthesize") / "world"))
 
 
 def summarise(run: str, evidence: Evidence) -> dict:
@@ -205,18 +205,8 @@ def _data_uri(png: Path) -> str:
 
 
 def _write_json(path: Path, value: dict | list) -> None:
-    """JSON with five significant decimals and null for what is not a number."""
-
-    def plain(item):
-        if isinstance(item, dict):
-            return {str(key): plain(entry) for key, entry in item.items()}
-        if isinstance(item, list):
-            return [plain(entry) for entry in item]
-        if hasattr(item, "item"):  # a numpy scalar
-            item = item.item()
-        if isinstance(item, float):
-            return round(item, 5) if isfinite(item) else None
-        return item
-
+    """JSON with five decimals, and null for what is not a number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    orient = "index" if isinstance(value, dict) else "records"
+    text = pd.Series(value, dtype=object).to_json(orient=orient, double_precision=5, indent=2, force_ascii=False)
+    path.write_text(text.replace("\\/", "/") + "\n")

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,7 @@ from personavlm_lib.world.tellers import tell
 SFT_MIXTURE = {"respond": 0.436, "personality": 0.103, "memory": 0.461}
 RL_MIXTURE = {"open": 0.21, "choice": 0.556, "binary": 0.234}
 MEMORY_PURPOSES = ("semantic", "core", "procedural", "episodic")
+CONCEPTS = 6 / 78  # share of all SFT samples that are concept samples: semantic memory of an object that was shown
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,15 @@ def as_query(question: Question) -> Turn:
 
 def gold_memory(
     life: Life,
-    folder: Path,
+    folder: Path | MemoryStore,
     eyes: Eyes | None,
     samples: list[dict] | None = None,
     prompts: PromptSet = NANO,
     encoder: Encoder | None = None,
 ) -> MemoryStore:
-    """The memory that the update stage writes into the new `folder` when the oracle speaks; conversations are appended
-    to `samples`."""
-    store = MemoryStore(folder, encoder)
+    """The memory that the update stage writes into the new `folder` (or empty store) when the oracle speaks;
+    conversations are appended to `samples`."""
+    store = folder if isinstance(folder, MemoryStore) else MemoryStore(folder, encoder)
     recorder = Recorder(life.oracle, [] if samples is None else samples)
     with store.transaction():  # one for the life, not one a turn: what is cut short is made anew
         run([live(store, list(life.turns), prompts, eyes, written_by="oracle")], recorder)
@@ -151,54 +153,75 @@ def answer_samples(
     return [sample for sample, answer, gold in kept if gold is None or answer == gold]
 
 
+def kind(sample: dict) -> str:
+    """A sample's purpose; "concept" for semantic memory of an object."""
+    concept = sample["purpose"] == "semantic" and "(Image Object:" in sample["messages"][-1]["content"]
+    return "concept" if concept else sample["purpose"]
+
+
+def split(total: int, shares: dict[str, float]) -> dict[str, int]:
+    """`total` in whole numbers by shares; those that lose most by rounding down are rounded up."""
+    counts = {name: int(share * total) for name, share in shares.items()}
+    short = sorted(shares, key=lambda name: counts[name] - shares[name] * total)[: total - sum(counts.values())]
+    return {name: count + (name in short) for name, count in counts.items()}
+
+
 def mix(samples: list[dict], total: int, rng: random.Random) -> list[dict]:
-    """`total` samples in the shares of SFT_MIXTURE, drawn without repetition as far as there are enough."""
-    drawn: list[dict] = []
-    for group, share in SFT_MIXTURE.items():
-        purposes = MEMORY_PURPOSES if group == "memory" else (group,)
-        pool = [sample for sample in samples if sample["purpose"] in purposes]
-        if group == "memory":  # each of its purposes in turn
-            pool = _balanced(pool, rng)
-        else:
-            rng.shuffle(pool)
-        count = round(share * total)
-        drawn += (pool * (count // max(1, len(pool)) + 1))[:count]
+    """`total` samples in the shares of SFT_MIXTURE; see `mixture`."""
+    return [samples[place] for place in mixture(map(kind, samples), total, rng)]
+
+
+def mixture(kinds: Iterable[str], total: int, rng: random.Random) -> list[int]:
+    """Places of `total` samples of these kinds, by SFT_MIXTURE: none twice before all of its group are drawn.
+
+    Of memory samples the concepts come first, in their share of all, and then each purpose in turn.
+    """
+    queues: dict[str, list[int]] = {}
+    for place, name in enumerate(kinds):
+        queues.setdefault(name, []).append(place)
+    for queue in queues.values():
+        rng.shuffle(queue)
+    concepts, wanted = queues.get("concept", []), round(CONCEPTS * total)
+    turns = zip_longest(*(queues.get(purpose, []) for purpose in MEMORY_PURPOSES))
+    others = [place for places in turns for place in places if place is not None]
+    queues["memory"] = concepts[:wanted] + others + concepts[wanted:]
+    drawn: list[int] = []
+    for group, count in split(total, SFT_MIXTURE).items():
+        drawn += islice(cycle(queues.get(group, [])), count)
     rng.shuffle(drawn)
     return drawn
 
 
-def _balanced(pool: list[dict], rng: random.Random) -> list[dict]:
-    """The pool in an order that takes from its purposes in turn, for as long as each has samples left."""
-    queues = {purpose: [s for s in pool if s["purpose"] == purpose] for purpose in MEMORY_PURPOSES}
-    for queue in queues.values():
-        rng.shuffle(queue)
-    longest = max(map(len, queues.values()), default=0)
-    return [queue[i] for i in range(longest) for queue in queues.values() if i < len(queue)]
-
-
 def rl_questions(lives: list[Life], total: int, rng: random.Random) -> list[tuple[Life, Question]]:
-    """`total` prompts in the shares of RL_MIXTURE; open ones are choice questions without their options."""
+    """`total` prompts in the shares of RL_MIXTURE, none twice before all are drawn; open ones are choice questions
+    without their options."""
     pairs = [(life, question) for life in lives for question in life.questions]
+    rng.shuffle(pairs)
+    pools = {binary: cycle([p for p in pairs if (p[1].kind == "binary") == binary]) for binary in (True, False)}
     drawn = []
-    for kind, share in RL_MIXTURE.items():
-        pool = [p for p in pairs if (p[1].kind == "binary") == (kind == "binary")]
-        rng.shuffle(pool)
-        picked = pool[: round(share * total)]
-        drawn += [(life, replace(q, kind="open", options=()) if kind == "open" else q) for life, q in picked]
+    for name, count in split(total, RL_MIXTURE).items():
+        picked = islice(pools[name == "binary"], count)
+        drawn += [(life, replace(q, kind="open", options=()) if name == "open" else q) for life, q in picked]
     rng.shuffle(drawn)
     return drawn
 
 
 def statistics(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """One row per group of lives: turns, sessions, days, share of turns with an image, questions (Table 6, Fig. 8)."""
+    """One row per group of lives: what Table 6 and Fig. 8 count. Words are those of choice questions and their right
+    answers; a question is related to an image if one of its evidence turns shows one."""
     rows = []
     for name, lives in groups.items():
         turns = [turn for life in lives for turn in life.turns]
+        asked = [(life, q) for life in lives for q in life.questions if q.kind == "choice"]
+        seen = [any(life.turns[i].images for i in q.evidence) for life, q in asked]
         rows.append({
             "group": name, "users": len(lives), "turns_per_dialogue": len(turns) / len(lives),
             "sessions_per_dialogue": sum(len(split_sessions(life.turns)) for life in lives) / len(lives),
             "days_per_dialogue": sum((life.turns[-1].time - life.turns[0].time).days for life in lives) / len(lives),
             "image_share": sum(bool(turn.images) for turn in turns) / len(turns),
             "questions": sum(len(life.questions) for life in lives),
+            "question_words": sum(len(q.text.split()) for _, q in asked) / max(1, len(asked)),
+            "answer_words": sum(len(q.answer.split()) for _, q in asked) / max(1, len(asked)),
+            "image_questions": sum(seen) / max(1, len(asked)),
         })  # fmt: skip
     return pd.DataFrame(rows)

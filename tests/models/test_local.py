@@ -1,5 +1,7 @@
 """A Hugging Face model as a ChatModel: batches, transcripts as token ids, and what a text must not be able to do."""
 
+import functools
+import importlib.util
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,3 +167,79 @@ def test_a_folder_that_names_its_model_leads_there_also_when_it_is_moved(tmp_pat
     assert follow_source(tmp_path / "moved/base") == (str(tmp_path / "moved/base"), [])
     write_source(tmp_path / "given", "Qwen/Qwen2.5-VL-7B-Instruct", "someone/an-adapter")
     assert follow_source(tmp_path / "given") == ("Qwen/Qwen2.5-VL-7B-Instruct", ["someone/an-adapter"])
+
+
+def test_what_cannot_be_asked_fails_alone_and_leaves_its_transcript(local, pictures, tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")
+    (tmp_path / "none.png").write_bytes(b"no image")
+    names = ("huge", "dot", "line", "none", "away")
+    asks = [Ask("look <img>", (str(tmp_path / f"{name}.png"),), max_tokens=4) for name in names]
+    asks += [
+        Ask("my drink is tea " * 1500, max_tokens=4, purpose="answer"),
+        Ask("look <img>", (pictures[0],), max_tokens=4),
+    ]
+    transcripts = [local.start() for _ in asks]
+    replies = local.reply(list(zip(transcripts, asks, strict=True)))
+    errors = {n: str(reply) for n, reply in enumerate(replies) if isinstance(reply, ValueError)}
+    assert sorted(errors) == [2, 3, 4, 5]
+    assert "aspect ratio" in errors[2] and "none.png" in errors[3] and "it is not there" in errors[4]
+    assert errors[5].startswith("answer: 60") and "more than the 4096 of model" in errors[5]
+    assert all(not transcripts[n].ids and not transcripts[n].seen for n in errors)
+    alone = local.start()
+    assert local.reply([(alone, asks[-1])])[0] == replies[-1] and alone.ids == transcripts[-1].ids
+    # the conversation goes on where it was
+    [after, _] = local.reply([(transcripts[3], Ask("hello", max_tokens=4)), (transcripts[-1], Ask("so", max_tokens=4))])
+    assert after == local.reply([(local.start(), Ask("hello", max_tokens=4))])[0]
+
+
+def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nobody/no-such-model", str(tmp_path / "missing")):
+        with pytest.raises(ValueError, match=f"model {name} is no folder with a model"):
+            LocalModel(name)
+
+
+def test_four_bits_need_a_package_of_their_own(checkpoint):
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ImportError, match="pip install .*bitsandbytes"):
+        LocalModel(checkpoint, four_bit=True)
+
+
+def test_samples_follow_the_seed_and_no_other_draw(local):
+    def said(seed, calls=2):
+        hot = LocalModel(model=local.model, processor=local.processor, temperature=3.0, seed=seed)
+        return [hot.reply([(hot.start(), Ask("hello", max_tokens=12))])[0].text for _ in range(calls)]
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = said(1)
+    assert first == said(1) and first != said(2) and first[0] != first[1]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_real_tokenizer_stops_at_the_closing_tag(local, monkeypatch):
+    """A tag of one token is followed by the end at once; where a tag is several, it ends the turn itself."""
+    assert local.closing == []
+    tokenizer = local.processor.tokenizer
+    monkeypatch.setattr(local, "closing", [" tea"])
+    monkeypatch.setattr(local.model, "forward", _writes(local.model, tokenizer("my drink is tea and coffee").input_ids))
+    transcript = local.start()
+    assert local.reply([(transcript, Ask("what ?", max_tokens=9))])[0].text == "my drink is tea"
+    assert transcript.ids[-1] == local.end and transcript.written[-2:] == [1, 0]
+
+
+def _writes(model, ids):
+    """A forward pass whose likeliest next tokens are `ids`, one after another."""
+    forward, left = model.forward, iter(ids)
+
+    @functools.wraps(forward)
+    def write(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits[..., next(left)] = 1e9
+        return output
+
+    return write

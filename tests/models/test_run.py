@@ -99,3 +99,57 @@ def test_the_recorder_keeps_messages_and_images_in_order_one_sample_a_conversati
         {"role": "user", "content": "b <img> <img>"}, {"role": "assistant", "content": "1 b <img> <img>"},
         {"role": "user", "content": "more <img>"}, {"role": "assistant", "content": "2 more <img>"},
     ]  # fmt: skip
+
+
+class Choosy(Echo):
+    """Refuses what it is told to."""
+
+    def reply(self, asked):
+        replies = super().reply(asked)
+        return [
+            ValueError(f"no {ask.text}") if "!" in ask.text else r for (_, ask), r in zip(asked, replies, strict=True)
+        ]
+
+
+def breaking(name, at):
+    for n in range(3):
+        if n == at:
+            raise KeyError(name)
+        yield Ask(f"{name}{n}")
+    return name
+
+
+def test_one_failing_trajectory_fails_alone_with_its_transcript():
+    failures = []
+
+    def note(error, transcripts):
+        failures.append((repr(error), transcripts))
+        return "failed"
+
+    def both():
+        yield Ask("d"), Ask("e!")
+
+    trajectories = [counting("a", 3), breaking("b", 2), counting("c!", 2), both(), counting("f", 1), breaking("g", 0)]
+    results = run(trajectories, Choosy(), width=3, on_error=note)
+    assert results == [["1 a0", "2 a1", "3 a2"], "failed", "failed", "failed", ["1 f0"], "failed"]
+    assert sorted(failures) == [
+        ("KeyError('b')", [["b0", "b1"]]), ("KeyError('g')", []), ("ValueError('no c!0')", [["c!0"]]),
+        ("ValueError('no e!')", [["d"], ["e!"]]),
+    ]  # fmt: skip
+
+
+def test_a_failure_is_raised_unless_somebody_takes_it():
+    with pytest.raises(ValueError, match="no a!0"):
+        run([counting("a!", 1), counting("b", 1)], Choosy())
+    with pytest.raises(KeyError):
+        run([breaking("b", 1)], Choosy())
+
+
+def test_a_trajectory_may_mend_a_failed_ask_itself():
+    def mending():
+        try:
+            yield Ask("a!")
+        except ValueError:
+            return (yield Ask("a", fresh=True)).text
+
+    assert run([mending()], Choosy()) == ["1 a"]

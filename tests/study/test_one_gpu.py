@@ -34,7 +34,9 @@ SIZES = {
     "03_grpo": dict(steps=1, group=2, groups=1, accumulate=1, questions=4, warmup=0, lora_rank=2, max_tokens=6),
     "04_agent_demo": dict(questions=1),
     "05_evaluate": dict(
-        conditions=["chance", "backbone_rag5", "sft_gold", "rl_gold", "rl_own", "oracle"], max_tokens=6
+        conditions=["chance", "backbone_rag5", "sft_gold", "rl_gold", "rl_own", "oracle"],
+        max_tokens=6,
+        skill_questions=1,
     ),
     "06_ablations": dict(conditions=["rl_gold_wo_episodic"], max_tokens=6),
     "07_personality": dict(users=1),
@@ -62,7 +64,8 @@ def language_model(folder, processor):
     model.lm_head.weight = torch.nn.Parameter(written)
     model.save_pretrained(folder)
     template = processor.chat_template
-    ImageOnlyProcessor(Qwen2VLImageProcessorPil(max_pixels=1_003_520), tokenizer, template).save_pretrained(folder)
+    images = Qwen2VLImageProcessorPil(max_pixels=1_003_520)
+    ImageOnlyProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
 
 
 def clip(folder):

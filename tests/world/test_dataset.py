@@ -90,8 +90,23 @@ def test_the_mixture_has_the_papers_shares(samples):
 def test_a_small_mixture_repeats_nothing(samples):
     mixed = dataset.mix(samples, 20, random.Random(1))
     assert len({id(sample) for sample in mixed}) == len(mixed) == 20
-    memory = Counter(sample["purpose"] for sample in mixed if sample["purpose"] in dataset.MEMORY_PURPOSES)
-    assert len(memory) == 4 and max(memory.values()) - min(memory.values()) <= 1  # each purpose in its turn
+    kinds = Counter(map(dataset.kind, mixed))
+    memory = [kinds[purpose] for purpose in dataset.MEMORY_PURPOSES]
+    assert min(memory) > 0 and max(memory) - min(memory) <= 1  # each purpose in its turn
+    assert kinds["concept"] == round(20 * dataset.CONCEPTS)
+
+
+@pytest.mark.parametrize("total", [200, 201, 333, 5_600, 78_000])
+def test_shares_are_the_papers_at_any_total(total):
+    kinds = ["respond"] * 900 + ["personality", "core", "procedural", "episodic"] * 900 + ["semantic"] * 999
+    kinds += ["concept"] * 500
+    drawn = Counter(kinds[place] for place in dataset.mixture(kinds, total, random.Random(0)))
+    memory = total - drawn["respond"] - drawn["personality"]
+    assert sum(drawn.values()) == total and drawn["respond"] / total == pytest.approx(0.436, abs=0.005)
+    assert drawn["personality"] / total == pytest.approx(0.103, abs=0.005)
+    assert memory / total == pytest.approx(0.461, abs=0.005)
+    if total < 6_000:  # else all are drawn, and some twice
+        assert drawn["concept"] / total == pytest.approx(min(500 / total, 6 / 78), abs=0.005)
 
 
 def test_rl_prompts_have_the_papers_shares(lives):
@@ -100,6 +115,8 @@ def test_rl_prompts_have_the_papers_shares(lives):
     kinds = Counter(question.kind for _, question in drawn)
     assert {kind: count / 100 for kind, count in kinds.items()} == pytest.approx(RL_MIXTURE, abs=0.01)
     assert all(not q.options for _, q in drawn if q.kind == "open")
+    assert len({(life.user, q.time, q.text) for life, q in drawn}) > 80  # few of those that seeds share
+    assert len(dataset.rl_questions(many, 5_600, random.Random(0))) == 5_600  # more than there are
     assert all(question.user == life.user for life, question in drawn)
 
 
@@ -109,4 +126,5 @@ def test_statistics_of_two_groups(lives):
     turns = [turn for life in lives for turn in life.turns]
     assert table.turns_per_dialogue[1] == len(turns) / 2
     assert table.image_share[1] == sum(bool(turn.images) for turn in turns) / len(turns)
+    assert 3 < table.question_words[1] < 12 and 1 <= table.answer_words[1] < 2 and 0 < table.image_questions[1] < 0.5
     assert table.questions[1] == sum(len(life.questions) for life in lives)

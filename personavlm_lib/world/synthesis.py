@@ -1,0 +1,199 @@
+"""Whole data sets from a seed: lives, questions, SFT and RL samples (paper, section 4, Fig. 7 and 8, appendix C).
+
+Lives are made in parallel processes, in jobs of a fixed size that share nothing: what comes out depends on the seed
+alone, not on the number of workers. All is written into a folder beside the wanted one, which gets its name at the end.
+"""
+
+import json
+import multiprocessing
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from personavlm_lib.memory.encoder import TextEncoder
+from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.memory.vision import Eyes
+from personavlm_lib.work import progress
+from personavlm_lib.world import dataset
+from personavlm_lib.world.formats import LIVES, SFT, card, write_parquet
+from personavlm_lib.world.plan import LifePlan, sample_plan
+from personavlm_lib.world.questions import Question
+from personavlm_lib.world.tasks import ask
+from personavlm_lib.world.tellers import tell
+from personavlm_lib.world.validation import Finding, check
+
+JOB = 20  # lives of one job: texts that they share are encoded once
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lives of one kind: seeds from `first` on, within `days`, of `size` or of `turns` at least and at most; what is
+    asked about each, and how many samples are made of them all."""
+
+    name: str
+    first: int
+    users: int
+    days: int
+    questions: int
+    pairs: int
+    turns: tuple[int, int] | None = None
+    size: float = 1.0
+    sft: int = 0
+    rl: int = 0
+
+
+SHORT = Group("test_short", 50_000, 100, 90, 10, 2, (20, 100))
+LONG = Group("test_long", 60_000, 100, 90, 10, 2, (100, 500))
+SIZES = {
+    "nano": (
+        Group("train", 0, 100, 28, 24, 4, sft=6_000, rl=480),
+        Group("test", 50_000, 12, 70, 26, 4, size=1.2),
+    ),
+    "short": (SHORT,),
+    "long": (LONG,),
+    "paper": (Group("train", 0, 500, 28, 68, 6, (20, 100), sft=78_000, rl=5_600), SHORT, LONG),
+}
+
+
+def read_personas(path: Path, needed: int) -> tuple[list[str], int]:
+    """The first `needed` texts of a PersonaHub file, one {"persona": text} a line, and how many lines are broken.
+
+    ValueError for fewer.
+    """
+    found, broken = [], 0
+    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            found.append(json.loads(line)["persona"].strip() or found[len(found)])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            broken += 1
+    if len(found) < needed:
+        raise ValueError(
+            f'{path} has {len(found)} lines {{"persona": text}} and {broken} broken ones; needed: {needed}'
+        )
+    return found[:needed], broken
+
+
+def questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
+    """`n` choice questions and `pairs` pairs, or as many as there are; the same may come again at another moment."""
+    asked: dict[tuple[datetime, str], Question] = {}
+    for attempt in range(4):
+        if wanted := n - sum(q.kind == "choice" for q in asked.values()):
+            for question in ask(plan, min(wanted, 24), 0 if attempt else pairs, seed=attempt):
+                asked.setdefault((question.time, question.query), question)
+    ordered = sorted(asked.values(), key=lambda q: q.time)
+    return tuple(replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(ordered))
+
+
+def synthesize(
+    groups: Iterable[Group], seed: int, out: Path, workers: int, eyes: Callable[[], Eyes], personas: Path | None = None,
+    wording: str = "canonical",
+) -> dict[str, int]:  # fmt: skip
+    """Makes a data set in the new folder `out`: how much of each there is. `eyes` opens what sees in each process.
+
+    Lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, `findings.csv` of the rules, `README.md`.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: name a new folder, or remove it first")
+    texts, broken = read_personas(personas, sum(group.users for group in groups)) if personas else ([], 0)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        folder = Path(temporary) / out.name
+        (folder / "images").mkdir(parents=True)
+        work = partial(_work, seed=seed, folder=folder, eyes=eyes, wording=wording)
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            jobs = []
+            for group in groups:
+                own, texts = texts[: group.users], texts[group.users :]
+                starts = range(0, group.users, JOB)
+                jobs += [pool.submit(work, group, range(group.users)[i : i + JOB], own[i : i + JOB]) for i in starts]
+            results = [job.result() for job in progress(jobs, "synthesize", "job")]
+        kinds, findings = ([one for result in results for one in result[i]] for i in (0, 1))
+        made = _gather(groups, random.Random(f"mixtures {seed}"), folder, kinds, findings)
+        folder.rename(out)
+    return made | {"findings": len(findings), "broken_personas": broken}
+
+
+def _work(
+    group: Group, places: range, personas: list[str], seed: int, folder: Path, eyes: Callable[[], Eyes], wording: str
+) -> tuple[list[str], list[Finding]]:
+    """Makes and checks some lives of a group, writes them and their samples: the samples' kinds, and what was found."""
+    torch.set_num_threads(1)  # how a sum is rounded should not depend on how many cores there are
+    kinds, findings, made = [], [], []
+    for i, place in enumerate(places):
+        own = 100_000 * seed + group.first + place
+        more = {"turns": random.Random(f"turns {own}").randint(*group.turns)} if group.turns else {}
+        more |= {"persona": personas[i]} if personas else {}
+        plan = sample_plan(own, group.days, group.size, **more)
+        turns = tell(plan, folder / "images", wording=wording)
+        made.append(dataset.Life(plan, tuple(turns), questions(plan, group.questions, group.pairs)))
+        dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:])
+        findings += check(made[-1])
+    if group.sft:
+        encoder, seeing = TextEncoder(), eyes()
+        encoder.encode([hop.keywords for life in made for q in life.questions for hop in q.hops])
+        for place, life in zip(places, made, strict=True):
+            samples: list[dict] = []
+            empty = MemoryStore.in_memory(encoder, folder / "images" / f"{life.user}_crops")
+            with dataset.gold_memory(life, empty, seeing, samples) as store:
+                samples += dataset.answer_samples(life, store, random.Random(f"answers {life.plan.seed}"))
+            kinds += map(dataset.kind, samples)
+            with open(folder / f"{place:05d}.sft", "w") as file:
+                for sample in samples:
+                    images = [Path(image).relative_to(folder).as_posix() for image in sample["images"]]
+                    file.write(json.dumps(sample | {"images": images}) + "\n")
+    return kinds, findings
+
+
+def _gather(
+    groups: Iterable[Group], rng: random.Random, folder: Path, kinds: list[str], findings: list[Finding]
+) -> dict[str, int]:
+    """Puts what the jobs left together, draws the mixtures, and writes the card: how much of each there is."""
+    lives, chosen, asked = {}, [], []
+    for group in groups:
+        whole = folder / f"{group.name}.jsonl"
+        with open(whole, "w") as file:
+            file.writelines(_taken(folder.glob(f"{group.name}_*.part")))
+        write_parquet(whole.with_suffix(".parquet"), map(json.loads, open(whole)), LIVES)
+        lives[group.name] = dataset.read_lives(whole)
+        if group.sft:
+            chosen = dataset.mixture(kinds, group.sft, rng)
+            wanted = set(chosen)
+            lines = {i: line for i, line in enumerate(_taken(folder.glob("*.sft"))) if i in wanted}
+            write_parquet(folder / "sft.parquet", (json.loads(lines[i]) for i in chosen), SFT)
+            asked = [question for _, question in dataset.rl_questions(lives[group.name], group.rl, rng)]
+            rows = [json.dumps(asdict(question), default=datetime.isoformat) + "\n" for question in asked]
+            (folder / "rl.jsonl").write_text("".join(rows))
+    pd.DataFrame(map(asdict, findings), columns=["rule", "user", "index", "why"]).to_csv(folder / "findings.csv")
+    told = [life for group in lives.values() for life in group]
+    tables = {
+        "Dialogues and questions": dataset.statistics(lives),
+        "Questions by task": _counts(question.task for life in told for question in life.questions),
+        "SFT samples": _counts(kinds[i] for i in chosen),
+        "RL samples": _counts(question.kind for question in asked),
+        "Findings of the rules": _counts(finding.rule for finding in findings),
+    }
+    files = sorted(path.name for path in folder.glob("*.parquet"))
+    (folder / "README.md").write_text(card("Simulated lives", tables, files), encoding="utf-8")
+    return {"lives": len(told), "sft": len(chosen), "rl": len(asked)}
+
+
+def _taken(parts: Iterable[Path]) -> Iterator[str]:
+    """The lines of all parts, by their names; each is removed once it is read."""
+    for part in sorted(parts):
+        with open(part) as file:
+            yield from file
+        part.unlink()
+
+
+def _counts(names: Iterable[str]) -> pd.DataFrame:
+    """How many of each there are, and their share of all."""
+    found = pd.Series(list(names), name="name", dtype=str).value_counts().sort_index().reset_index(name="n")
+    return found.assign(percent=100 * found["n"] / found["n"].sum())
