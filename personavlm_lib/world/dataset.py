@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
@@ -129,7 +129,9 @@ def answer_samples(
 
     A quarter of the choice questions comes without its options. A share `without` is asked with no memory and no
     retrieval: there the sample teaches to say that it is unknown, and to guess. Twice that share has no profile, and
-    retrieval all the same: else an empty profile alone would come to mean that nothing is known.
+    retrieval all the same: else an empty profile alone would come to mean that nothing is known. Three times that share
+    has no episodes, which mostly hold what semantic memory does: else that would never be read. And one in eight is
+    asked just after the evidence was told, when it still stands in the context and nothing is to be retrieved.
     """
     samples: list[dict] = []
     retriever = PAPER
@@ -137,6 +139,7 @@ def answer_samples(
     questions = [
         q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=()) for q in life.questions
     ]
+    questions = [_at_once(q, life) if rng.random() < 0.125 else q for q in questions]
     for question in questions:
         draw, view = rng.random(), store.as_of(question.time)
         blind = draw < without and question.options
@@ -144,6 +147,8 @@ def answer_samples(
             view = view.without("core", "semantic", "episodic", "procedural")
         elif draw < 3 * without and question.hops:
             view = view.without("core")
+        elif draw < 6 * without and question.hops:
+            view = view.without("episodic")
         settings = AgentSettings(prompts, random_top_k=True, max_retrievals=0 if blind else 3)
         trajectories.append(respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random())))
         golds.append(None if blind else question.answer)
@@ -151,6 +156,15 @@ def answer_samples(
     answers = [response.answer for response in run(trajectories, recorder, width=1)]
     kept = zip(samples, answers, golds, strict=True)
     return [sample for sample, answer, gold in kept if gold is None or answer == gold]
+
+
+def _at_once(question: Question, life: Life) -> Question:
+    """The question as it is asked five minutes after the session in which its one piece of evidence was told."""
+    if len(question.hops) != 1 or question.hops[0].start or not question.evidence:
+        return question
+    told = life.turns[question.evidence[-1]]
+    end = next(session[-1].time for session in split_sessions(life.turns) if told in session)
+    return replace(question, time=end + timedelta(minutes=5))
 
 
 def kind(sample: dict) -> str:
