@@ -110,17 +110,22 @@ def synthesize(
     workers: Annotated[int, typer.Option(help="processes; 0: one for each core")] = 0,
     personas: Annotated[Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')] = None,
     wording: Annotated[str, typer.Option(help="canonical, or varied")] = "canonical",
+    teller: Annotated[str, typer.Option(help="a model that tells the lives, http://host:port/v1#model")] = "",
+    prices: Annotated[tuple[float, float], typer.Option(help="of its million tokens, in and out")] = (0.0, 0.0),
 ) -> int:
     """A data set from a seed: lives, questions, and for nano and paper the samples to train on."""
     from functools import partial
 
-    from personavlm_lib.study.given import open_eyes
+    from personavlm_lib.study.given import open_eyes, open_model
+    from personavlm_lib.world.storyteller import tell_lives
     from personavlm_lib.world.synthesis import SIZES, synthesize
 
     if size not in SIZES:
         raise ProfileError(f"--size is {size!r}; choose {', '.join(SIZES)}")
     eyes = partial(open_eyes, "classical", "nano")
-    made = synthesize(SIZES[size], seed, out, workers or os.cpu_count() or 1, eyes, personas, wording)
+    cost = dict(price_in=prices[0], price_out=prices[1])
+    tell = partial(tell_lives, model=open_model(teller), name=teller, draw=False, **cost) if teller else None
+    made = synthesize(SIZES[size], seed, out, workers or os.cpu_count() or 1, eyes, personas, wording, tell)
     print(f"{out}: {', '.join(f'{n} {name}' for name, n in made.items())}")
     return 0
 

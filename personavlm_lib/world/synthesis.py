@@ -26,6 +26,7 @@ from personavlm_lib.world import dataset
 from personavlm_lib.world.formats import LIVES, SFT, card, write_parquet
 from personavlm_lib.world.plan import LifePlan, sample_plan
 from personavlm_lib.world.questions import Question
+from personavlm_lib.world.storyteller import Told
 from personavlm_lib.world.tasks import ask
 from personavlm_lib.world.tellers import tell
 from personavlm_lib.world.validation import Finding, check
@@ -94,9 +95,12 @@ def questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
 
 def synthesize(
     groups: Iterable[Group], seed: int, out: Path, workers: int, eyes: Callable[[], Eyes], personas: Path | None = None,
-    wording: str = "canonical",
+    wording: str = "canonical", teller: Callable[[list[LifePlan], Path], Told] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Makes a data set in the new folder `out`: how much of each there is. `eyes` opens what sees in each process.
+
+    `teller`, if given, tells the lives in place of the templates and keeps its stories in `out`.stories: what it could
+    not tell is left out, and the same call goes on with it.
 
     Lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, `findings.csv` of the rules, `README.md`.
     """
@@ -107,13 +111,18 @@ def synthesize(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / out.name
         (folder / "images").mkdir(parents=True)
-        work = partial(_work, seed=seed, folder=folder, eyes=eyes, wording=wording)
+        places = [(group, place) for group in groups for place in range(group.users)]
+        texts = texts or [""] * len(places)
+        plans = [(*place, _plan(*place, seed, text)) for place, text in zip(places, texts, strict=True)]
+        told = None
+        if teller:
+            print(story := teller([plan for *_, plan in plans], out.with_name(f"{out.name}.stories")))
+            told = {user: [(turn.user, turn.assistant) for turn in turns] for user, turns in story.lives.items()}
+            plans = [one for one in plans if one[2].user in told]
+        work = partial(_work, folder=folder, eyes=eyes, wording=wording, told=told)
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            jobs = []
-            for group in groups:
-                own, texts = texts[: group.users], texts[group.users :]
-                starts = range(0, group.users, JOB)
-                jobs += [pool.submit(work, group, range(group.users)[i : i + JOB], own[i : i + JOB]) for i in starts]
+            parts = ([one for one in plans if one[0] == group] for group in groups)
+            jobs = [pool.submit(work, part[i : i + JOB]) for part in parts for i in range(0, len(part), JOB)]
             results = [job.result() for job in progress(jobs, "synthesize", "job")]
         kinds, findings = ([one for result in results for one in result[i]] for i in (0, 1))
         made = _gather(groups, random.Random(f"mixtures {seed}"), folder, kinds, findings)
@@ -121,25 +130,31 @@ def synthesize(
     return made | {"findings": len(findings), "broken_personas": broken}
 
 
+def _plan(group: Group, place: int, seed: int, persona: str) -> LifePlan:
+    own = 100_000 * seed + group.first + place
+    turns = random.Random(f"turns {own}").randint(*group.turns) if group.turns else None
+    return sample_plan(own, group.days, group.size, persona=persona, turns=turns)
+
+
 def _work(
-    group: Group, places: range, personas: list[str], seed: int, folder: Path, eyes: Callable[[], Eyes], wording: str
-) -> tuple[list[str], list[Finding]]:
+    plans: list[tuple[Group, int, LifePlan]], folder: Path, eyes: Callable[[], Eyes], wording: str,
+    told: dict[str, list[tuple[str, str]]] | None,
+) -> tuple[list[str], list[Finding]]:  # fmt: skip
     """Makes and checks some lives of a group, writes them and their samples: the samples' kinds, and what was found."""
     torch.set_num_threads(1)  # how a sum is rounded should not depend on how many cores there are
     kinds, findings, made = [], [], []
-    for i, place in enumerate(places):
-        own = 100_000 * seed + group.first + place
-        more = {"turns": random.Random(f"turns {own}").randint(*group.turns)} if group.turns else {}
-        more |= {"persona": personas[i]} if personas else {}
-        plan = sample_plan(own, group.days, group.size, **more)
+    for group, place, plan in plans:
         turns = tell(plan, folder / "images", wording=wording)
+        if told:
+            words = zip(turns, told[plan.user], strict=True)
+            turns = [replace(turn, user=user, assistant=assistant) for turn, (user, assistant) in words]
         made.append(dataset.Life(plan, tuple(turns), questions(plan, group.questions, group.pairs)))
         dataset.write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:])
         findings += check(made[-1])
     if group.sft:
         encoder, seeing = TextEncoder(), eyes()
         encoder.encode([hop.keywords for life in made for q in life.questions for hop in q.hops])
-        for place, life in zip(places, made, strict=True):
+        for (_, place, _), life in zip(plans, made, strict=True):
             samples: list[dict] = []
             empty = MemoryStore.in_memory(encoder, folder / "images" / f"{life.user}_crops")
             with dataset.gold_memory(life, empty, seeing, samples) as store:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,7 +17,9 @@ from personavlm_lib.study.profiles import load_profile
 from personavlm_lib.world import synthesis
 from personavlm_lib.world.dataset import read_lives
 from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.storyteller import Told
 from personavlm_lib.world.synthesis import SIZES, Group, questions, read_personas, synthesize
+from personavlm_lib.world.tellers import tell
 
 EYES = partial(open_eyes, "classical", "nano")
 TINY = (Group("train", 0, 3, 20, 6, 1, size=0.5, sft=60, rl=20), Group("test", 50_000, 1, 20, 4, 1, size=0.5))
@@ -66,6 +70,19 @@ def test_what_fails_leaves_nothing_and_what_is_there_is_not_touched(tmp_path, ma
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileExistsError, match="is there already"):
         synthesize(TINY, 3, made / "one", 1, EYES)
+
+
+def test_another_teller_is_believed_and_what_it_could_not_tell_is_left_out(tmp_path, made, capsys):
+    def teller(plans, folder):
+        lives = {plan.user: tell(plan, folder / "images", draw=False, wording="varied") for plan in plans[1:]}
+        return Told(lives, Counter({"no JSON": 1}))
+
+    counted = synthesize(TINY, 3, tmp_path / "told", 1, EYES, teller=teller)
+    assert counted["lives"] == 3 and "1 left out (1 no JSON" in capsys.readouterr().out
+    (_, *others), told = (read_lives(folder / "train.jsonl") for folder in (made / "one", tmp_path / "told"))
+    assert [life.plan for life in told] == [life.plan for life in others]
+    assert all([t.user for t in a.turns] != [t.user for t in b.turns] for a, b in zip(told, others, strict=True))
+    assert all(path.is_file() for life in told for turn in life.turns for path in map(Path, turn.images))
 
 
 def test_nano_is_what_its_profile_makes():
