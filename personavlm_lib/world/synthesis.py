@@ -186,7 +186,9 @@ def _gather(
             asked = [question for _, question in dataset.rl_questions(lives[group.name], group.rl, rng)]
             rows = [json.dumps(asdict(question), default=datetime.isoformat) + "\n" for question in asked]
             (folder / "rl.jsonl").write_text("".join(rows))
-    pd.DataFrame(map(asdict, findings), columns=["rule", "user", "index", "why"]).to_csv(folder / "findings.csv")
+    pd.DataFrame(map(asdict, findings), columns=["rule", "user", "index", "why"]).to_csv(
+        folder / "findings.csv", index=False
+    )
     told = [life for group in lives.values() for life in group]
     tables = {
         "Dialogues and questions": dataset.statistics(lives),
