@@ -9,8 +9,9 @@ import torch
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.models import Ask
 from personavlm_lib.models.local import LocalModel
-from personavlm_lib.training import backbone
-from personavlm_lib.training.backbone import SEEDS, Mixture, answer_loss, collate, encode, examples
+from personavlm_lib.training import backbone, mixture
+from personavlm_lib.training.backbone import answer_loss
+from personavlm_lib.training.mixture import SEEDS, Mixture, collate, encode, examples
 
 
 @pytest.mark.parametrize("kind", examples(0))
@@ -31,7 +32,7 @@ def test_labels_are_the_assistants_words_and_each_image_has_its_tokens(processor
 
 def test_what_is_learned_is_laid_out_as_the_agent_will_ask(processor, model):
     """The ids of a row begin as LocalModel would render the same messages."""
-    row = backbone.conversation(random.Random(0), 6, 2, False, False)
+    row = mixture.conversation(random.Random(0), 6, 2, False, False)
     local = LocalModel(model=model, processor=processor)
     transcript = local.start()
     local.give(transcript, Ask(row.messages[0][1]))
@@ -41,7 +42,7 @@ def test_what_is_learned_is_laid_out_as_the_agent_will_ask(processor, model):
 def test_answers_of_conversations_stand_in_the_context():
     rng = random.Random(0)
     for _ in range(20):
-        row = backbone.conversation(rng, 8, 2, False, False)
+        row = mixture.conversation(rng, 8, 2, False, False)
         thoughts = [text.split("<think>")[1].split("</think>")[0] for role, text in row.messages if role == "assistant"]
         for thought in thoughts:  # word for word, then what is commonly known of it
             stated = thought.split(" takes ")[0].rsplit(" ", " takes " in thought)[0].removesuffix(" open")
@@ -52,8 +53,8 @@ def test_answers_of_conversations_stand_in_the_context():
 
 def test_its_lives_are_its_own(monkeypatch):
     seeds = []
-    sample = backbone.sample_plan
-    monkeypatch.setattr(backbone, "sample_plan", lambda seed, *size: seeds.append(seed) or sample(seed, *size))
+    sample = mixture.sample_plan
+    monkeypatch.setattr(mixture, "sample_plan", lambda seed, *size: seeds.append(seed) or sample(seed, *size))
     for seed in range(20):
         examples(seed)
     assert len(seeds) >= 20 and min(seeds) >= SEEDS
