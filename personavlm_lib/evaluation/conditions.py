@@ -1,6 +1,5 @@
 """Conditions: which model answers, from which memory, with what taken away. All of them ask the same agent."""
 
-import logging
 import random
 import shutil
 import time
@@ -149,7 +148,8 @@ def answer(
     if condition.model == "oracle":  # it knows one life at a time
         responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]
     else:
-        responses = run(trajectories, models(condition.model), width, _failed)
+        # A question whose trajectory fails counts as wrong, and its record says why.
+        responses = run(trajectories, models(condition.model), width, lambda e, _: Response(None, raw=repr(e)))
     seconds = (time.monotonic() - start) / max(1, len(pairs))
     return [
         _record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)
@@ -179,12 +179,6 @@ def kept_answers(
         write_records(kept / "records.parquet", answer(condition, lives, *given, labels, width, max_tokens, prompts))
         finish(kept, made)
     return load_records(kept / "records.parquet")
-
-
-def _failed(error: Exception, transcripts: list) -> Response:
-    """A question whose trajectory failed counts as wrong, and its record says with what."""
-    logging.getLogger(__name__).warning("a question counts as wrong: %s", error)
-    return Response(None, raw=f"{type(error).__name__}: {error}")
 
 
 def _record(

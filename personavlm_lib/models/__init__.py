@@ -59,11 +59,9 @@ class ChatModel(Protocol):
 
 
 def run(
-    trajectories: Iterable[Trajectory[T]],
-    model: ChatModel,
-    width: int = 48,
+    trajectories: Iterable[Trajectory[T]], model: ChatModel, width: int = 48,
     on_error: Callable[[Exception, list], T] | None = None,
-) -> list[T]:
+) -> list[T]:  # fmt: skip
     """Drives trajectories to their ends, up to `width` side by side; results in the order given.
 
     In rounds: the pending asks form one batch; a finished trajectory's place is taken in the next round. A failed ask
@@ -80,16 +78,15 @@ def run(
             asked = trajectory.throw(failed[0]) if failed else trajectory.send(reply)
         except StopIteration as end:
             results[index] = end.value
-            return
         except Exception as error:
             if on_error is None:
                 raise
             results[index] = on_error(error, transcripts)
-            return
-        several = isinstance(asked, tuple)
-        if several or asked.fresh or len(transcripts) != 1:
-            transcripts = [model.start() for _ in (asked if several else [asked])]
-        active.append((index, trajectory, transcripts, asked))
+        else:
+            several = isinstance(asked, tuple)
+            if several or asked.fresh or len(transcripts) != 1:
+                transcripts = [model.start() for _ in (asked if several else [asked])]
+            active.append((index, trajectory, transcripts, asked))
 
     while True:
         while len(active) < width and (fresh := next(waiting, None)) is not None:

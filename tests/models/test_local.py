@@ -1,5 +1,7 @@
 """A Hugging Face model as a ChatModel: batches, transcripts as token ids, and what a text must not be able to do."""
 
+import functools
+import importlib.util
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,7 +170,7 @@ def test_a_folder_that_names_its_model_leads_there_also_when_it_is_moved(tmp_pat
 
 
 def test_what_cannot_be_asked_fails_alone_and_leaves_its_transcript(local, pictures, tmp_path):
-    Image.new("L", (10_000, 10_000), 90).save(tmp_path / "huge.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")
     (tmp_path / "none.png").write_bytes(b"no image")
@@ -198,8 +200,13 @@ def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):
     for name in ("nobody/no-such-model", str(tmp_path / "missing")):
         with pytest.raises(ValueError, match=f"model {name} is no folder with a model"):
             LocalModel(name)
-    with pytest.raises(ImportError, match="four_bit needs bitsandbytes"):
-        LocalModel(processor=object(), four_bit=True)
+
+
+def test_four_bits_need_a_package_of_their_own(checkpoint):
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ImportError, match="pip install .*bitsandbytes"):
+        LocalModel(checkpoint, four_bit=True)
 
 
 def test_samples_follow_the_seed_and_no_other_draw(local):
@@ -229,6 +236,7 @@ def _writes(model, ids):
     """A forward pass whose likeliest next tokens are `ids`, one after another."""
     forward, left = model.forward, iter(ids)
 
+    @functools.wraps(forward)
     def write(*args, **kwargs):
         output = forward(*args, **kwargs)
         output.logits[..., next(left)] = 1e9
