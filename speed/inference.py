@@ -56,7 +56,7 @@ def build(size: str) -> LocalModel:
         else:
             model = build_model(processor.tokenizer, 64, 2).eval()
         local = LocalModel(model=model.to("cuda" if GPU else "cpu"), processor=processor, name=size)
-    local.stops = [-1]
+    local.stops = [2**30]  # no token
     return local
 
 

@@ -164,7 +164,7 @@ class LocalModel:
         given = dict(images=[images]) if images else {}
         # The template says what comes first, or leaves it to the tokenizer.
         given["add_special_tokens"] = not known and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-        seen = self.processor(text=[text], return_tensors="pt", **given)
+        seen = (self.processor if images else tokenizer)(text=[text], return_tensors="pt", **given)
         ids = seen["input_ids"][0].tolist()
         if (length := known + len(ids) + ask.max_tokens) > (most := self.config.max_position_embeddings):
             what = f"{ask.purpose or 'ask'}: {length} tokens, those to be written among them,"
