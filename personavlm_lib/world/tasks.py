@@ -150,7 +150,8 @@ def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetim
     met = Counter(beat.friend for _, beat in told).most_common()
     if len(told) < 3 or len(met) > 1 and met[0][1] < met[1][1] + 1 + len(told) // 8:
         return
-    hops = tuple(Hop("i with", sentence(beat), note=f"with {beat.friend}") for _, beat in told)
+    words = f"{' '.join(lexicon.EVENTS)} with"  # of all that one does with friends
+    hops = tuple(Hop(words, sentence(beat), note=f"with {beat.friend}") for _, beat in told)
     yield _make(plan, rng, "Relationship Recognition", moment, "who do i meet most ?", met[0][0],
                 plausible=list(plan.friends), pool=list(lexicon.NAMES), evidence=tuple(i for i, _ in told), hops=hops,
                 thought=" ".join(hop.note for hop in hops))  # fmt: skip
