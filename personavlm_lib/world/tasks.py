@@ -235,7 +235,7 @@ def ask(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]
     rng = random.Random(f"questions {plan.seed} {seed}")
     dates = sorted({beat.time.date() for beat in plan.beats[8:]})
     moments = [datetime.combine(d + timedelta(days=i), time(h)) for d in dates for i, h in ((0, 23), (1, 7), (14, 7))]
-    moments = [m for m in moments if all(abs(beat.time - m) >= SESSION_GAP for beat in plan.beats)]
+    moments = [m for m in moments if all(abs(beat.time - m) > 2 * SESSION_GAP for beat in plan.beats)]
     moments = rng.sample(moments, min(max(16, n), len(moments)))
     others = [list(_chosen(maker, plan, rng, moments, 1 + n // 10)) for maker in MAKERS[:-1]]
     pairs = list(_chosen(personality_alignment, plan, rng, moments, alignment))
