@@ -101,7 +101,7 @@ def respond(
     response, seen = Response(None), {f"semantic:{memory.id}" for memory in concepts}
     if found:
         response.retrieved.append(found)
-        more = settings.prompts("retrieved", found=found, closing=True)
+        more = settings.prompts("retrieved", query=query, found=found, closing=True)
         shown = {**ask.shown, "closing": True}
         ask = replace(ask, text=f"{ask.text}\n{more}", images=(*images, *_images(found)), shown=shown)
     max_retrievals = 0 if found else settings.max_retrievals
@@ -126,7 +126,7 @@ def respond(
         seen |= set(found.ids)
         response.retrieved.append(found)
         closing = n + 1 == max_retrievals
-        text = settings.prompts("retrieved", found=found, closing=closing)
+        text = settings.prompts("retrieved", query=query, found=found, closing=closing)
         shown = {**ask.shown, "found": found, "closing": closing}
         ask = replace(ask, text=text, images=_images(found), fresh=False, shown=shown)
     response.unfinished = True

@@ -118,18 +118,28 @@ def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -
             )  # fmt: skip
 
 
-def events_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    """Events by their day or companion, and the taste of a friend who is known by an event: two things to find."""
-    task = "Semantic Information Recall"
+def _events(plan: LifePlan, moment: datetime) -> Iterator[tuple[int, Beat, list[Beat]]]:
+    """Every event that is over, with its turn and the others of its kind."""
     events = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "event" and b.time + 2 * SESSION_GAP < moment]
-    newest = _newest(plan, moment)
     for index, beat in events:
-        alike = [b for _, b in events if b.key == beat.key and b is not beat]
-        common = dict(plausible=[b.value for b in alike], pool=lexicon.EVENTS[beat.key], evidence=(index,))
+        yield index, beat, [b for _, b in events if b.key == beat.key and b is not beat]
+
+
+def recall_by_period(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    """What happened this morning, yesterday, last sunday, two weeks ago: nothing else of its kind did then."""
+    for index, beat, alike in _events(plan, moment):
         for period, (start, end) in periods(moment).items():
             if start <= beat.time <= end and not any(start <= b.time <= end for b in alike):
                 text, hop = f"what did i {beat.key} {period} ?", Hop(keywords(beat), sentence(beat), start, end)
-                yield _make(plan, rng, task, moment, text, beat.value, hops=(hop,), thought=sentence(beat), **common)
+                yield _make(plan, rng, "Semantic Information Recall", moment, text, beat.value, hops=(hop,),
+                            plausible=[b.value for b in alike], pool=lexicon.EVENTS[beat.key], evidence=(index,),
+                            thought=sentence(beat))  # fmt: skip
+
+
+def events_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
+    """Events by their companion, and the taste of a friend who is known by an event: two things to find."""
+    task, newest = "Semantic Information Recall", _newest(plan, moment)
+    for index, beat, alike in _events(plan, moment):
         if all(b.value != beat.value for b in alike):
             hop = Hop(f"{keywords(beat)} {beat.value}", sentence(beat))
             text = f"who did i {beat.key} {beat.value} with ?"
@@ -211,6 +221,7 @@ def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) 
 MAKERS = (
     visual_detail_recall,
     semantic_information_recall,
+    recall_by_period,
     Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?", lambda _: lexicon.OCCASIONS),
     Lookup("Implicit Intent Recognition", "habit", "what should i pack today ?", knowledge="habit",
            asks=lambda beat, moment: beat.key == lexicon.WEEKDAYS[moment.weekday()]),

@@ -20,7 +20,7 @@ SLOTS = {
         query=TURN, context=[TURN], concepts=[], core={"name": "alice"}, levels=levels(BigFive.neutral()),
         personality=summarise(BigFive.neutral()), closing=False,
     ),
-    "retrieved": dict(found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True),
+    "retrieved": dict(query=TURN, found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True),
     "personality": dict(turn=TURN, context=[TURN], core={}),
     "semantic": dict(turn=TURN, context=[TURN], core={}),
     "core": dict(session=[TURN, TURN], core={"name": "alice"}),
