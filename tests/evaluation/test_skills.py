@@ -33,19 +33,24 @@ def test_right_replies_earn_everything_and_each_skill_is_asked(items, script):
             assert set(values) <= {0.0 if "error" in skill else 1.0}, (skill, told, item.gold)
         if judged:
             (skill,) = scores
-            want = {"option from value": 1, "newest of several": 8, "colour in a scene": 0}
+            want = {"option from value": 1, "newest of several": 8, **{f"{s} in a scene": 0 for s in skills.IN_SCENES}}
             facts = told[1].split("semantic\n")[1].split("episodic")[0].splitlines()
             assert len(facts) == want.get(skill, int("0" + skill.split("among ")[-1]) if "among" in skill else None)
             assert told[1].count("<img>") == ("scene" in skill)
             assert "scene" in skill or any(item.gold in fact.split() for fact in facts)
-    assert [skill for skill, n in counted.items() if n < 4] == ["thing in a scene", "thing seen again"]
+    assert {skill for skill, n in counted.items() if n < 4} <= {
+        "thing in a scene",
+        "word in a scene",
+        "thing seen again",
+    }
 
 
 def test_without_retrieval_the_turns_stand_in_the_first_prompt_and_no_answer_is_right_by_chance(tmp_path, script):
     for item in skills.suite(tmp_path, 4, 6, retrieving=False):
         scores, told = named(item, script, ["<think>hm</think><answer>nothing</answer>"])
         right = {skill for skill, values in scores.items() if "error" not in skill and any(values)}
-        assert right <= {"answer or retrieve, F1"}
+        # what cannot be read counts as a neutral reading, and some turns are neutral
+        assert right <= {"answer or retrieve, F1", "Big Five of a turn"}
         if "among 8" in str(scores):
             assert told[0].split("recent\n")[1].count(" assistant ") == 8 and "answer now" in told[0]
 
