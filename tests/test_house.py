@@ -73,7 +73,7 @@ def test_code_lines_are_those_of_code():
 
 
 def test_the_package_is_thin():
-    assert sum(code_lines(path.read_text()) for path in SOURCES) <= 7_600
+    assert sum(code_lines(path.read_text()) for path in SOURCES) <= 7_650
 
 
 def test_no_bare_except():

@@ -60,6 +60,8 @@ def look(text, image):
     """What the picture shows of what is asked, by the boxes of the detector and by drawing what could stand there."""
     boxes = [d.box for d in ClassicalDetector().detect(image)]
     seen = sorted((tell_apart(image, box) for box in boxes), key=lambda thing: thing[2])
+    if not seen:
+        return "nothing"
     if asked := re.match(r"what color is \w+ (\w+)", text):
         return ([color for kind, color, _, _ in seen if kind == asked[1]] or [seen[0][1]])[0]
     if text.startswith("how many"):
