@@ -32,7 +32,7 @@ from personavlm_lib.world.tellers import tell
 from personavlm_lib.world.validation import Finding, check
 
 JOB = 20  # lives of one job: texts that they share are encoded once
-JOBS = 5  # of one process, which then makes room for another: what it has encoded stays in its memory
+JOBS = 10  # of one process, which then makes room for another: what it has encoded stays in its memory
 
 
 @dataclass(frozen=True)
