@@ -32,7 +32,7 @@ from personavlm_lib.world.tellers import tell
 from personavlm_lib.world.validation import Finding, check
 
 JOB = 20  # lives of one job: texts that they share are encoded once
-JOBS = 10  # of one process, which then makes room for another: what it has encoded stays in its memory
+JOBS = 6  # of one process, which then makes room for another: its memory grows
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,13 @@ def synthesize(
             told = {user: [(turn.user, turn.assistant) for turn in turns] for user, turns in story.lives.items()}
             plans = [one for one in plans if one[2].user in told]
         work = partial(_work, folder=folder, eyes=eyes, wording=wording, told=told)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, max_tasks_per_child=JOBS) as pool:
-            parts = ([one for one in plans if one[0] == group] for group in groups)
-            jobs = [pool.submit(work, part[i : i + JOB]) for part in parts for i in range(0, len(part), JOB)]
-            results = [job.result() for job in progress(jobs, "synthesize", "job")]
+        parts = ([one for one in plans if one[0] == group] for group in groups)
+        jobs = [part[i : i + JOB] for part in parts for i in range(0, len(part), JOB)]
+        results = []
+        for start in progress(range(0, len(jobs), JOBS * workers), "synthesize", "round"):
+            # The executor's own max_tasks_per_child hangs where all workers end at once.
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                results += pool.map(work, jobs[start : start + JOBS * workers])
         kinds, findings = ([one for result in results for one in result[i]] for i in (0, 1))
         made = _gather(groups, random.Random(f"mixtures {seed}"), folder, kinds, findings)
         folder.rename(out)
