@@ -1,4 +1,4 @@
-"""What the model may write, read leniently and written strictly (paper, Figures 16 and 18-22).
+"""What the model may write, read leniently (paper, Figures 16 and 18-22); `replies.py` writes it strictly.
 
 A step of the response stage is a `<think>` block followed by exactly one of `<answer>` and `<retrieve>`; the update
 stage answers in `"key": value` pairs. Released weights write a dialect of this (values without quotes, `True`,
@@ -8,15 +8,13 @@ the format reward reads, and a reply that cannot be used is None or empty.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 
 from personavlm_lib.memory.records import TRAITS, BigFive
 
 TIME_FORMAT = "%Y-%m-%d %H:%M"
-
-Value = str | bool | int | datetime | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -302,54 +300,3 @@ def image_object(content: str) -> tuple[str, str] | None:
     if not name:
         return None
     return f"{content[: match.start()].strip()} {content[match.end() :].strip(' .。')}".strip(), name
-
-
-# ---------------------------------------------------------------- writing
-
-
-def write_pairs(pairs: Mapping[str, Value], *, separator: str = "\n", quote: bool = True) -> str:
-    """`"key": value` pairs, for the replies of Figures 18, 19 and 21.
-
-    Truth values and numbers are never quoted, None is `null`. `quote=False` leaves text bare: line breaks become
-    spaces, and a value must not hold a `"key":` of its own.
-    """
-    return separator.join(f'"{key}": {_written(value, quote)}' for key, value in pairs.items())
-
-
-def _written(value: Value, quote: bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    text = "null" if value is None else value.strftime(TIME_FORMAT) if isinstance(value, datetime) else value
-    if not quote:
-        return " ".join(text.split())
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-
-
-def write_answer(think: str, answer: str, *, separator: str = "\n") -> str:
-    """A step that answers (Figure 16)."""
-    return f"<think>{think}</think>{separator}<answer>{answer}</answer>"
-
-
-def write_retrieve(
-    think: str, keywords: str, start: datetime | None = None, end: datetime | None = None, *,
-    separator: str = "\n", quote: bool = True,
-) -> str:  # fmt: skip
-    """A step that searches (Figure 16)."""
-    pairs = write_pairs({"keywords": keywords, "start_time": start, "end_time": end}, separator=separator, quote=quote)
-    return f"<think>{think}</think>{separator}<retrieve>{separator}{pairs}{separator}</retrieve>"
-
-
-def write_semantic(reply: SemanticReply, *, separator: str = "\n", quote: bool = True) -> str:
-    """Four pairs (Figure 20)."""
-    return write_pairs(vars(reply), separator=separator, quote=quote)
-
-
-def write_episodes(replies: Sequence[EpisodeReply], *, separator: str = "\n", quote: bool = True) -> str:
-    """Three pairs for each topic, one after another (Figure 22)."""
-    names = ("topic_summary", "keywords", "source_dialog_indices")
-    topics = [dict(zip(names, (r.topic_summary, r.keywords, r.indices), strict=True)) for r in replies]
-    return separator.join(write_pairs(topic, separator=separator, quote=quote) for topic in topics)

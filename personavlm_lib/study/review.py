@@ -61,8 +61,8 @@ def reviewed(lives: Iterable[Life], given: pd.DataFrame) -> list[Life]:
 
 def page(life: Life, question: Question) -> str:
     """One item as HTML: the question, its options with the right one in bold, and the evidence with its pictures."""
-    options = "".join(f"<li>{f'<b>{option}</b>' if option == question.answer else option}</li>"
-                      for option in map(html.escape, question.options))  # fmt: skip
+    named = ((html.escape(option), option == question.answer) for option in question.options)
+    options = "".join(f"<li>{f'<b>{option}</b>' if right else option}</li>" for option, right in named)
     shown = "".join(_turn(life, index) for index in question.evidence)
     return f"<h4>{question.task}, {question.time}</h4><p>{html.escape(question.text)}</p><ol>{options}</ol>{shown}"
 

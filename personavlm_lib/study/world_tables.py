@@ -17,11 +17,10 @@ import pandas as pd
 from jinja2 import Template
 from wordcloud import STOPWORDS
 
-from personavlm_lib.memory.records import split_sessions
 from personavlm_lib.study.profiles import PAPER
-from personavlm_lib.world.dataset import MEMORY_PURPOSES, Life
+from personavlm_lib.world.dataset import MEMORY_PURPOSES, Life, dialogues, needed_picture, questions
 from personavlm_lib.world.lexicon import MARKERS
-from personavlm_lib.world.questions import ASPECTS, Question
+from personavlm_lib.world.questions import ASPECTS
 
 World = dict[str, pd.DataFrame]
 TRAIN = "train"
@@ -55,34 +54,6 @@ def paper(name: str) -> pd.DataFrame:
     return pd.read_csv(PAPER / f"{name}.csv", keep_default_na=False)
 
 
-def dialogues(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """One row per dialogue (Fig. 8): group, user, turns, pictured (turns with a picture), sessions, days spanned."""
-    rows = [
-        (group, life.user, len(turns := life.turns), sum(bool(turn.images) for turn in turns),
-         len(split_sessions(turns)), (turns[-1].time.date() - turns[0].time.date()).days + 1)
-        for group, lives in groups.items() for life in lives
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["group", "user", "turns", "pictured", "sessions", "days"])
-
-
-def _picture(life: Life, question: Question) -> str:
-    """The first picture among the gold evidence, without which there is no answer.
-
-    None for the personality, which shows in how the turns are worded.
-    """
-    pictures = [path for i in question.evidence for path in life.turns[i].images]
-    return pictures[0] if pictures and question.kind != "binary" else ""
-
-
-def questions(lives: list[Life]) -> pd.DataFrame:
-    """One row per question: user, task, aspect, kind, its words and its answer's (options aside), needs_picture."""
-    rows = [
-        (q.user, q.task, q.aspect, q.kind, len(q.text.split()), len(q.answer.split()), bool(_picture(life, q)))
-        for life in lives for q in life.questions
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns="user task aspect kind question_words answer_words needs_picture".split())
-
-
 def topics(groups: dict[str, list[Life]]) -> pd.DataFrame:
     """Turns by what they are about (Fig. 3c): group, kind of the plan's beat, turns."""
     kinds = [(group, beat.kind) for group, lives in groups.items() for life in lives for beat in life.plan.beats]
@@ -111,8 +82,8 @@ def cases(lives: list[Life]) -> pd.DataFrame:
     rows = []
     for task, aspect in ASPECTS.items():
         fitting = [(life, q) for life in lives for q in life.questions if q.task == task]
-        for life, q in sorted(fitting, key=lambda pair: (not _picture(*pair), not pair[1].evidence))[:1]:
-            path = _picture(life, q)
+        for life, q in sorted(fitting, key=lambda pair: (not needed_picture(*pair), not pair[1].evidence))[:1]:
+            path = needed_picture(life, q)
             turn = next((life.turns[i] for i in q.evidence if path in ("", *life.turns[i].images)), None)
             said = f"{turn.time:%d %B}: {re.sub(r' ?<.+?>', '', turn.user)}" if turn else "nothing was said of it"
             picture = base64.b64encode(Path(path).read_bytes()).decode() if path else ""

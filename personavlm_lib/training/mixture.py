@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.protocol import write_answer
+from personavlm_lib.agent.replies import write_answer
 from personavlm_lib.memory.personality import BigFive, levels
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models.nano import TAGS, ImageOnlyProcessor

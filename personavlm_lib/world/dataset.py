@@ -220,22 +220,29 @@ def rl_questions(lives: list[Life], total: int, rng: random.Random) -> list[tupl
     return drawn
 
 
-def statistics(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """One row per group of lives: what Table 6 and Fig. 8 count. Words are those of choice questions and their right
-    answers; a question is related to an image if one of its evidence turns shows one."""
-    rows = []
-    for name, lives in groups.items():
-        turns = [turn for life in lives for turn in life.turns]
-        asked = [(life, q) for life in lives for q in life.questions if q.kind == "choice"]
-        seen = [any(life.turns[i].images for i in q.evidence) for life, q in asked]
-        rows.append({
-            "group": name, "users": len(lives), "turns_per_dialogue": len(turns) / len(lives),
-            "sessions_per_dialogue": sum(len(split_sessions(life.turns)) for life in lives) / len(lives),
-            "days_per_dialogue": sum((life.turns[-1].time - life.turns[0].time).days for life in lives) / len(lives),
-            "image_share": sum(bool(turn.images) for turn in turns) / len(turns),
-            "questions": sum(len(life.questions) for life in lives),
-            "question_words": sum(len(q.text.split()) for _, q in asked) / max(1, len(asked)),
-            "answer_words": sum(len(q.answer.split()) for _, q in asked) / max(1, len(asked)),
-            "image_questions": sum(seen) / max(1, len(asked)),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+def dialogues(groups: dict[str, list[Life]]) -> pd.DataFrame:
+    """One row per dialogue (Fig. 8): group, user, turns, pictured (turns with a picture), sessions, days spanned."""
+    rows = [
+        (group, life.user, len(turns := life.turns), sum(bool(turn.images) for turn in turns),
+         len(split_sessions(turns)), (turns[-1].time.date() - turns[0].time.date()).days + 1)
+        for group, lives in groups.items() for life in lives
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["group", "user", "turns", "pictured", "sessions", "days"])
+
+
+def needed_picture(life: Life, question: Question) -> str:
+    """The first picture among the gold evidence, without which there is no answer.
+
+    None for the personality, which shows in how the turns are worded.
+    """
+    pictures = [path for i in question.evidence for path in life.turns[i].images]
+    return pictures[0] if pictures and question.kind != "binary" else ""
+
+
+def questions(lives: list[Life]) -> pd.DataFrame:
+    """One row per question: user, task, aspect, kind, its words and its answer's (options aside), needs_picture."""
+    rows = [
+        (q.user, q.task, q.aspect, q.kind, len(q.text.split()), len(q.answer.split()), bool(needed_picture(life, q)))
+        for life in lives for q in life.questions
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns="user task aspect kind question_words answer_words needs_picture".split())

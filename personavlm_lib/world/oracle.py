@@ -10,15 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from personavlm_lib.agent.prompts import periods
-from personavlm_lib.agent.protocol import (
-    EpisodeReply,
-    SemanticReply,
-    write_answer,
-    write_episodes,
-    write_pairs,
-    write_retrieve,
-    write_semantic,
-)
+from personavlm_lib.agent.protocol import EpisodeReply, SemanticReply
+from personavlm_lib.agent.replies import write_answer, write_episodes, write_pairs, write_retrieve, write_semantic
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models import Ask, Reply
 from personavlm_lib.world.lexicon import PERSONA_KEYS, STYLES

@@ -195,7 +195,8 @@ def _gather(
     )
     told = [life for group in lives.values() for life in group]
     tables = {
-        "Dialogues and questions": dataset.statistics(lives),
+        "Dialogues, on average": _averages(dataset.dialogues(lives), "group"),
+        "Questions, on average": _averages(dataset.questions(told), "kind"),
         "Questions by task": _counts(question.task for life in told for question in life.questions),
         "SFT samples": _counts(kinds[i] for i in chosen),
         "RL samples": _counts(question.kind for question in asked),
@@ -212,6 +213,12 @@ def _taken(parts: Iterable[Path]) -> Iterator[str]:
         with open(part) as file:
             yield from file
         part.unlink()
+
+
+def _averages(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """How many rows there are of each, and the means of their numbers."""
+    groups = table.groupby(by, sort=False)
+    return groups.size().rename("n").to_frame().join(groups.mean(numeric_only=True)).reset_index()
 
 
 def _counts(names: Iterable[str]) -> pd.DataFrame:

@@ -22,11 +22,11 @@ from personavlm_lib.models import ChatModel, run
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.dataset import Life, as_query
 from personavlm_lib.world.questions import Question
+from personavlm_lib.world.scenes import COUNTS
 
 # A minimum, of the gravest words alone; what is meant without being said, no list finds.
 UNSAFE = re.compile(r"\b(suicid\w*|kill\w*|murder\w*|raped?|rapist|porn\w*|bombs?|nazis?|cocaine|heroin)\b", re.I)
 LONG = 6  # words of a reply; shorter ones ("good to know") may come as often as they like
-NUMBERS = "one two three four".split()
 STATES = ("open", "unknown")  # answers that rest on what was not told
 
 
@@ -131,7 +131,7 @@ def _shown(life: Life, index: int) -> set[str]:
     words, scene = set(_words(life.turns[index].user)), life.plan.beats[index].scene
     if scene:
         counts = Counter(thing.kind for thing in scene.things).values()
-        words |= {*_words(repr(scene)), *(NUMBERS[min(n, 4) - 1] for n in counts), "left", "right"}
+        words |= {*_words(repr(scene)), *(COUNTS[n - 1] for n in counts), "left", "right"}
     return words
 
 

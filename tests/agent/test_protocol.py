@@ -4,6 +4,7 @@ from datetime import datetime
 import pytest
 
 from personavlm_lib.agent import protocol as p
+from personavlm_lib.agent import replies
 from personavlm_lib.agent.options import match_option
 from personavlm_lib.memory.records import TRAITS, BigFive
 
@@ -22,28 +23,28 @@ def test_a_tidy_search_and_a_tidy_answer_have_no_errors():
 def test_what_the_oracle_writes_is_read_back(separator, quote):
     start, end = datetime(2024, 1, 2, 3, 4), datetime(2024, 5, 6, 7, 8)
     for args in (("my drink", None, None), ("runs at 7:30", start, end), ("tea, cats", None, end)):
-        step = p.parse_step(p.write_retrieve("hm", *args, separator=separator, quote=quote))
+        step = p.parse_step(replies.write_retrieve("hm", *args, separator=separator, quote=quote))
         assert step == p.Step("hm", p.RetrieveArgs(*args), None, ())
-    assert p.parse_step(p.write_answer("hm", "pink", separator=separator)) == p.Step("hm", None, "pink", ())
+    assert p.parse_step(replies.write_answer("hm", "pink", separator=separator)) == p.Step("hm", None, "pink", ())
     profile = BigFive(1.0, 2.0, 3.0, 4.0, 5.0)
     assert (
-        p.parse_personality(p.write_pairs(dict(zip(TRAITS, (1, 2, 3, 4, 5), strict=True)), separator=separator))
+        p.parse_personality(replies.write_pairs(dict(zip(TRAITS, (1, 2, 3, 4, 5), strict=True)), separator=separator))
         == profile
     )
     for reply in (
         p.SemanticReply("said so", True, "runs at 7:30, daily", "run, daily"),
         p.SemanticReply("", False, "", ""),
     ):
-        assert p.parse_semantic(p.write_semantic(reply, separator=separator, quote=quote)) == reply
+        assert p.parse_semantic(replies.write_semantic(reply, separator=separator, quote=quote)) == reply
     topics = [p.EpisodeReply("about tea", "tea", (0, 2, 3)), p.EpisodeReply("about cats: two", "cats, pets", (1,))]
-    assert p.parse_episodes(p.write_episodes(topics, separator=separator, quote=quote)) == topics
+    assert p.parse_episodes(replies.write_episodes(topics, separator=separator, quote=quote)) == topics
     core = {"name": "Cassius Velius", "age": "30", "likes": "tea, coffee"}
-    assert p.parse_core(p.write_pairs(core, separator=separator, quote=quote)) == core
+    assert p.parse_core(replies.write_pairs(core, separator=separator, quote=quote)) == core
 
 
 def test_quoted_values_survive_whatever_they_hold():
     nasty = {"a b": 'she said "now": yes', "c": 'x\ny\n"z"', "d": '"', "e": 'key\n"a": 1', "f": "\\n, \\"}
-    assert p.parse_pairs(p.write_pairs(nasty)) == nasty
+    assert p.parse_pairs(replies.write_pairs(nasty)) == nasty
 
 
 @pytest.mark.parametrize(
@@ -181,11 +182,11 @@ def test_no_text_whatever_raises():
     rng = random.Random(0)
     seeds = [
         TIDY,
-        p.write_answer("a", "b"),
+        replies.write_answer("a", "b"),
         '"topic_summary": x\n"source_dialog_indices": [0, 2]',
         "（Image Object: a）",
     ]
-    seeds.append(p.write_pairs(dict.fromkeys(TRAITS, 3)) + '"decision": True\n"content": "x"')
+    seeds.append(replies.write_pairs(dict.fromkeys(TRAITS, 3)) + '"decision": True\n"content": "x"')
     pieces = [
         "<think>",
         "</think>",

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.protocol import write_answer, write_retrieve
+from personavlm_lib.agent.replies import write_answer, write_retrieve
 from personavlm_lib.agent.respond import AgentSettings, respond, training_top_k
 from personavlm_lib.memory.records import Episode, ProceduralMemory, SemanticMemory, Turn, VisualConcept
 from personavlm_lib.memory.search import Retriever, TopK

@@ -66,8 +66,15 @@ def test_the_oracle_is_the_ceiling(ask):
     rows = ask("oracle")
     assert sum(row.correct for row in rows) >= len(rows) - 1
     for row in rows:
-        looked_at = set(row.evidence_turns) & set(row.retrieved_turns)
-        assert row.kind == "alignment" or not row.retrievals or not row.evidence_turns or looked_at
+        if row.kind == "alignment" or not row.retrievals:
+            continue
+        looked_at, wanted = set(row.retrieved_turns), set(row.evidence_turns)
+        if row.task == "Relationship Recognition":  # three searches bring some of it
+            assert looked_at & wanted
+        elif row.task == "Long-term Goal Tracking":  # what became of it stands in the last turn
+            assert {*row.evidence_turns[-1:]} <= looked_at
+        else:
+            assert wanted <= looked_at
     assert {row.kind for row in rows} == {"choice", "alignment"}
 
 

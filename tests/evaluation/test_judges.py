@@ -5,7 +5,8 @@ from datetime import datetime
 
 import pytest
 
-from personavlm_lib.agent.protocol import parse_step, write_answer, write_retrieve
+from personavlm_lib.agent.protocol import parse_step
+from personavlm_lib.agent.replies import write_answer, write_retrieve
 from personavlm_lib.agent.respond import Response
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.world.questions import Question

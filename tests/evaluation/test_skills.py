@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from personavlm_lib.__main__ import main
-from personavlm_lib.agent.protocol import write_answer, write_retrieve
+from personavlm_lib.agent.replies import write_answer, write_retrieve
 from personavlm_lib.evaluation import skills
 from personavlm_lib.models import run
 from personavlm_lib.study import figures

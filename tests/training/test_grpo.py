@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from personavlm_lib.agent.protocol import write_answer, write_retrieve
+from personavlm_lib.agent.replies import write_answer, write_retrieve
 from personavlm_lib.memory.records import SESSION_GAP
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.training import grpo

@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from personavlm_lib.agent.protocol import parse_step
@@ -120,11 +119,12 @@ def test_rl_prompts_have_the_papers_shares(lives):
     assert all(question.user == life.user for life, question in drawn)
 
 
-def test_statistics_of_two_groups(lives):
-    table = dataset.statistics({"train": lives[:1], "test": lives})
-    assert isinstance(table, pd.DataFrame) and list(table.group) == ["train", "test"] and list(table.users) == [1, 2]
-    turns = [turn for life in lives for turn in life.turns]
-    assert table.turns_per_dialogue[1] == len(turns) / 2
-    assert table.image_share[1] == sum(bool(turn.images) for turn in turns) / len(turns)
-    assert 3 < table.question_words[1] < 12 and 1 <= table.answer_words[1] < 2 and 0 < table.image_questions[1] < 0.5
-    assert table.questions[1] == sum(len(life.questions) for life in lives)
+def test_dialogues_and_questions_are_counted(lives):
+    table = dataset.dialogues({"train": lives[:1], "test": lives})
+    assert list(table.group) == ["train", "test", "test"] and table.turns[0] == len(lives[0].turns)
+    assert table.pictured[0] == sum(bool(turn.images) for turn in lives[0].turns)
+    asked = dataset.questions(lives)
+    assert len(asked) == sum(len(life.questions) for life in lives)
+    choice = asked[asked.kind == "choice"]
+    assert 3 < choice.question_words.mean() < 12 and 1 <= choice.answer_words.mean() < 2
+    assert 0 < choice.needs_picture.mean() < 0.5 and not asked[asked.kind == "binary"].needs_picture.any()
