@@ -220,7 +220,7 @@ def skills_radar(skills: pd.DataFrame) -> Figure:
         score = 100 * wide[name].fillna(0)
         ax.plot([*angles, 0], [*score, score.iloc[0]], color=colour, marker=".", label=name)
     ax.plot(angles, 100 * target, "_", color="#222222", markersize=9, label="aim")
-    ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=range(0, 101, 25), rlabel_position=9)
+    ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=(25, 50, 75), rlabel_position=9)
     ax.set_xticks(angles, [name.replace(" ", "\n", 1) for name in wide.index], fontsize=7)
     figure.legend(loc="outside lower center", ncols=4)
     return figure
