@@ -67,7 +67,7 @@ def look(text, image):
     if text.startswith("how many"):
         return COUNTS[len(seen) - 1]
     if text.startswith("what is on"):
-        return seen[0][3]
+        return seen[0][3] or "nothing"
     if asked := re.match(r"what is (left|right) of \w+ (\w+)", text):
         return seen[0 if asked[1] == "left" else 1][0]
     return None
