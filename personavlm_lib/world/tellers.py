@@ -11,43 +11,35 @@ from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.scenes import render
 
 FACTS = ("core", "preference", "friend", "relation", "value", "skill", "style")  # who key is value
+FACT = "{who} {key} is {value}"
+# How a beat of each kind is said, and what one would look it up by: the beginning, which does not give the end away.
+SAID = {
+    **dict.fromkeys(("name", *FACTS), (FACT, "{who} {key}")),
+    "preference": (FACT, "{who} {key} now"),  # what it has become, rather than what it was
+    "event": ("i {key} {value} with {friend}", "i {key}"),
+    "image": ("{who} {key}", "{who} {key}"),
+    "habit": ("every {key} i do {value}", "every {key} i do"),
+    "intent": ("i need {key} for {value}", "i need {key}"),
+    "goal": ("my goal is {value}", "my goal {value}"),
+    "goal_end": ("i {key} my goal {value}", "my goal {value}"),
+    "small_talk": ("{value}", "{who} {key}"),
+}
 
 
 def fact(beat: Beat) -> str:
     """`bob drink is cola`: how everything that holds of somebody is said."""
-    return f"{beat.who} {beat.key} is {beat.value}"
+    return FACT.format(**vars(beat))
 
 
 def sentence(beat: Beat) -> str:
     """The sentence that states the beat: the words a memory keeps and a reasoning step restates."""
-    if beat.kind in ("preference", "relation") and beat.cause:
-        return f"{fact(beat)} now because of {beat.cause}"
-    if beat.kind in FACTS or beat.kind == "name":
-        return fact(beat)
-    if beat.kind == "event":
-        return f"i {beat.key} {beat.value} with {beat.friend}"
-    if beat.kind == "image":
-        return f"{beat.who} {beat.key}"
-    if beat.kind == "habit":
-        return f"every {beat.key} i do {beat.value}"
-    if beat.kind == "intent":
-        return f"i need {beat.key} for {beat.value}"
-    if beat.kind == "goal":
-        return f"my goal is {beat.value}"
-    if beat.kind == "goal_end":
-        return f"i {beat.key} my goal {beat.value}"
-    return beat.value
+    said = SAID[beat.kind][0].format(**vars(beat))
+    return f"{said} now because of {beat.cause}" if beat.kind in ("preference", "relation") and beat.cause else said
 
 
 def keywords(beat: Beat) -> str:
-    """What one would look the beat up by: the sentence's beginning, which does not give its end away."""
-    if beat.kind == "habit":
-        return f"every {beat.key} i do"
-    if beat.kind in ("goal", "goal_end"):
-        return f"my goal {beat.value}"
-    if beat.kind == "preference":  # what it has become, rather than what it was
-        return f"{beat.who} {beat.key} now"
-    return {"event": f"i {beat.key}", "intent": f"i need {beat.key}"}.get(beat.kind, f"{beat.who} {beat.key}")
+    """What one would look the beat up by."""
+    return SAID[beat.kind][1].format(**vars(beat))
 
 
 def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
