@@ -199,11 +199,11 @@ def table_11_efficiency(records: pd.DataFrame) -> Figure:
 def backbone_curves(metrics: pd.DataFrame) -> Figure:
     """How the backbone learned: share of right reasoning steps per skill over tokens seen (one row per probe)."""
     figure, axes = _axes(height=2.8)
-    skills = [c for c in ("table", "know", "read_8", "read_all", "see", "recall") if c in metrics]
-    for skill, colour in zip(skills, (GREEN, GREY, BLUE, SKY, ORANGE, RED), strict=False):
+    skills = [c for c in ("table", "copy", "read_8", "read_all", "date", "see", "recall") if c in metrics]
+    for skill, colour in zip(skills, (GREEN, GREY, BLUE, SKY, PURPLE, ORANGE, RED), strict=False):
         axes[0, 0].plot(metrics.tokens / 1e6, 100 * metrics[skill], color=colour, label=skill, marker=".")
     axes[0, 0].set(xlabel="million tokens", ylabel="right (%)", ylim=(-2, 102))
-    axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.22))
+    axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.3))
     return figure
 
 

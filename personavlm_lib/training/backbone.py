@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from personavlm_lib.memory.personality import BigFive, levels
 from personavlm_lib.models.nano import SPECIAL, TAGS, ImageOnlyProcessor, build_model, build_processor, build_tokenizer
+from personavlm_lib.training import mixture
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.mixture import Mixture, Row, collate, conversation, copying, encode, knowing, seeing, table
+from personavlm_lib.training.mixture import Row, collate, encode
 from personavlm_lib.world import lexicon
 
 _ASKS_PICTURE = re.compile(r"ask (what color|how many|what is (left|right|on))")
@@ -36,18 +37,20 @@ def answer_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> dict[str, float]:
     """Share of reasoning steps whose words are all right when each is predicted from the right ones before it.
 
-    On lives never trained on. `table`: a bare fact
-    among eight; `copy`: a list of random words; `read_8`, `read_all`: a question on 8 turns or
-    on a whole life; `see`: a colour in a scene; `recall`: the same with the picture among the turns of a conversation.
+    On lives never trained on. `table`: the newest of a bare fact among eight; `copy`: a list of random words; `read_8`,
+    `read_all`: a question on 8 turns or on a whole life; `date`: a period; `list`: turns by number or key; `see`: a
+    scene; `recall`: the same with the picture among the turns of a conversation.
     """
-    vocabulary = Mixture(processor, 1, 1, 0).vocabulary
+    vocabulary = mixture.Mixture(processor, 1, 1, 0).vocabulary
     makers = {
-        "table": lambda rng: table(rng, 8, 1),
-        "copy": lambda rng: copying(rng, vocabulary),
-        "read_8": lambda rng: conversation(rng, 8, 1, False, False),
-        "read_all": lambda rng: conversation(rng, 60, 1, False, False),
-        "know": lambda rng: knowing(rng, 1),
-        "see": lambda rng: seeing(rng, 1),
+        "table": lambda rng: mixture.table(rng, 8, 1),
+        "copy": lambda rng: mixture.copying(rng, vocabulary),
+        "read_8": lambda rng: mixture.conversation(rng, 8, 1, False, False),
+        "read_all": lambda rng: mixture.conversation(rng, 60, 1, False, False),
+        "know": lambda rng: mixture.knowing(rng, 1),
+        "date": lambda rng: mixture.dating(rng, 1),
+        "list": lambda rng: mixture.listing(rng, 8),
+        "see": lambda rng: mixture.seeing(rng, 1, 1),
         "recall": _about_pictures,
     }
     model.eval()
@@ -69,7 +72,7 @@ def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> d
 
 def _about_pictures(rng: random.Random) -> Row:
     while True:
-        row = conversation(rng, 12, 1, False, True)
+        row = mixture.conversation(rng, 12, 1, False, True)
         if _ASKS_PICTURE.search(row.messages[0][1]):
             return row
 
@@ -92,20 +95,17 @@ def train(config: dict, folder: Path) -> None:
     torch.manual_seed(config["seed"])
     tokenizer = build_tokenizer(corpus())
     processor = build_processor(tokenizer)
-    model = build_model(tokenizer, config["width"], config["layers"])
-    first = config.get("first_step", 0)
-    if first:  # goes on from weights that an unfinished run left, with the optimiser's moments new
-        model = type(model).from_pretrained(config["weights"])
+    model = build_model(tokenizer, config["width"], config["layers"], config.get("look_back", True))
     optimisers = build_optimisers(model, config)
     steps = config["steps"]
-    mixture = Mixture(processor, config["batch"], steps, config["seed"], first)
-    data = DataLoader(mixture, None, num_workers=config["workers"])
+    batches = mixture.Mixture(processor, config["batch"], steps, config["seed"])
+    data = DataLoader(batches, None, num_workers=config["workers"])
     start, seen = time.time(), 0
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metrics.jsonl", "w") as log:
-        for step, batch in enumerate(data, first + 1):
+        for step, batch in enumerate(data, 1):
             done = step / steps
-            pace = min(1, (step - first) / 50) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
+            pace = min(1, step / 50) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = config["learning_rate"] * pace
             loss = answer_loss(

@@ -3,10 +3,13 @@
 Each generator below makes one kind, and why it is there:
 - `conversation`: raw turns of a simulated life in the response prompt, then several questions. The reasoning restates
   the turn word for word, so looking up is induction; several questions a context and contexts that grow make it come.
-- `table`: bare facts and questions about them, for the first tenth almost alone: there looking up comes soonest.
+- `table`: bare facts and questions about them, the newest of each; most of the first twentieth, as looking
+  up comes soonest there.
 - `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
+- `listing`: numbered turns told again in the output grammar: numbers, and keys such as `"yoga":`, which are one token.
+- `dating`: what `last sunday` or `two weeks ago` means, by the calendar in the prompt.
 - `knowing`: what everybody knows: which trait a word shows and how strongly, what a value or a habit takes.
-- `seeing`: one scene and what is in it: colours, numbers, what stands beside what, words, captions.
+- `captioning`, `seeing`: scenes and what is in them: colours, numbers, what stands beside what, words.
 Loss on the assistant's tokens only. Deviation from common practice: no text corpus exists at this size, so every token
 comes from the world.
 """
@@ -20,16 +23,17 @@ from pathlib import Path
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.replies import write_answer
+from personavlm_lib.agent.prompts import PromptSet, periods
+from personavlm_lib.agent.protocol import EpisodeReply
+from personavlm_lib.agent.replies import write_answer, write_episodes, write_pairs
 from personavlm_lib.memory.personality import BigFive, levels
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models.nano import TAGS, ImageOnlyProcessor
 from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
 from personavlm_lib.world.questions import Question
-from personavlm_lib.world.scenes import THINGS, caption, render
-from personavlm_lib.world.tellers import tell, user_words
+from personavlm_lib.world.scenes import LOOSE, caption, render
+from personavlm_lib.world.tellers import keywords, sentence, tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
 Message = tuple[str, str]
@@ -87,18 +91,63 @@ def _about_personality(rng: random.Random, question: Question, scores: dict[str,
 
 
 def table(rng: random.Random, longest: int, questions: int) -> Row:
-    """Bare facts, `who key is value`, and `questions` of them asked: look-up and nothing else."""
+    """Bare facts, `who key is value`, and `questions` of them asked: look-up and nothing else.
+
+    Some have changed, and the newest counts; half the tables show dates, as found memories do.
+    """
     # Few keys for many people: what a model gets wrong here is always the right key of another person.
-    people, keys = rng.sample(lexicon.NAMES, rng.randint(2, 8)), list(_FACTS)
+    people, keys = rng.sample(("my", *lexicon.NAMES), rng.randint(2, 8)), list(_FACTS)
     keys = rng.sample(keys, rng.choice((1, 2, 2, 3, 5)))
-    facts = {(who, key): rng.choice(_FACTS[key]) for who in people for key in keys}
-    shown = rng.sample(list(facts), rng.randint(2, min(longest, len(facts))))
-    lines = {pair: f"{' '.join(pair)} is {facts[pair]}" for pair in shown}
+    pairs = [(who, key) for who in people for key in keys]
+    shown = rng.sample(pairs, rng.randint(2, min(longest, len(pairs))))
+    dates = sorted(f"{EPOCH + timedelta(days=rng.randrange(90)):%Y-%m-%d} " for _ in shown * 2)
+    dated, lines, newest = rng.random() < 0.5, [], {}
+    for who, key in shown:
+        values = rng.sample(_FACTS[key], 2 if rng.random() < 0.3 else 1)
+        told = [f"{who} {key} is {value}" for value in values]
+        told[1:] = [f"{text} now because of {rng.choice(lexicon.CAUSES)}" for text in told[1:]]
+        newest[who, key] = told[-1], values[-1]
+        places = sorted(rng.randint(0, len(lines)) for _ in told)
+        for offset, (place, text) in enumerate(zip(places, told, strict=True)):
+            lines.insert(place + offset, text)
+    lines = [f"{date * dated}{text}" for date, text in zip(dates, lines, strict=False)]
     messages = []
     for n, pair in enumerate(rng.choices(shown, k=questions)):
         ask = f"ask {' '.join(pair)}"
-        messages.append(("user", "\n".join([*lines.values(), ask]) if n == 0 else ask))
-        messages.append(("assistant", write_answer(lines[pair], facts[pair])))
+        messages.append(("user", "\n".join([*lines, ask]) if n == 0 else ask))
+        messages.append(("assistant", write_answer(*newest[pair])))
+    return Row(messages, [])
+
+
+def dating(rng: random.Random, questions: int) -> Row:
+    """The calendar of a day, and what its names of times mean: the first and the last minute."""
+    now = EPOCH + timedelta(days=rng.randint(15, 120), minutes=rng.randrange(1440))
+    named, messages = periods(now), []
+    days = " ".join(f"{name} {start:%Y-%m-%d}" for name, (start, _) in named.items())
+    for n, name in enumerate(rng.choices(list(named), k=questions)):
+        start, end = named[name]
+        found = f"<think>{name} {start:%Y-%m-%d}</think>\n"
+        messages.append(("user", f"today {now:%A %Y-%m-%d} {days}\nask {name}".lower() if n == 0 else f"ask {name}"))
+        messages.append(("assistant", found + write_pairs({"start_time": start, "end_time": end}, quote=False)))
+    return Row(messages, [])
+
+
+def listing(rng: random.Random, longest: int) -> Row:
+    """Numbered turns of a life, to be told again: each with its number, and by key what memory files under one."""
+    beats = sample_plan(SEEDS + rng.randrange(1_000_000)).beats
+    filed = [beat for beat in beats if beat.kind in ("habit", "goal", "core", "name")]
+    chosen = rng.sample(filed, min(len(filed), rng.randint(1, longest // 2)))
+    chosen += rng.sample(beats, rng.randint(1, longest // 2))
+    chosen = rng.sample(chosen, len(chosen))
+    said = (user_words(beat).replace("<img>", "") for beat in chosen)
+    told = [f"{i} user {text} assistant {rng.choice(lexicon.REPLIES)}" for i, text in enumerate(said)]
+    numbered = write_episodes([EpisodeReply(sentence(b), keywords(b), (i,)) for i, b in enumerate(chosen)], quote=False)
+    kept = {b.key: b.value for b in chosen if b.kind in ("core", "name")}
+    kept |= {b.value: sentence(b) for b in chosen if b.kind in ("habit", "goal")}
+    asks = [("repeat all", numbered), ("repeat profile", write_pairs(kept, quote=False))]
+    messages = []
+    for n, (ask, reply) in enumerate(rng.sample(asks, 2)):
+        messages += [("user", "\n".join([*told, ask]) if n == 0 else ask), ("assistant", reply)]
     return Row(messages, [])
 
 
@@ -129,30 +178,39 @@ def copying(rng: random.Random, vocabulary: list[str]) -> Row:
 
     With some of the tags among them: what nothing ever wrote keeps a random embedding, which an adapter cannot aim at.
     """
-    chosen = rng.sample(vocabulary, rng.randint(4, 24)) + rng.sample(TAGS, rng.randint(0, 3))
+    chosen = rng.sample(vocabulary, rng.randint(4, 32)) + rng.sample(TAGS, rng.randint(0, 3))
     words = " ".join(rng.sample(chosen, len(chosen)))
     return Row([("user", f"repeat {words}"), ("assistant", words), ("user", "repeat"), ("assistant", words)], [])
 
 
-def seeing(rng: random.Random, questions: int) -> Row:
-    """One scene: what can be asked of it, up to `questions` of that, and a caption."""
-    who, thing = rng.choice(("my", *lexicon.NAMES)), rng.choice(list(THINGS))
-    beat = Beat(EPOCH, **pictured(rng, who, thing)[0])
-    life, later = replace(_SOMEBODY, beats=(beat,)), EPOCH + timedelta(days=1)
-    asked = [(q.text, q.thought, q.answer) for q in tasks.visual_detail_recall(life, rng, later)]
-    asked += [(f"what color is {t.kind} ?", f"{t.kind} is {t.color}", t.color) for t in beat.scene.things[:2]]
-    asked = list(dict.fromkeys(asked))
-    asked = rng.sample(asked, min(questions, len(asked)))
-    messages = []
-    for n, (text, thought, answer) in enumerate(asked):
-        shown = f"{user_words(beat)}\n" if n == 0 else ""
-        messages += [("user", f"{shown}ask {text}\nanswer now"), ("assistant", write_answer(thought, answer))]
-    messages += [("user", "caption"), ("assistant", caption(beat.scene))]
-    image = render(beat.scene)
-    if len(beat.scene.things) == 1 and rng.random() < 0.5:  # what a crop of a visual concept looks like
-        left, top, right, bottom = (v * image.width for v in beat.scene.things[0].box)
-        image = image.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
-    return Row(messages, [image])
+def _shown(rng: random.Random) -> Beat:
+    """Something that somebody shows; a quarter of it are signs, whose words are the hardest to see."""
+    thing = "sign" if rng.random() < 0.25 else rng.choice(LOOSE)
+    return Beat(EPOCH, **pictured(rng, rng.choice(("my", *lexicon.NAMES)), thing)[0])
+
+
+def captioning(rng: random.Random) -> Row:
+    """One picture and all that is in it: the most pictures in the least time."""
+    beat = _shown(rng)
+    picture, things = render(beat.scene), beat.scene.things
+    if len(things) == 1 and rng.random() < 0.3:  # what a crop of a visual concept looks like
+        left, top, right, bottom = (v * picture.width for v in things[0].box)
+        picture = picture.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
+    return Row([("user", f"{user_words(beat)}\ncaption"), ("assistant", caption(beat.scene))], [picture])
+
+
+def seeing(rng: random.Random, scenes: int, questions: int) -> Row:
+    """One to `scenes` pictures and up to `questions` of what can be asked of each."""
+    beats = {(beat.who, beat.key): beat for beat in (_shown(rng) for _ in range(rng.randint(1, scenes)))}
+    told, asked, messages = "".join(f"{user_words(beat)}\n" for beat in beats.values()), [], []
+    for beat in beats.values():
+        life = replace(_SOMEBODY, beats=(beat,))
+        some = [(q.text, q.thought, q.answer) for q in tasks.visual_detail_recall(life, rng, EPOCH + timedelta(days=1))]
+        asked += rng.sample(some, min(questions, len(some)))
+    for text, thought, answer in rng.sample(asked, len(asked)):
+        messages += [("user", f"{told}ask {text}\nanswer now"), ("assistant", write_answer(thought, answer))]
+        told = ""
+    return Row(messages, [render(beat.scene) for beat in beats.values()])
 
 
 _PROMPTS = PromptSet("nano")
@@ -168,7 +226,10 @@ def examples(seed: int) -> dict[str, Row]:
         "table": table(rng, 5, 2),
         "knowing": knowing(rng, 4),
         "copying": copying(rng, lexicon.words()),
-        "seeing": seeing(rng, 3),
+        "captioning": captioning(rng),
+        "seeing": seeing(rng, 2, 3),
+        "dating": dating(rng, 2),
+        "listing": listing(rng, 4),
     }
 
 
@@ -190,12 +251,14 @@ def encode(row: Row, processor: ImageOnlyProcessor) -> dict:
 
 
 def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Tensor]:
-    """Pads on the right; images of all rows in order. (rows, longest) ids, labels, mask and token types."""
+    """Pads on the right; images of all rows in order. (rows, longest) ids, labels and token types.
+
+    No mask: nothing looks to the right, and attention that need not ask is nearly twice as fast.
+    """
     width = max(len(row["ids"]) for row in rows)
     ids = torch.tensor([row["ids"] + [pad] * (width - len(row["ids"])) for row in rows])
     labels = torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in rows])
-    mask = torch.tensor([[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in rows])
-    batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    batch = {"input_ids": ids, "labels": labels}
     batch["mm_token_type_ids"] = (ids == image_token).long()
     if pictured := [row for row in rows if "pixel_values" in row]:
         batch |= {k: torch.cat([row[k] for row in pictured]) for k in ("pixel_values", "image_grid_thw")}
@@ -205,34 +268,40 @@ def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Ten
 class Mixture(IterableDataset):
     """Batches for ever, in a schedule by the share of the run that is done: contexts grow, repeated keys end."""
 
-    def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int, first: int = 0):
-        self.processor, self.batch, self.steps, self.seed, self.first = processor, batch, steps, seed, first
+    def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int):
+        self.processor, self.batch, self.steps, self.seed = processor, batch, steps, seed
         keep = (piece for piece in processor.tokenizer.get_vocab() if piece.startswith(" ") and len(piece) > 2)
         self.vocabulary = sorted(piece.strip() for piece in keep)
 
     def rows(self, rng: random.Random, done: float) -> list[Row]:
-        kind = rng.random()
-        if done < 0.1:  # cheap and dense: first learn to look up anything at all
-            if kind < 0.75:
-                return [table(rng, 5 if done < 0.06 else 12, 8) for _ in range(2 * self.batch)]
-            return [seeing(rng, 4) if kind < 0.9 else knowing(rng, 8) for _ in range(2 * self.batch)]
-        if kind < 0.05:
-            return [copying(rng, self.vocabulary) for _ in range(2 * self.batch)]
-        if kind < 0.4:  # short rows: a third of the steps, an eighth of the tokens
-            return [table(rng, 12, 8) for _ in range(2 * self.batch)]
-        if kind < 0.46:
-            return [knowing(rng, 8) for _ in range(2 * self.batch)]
-        if kind < 0.68:
-            return [seeing(rng, 4) for _ in range(2 * self.batch)]
-        longest = 6 if done < 0.2 else 12 if done < 0.35 else 24 if done < 0.5 else 48
-        pictures, repeat = kind > 0.78, rng.random() > 2 * done
-        return [conversation(rng, longest, 8, repeat, pictures) for _ in range(self.batch)]
+        """One batch: of drills all kinds at once, or they undo each other; scenes and lives, which are longer, apart.
+
+        Seeing takes longest to learn, and so the most steps; lives take the most tokens.
+        """
+        early, longest = done < 0.05, 6 if done < 0.15 else 12 if done < 0.3 else 24 if done < 0.5 else 48
+        drills = {
+            lambda: copying(rng, self.vocabulary): 20,
+            lambda: table(rng, 6 if early else 12, 8): 100 if early else 30,
+            lambda: knowing(rng, 8): 15,
+            lambda: dating(rng, 8): 15,
+            lambda: listing(rng, 4 if done < 0.2 else 8): 20,
+        }
+        kinds = ("drills", "captions", "scenes", "lives")
+        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (43, 22, 15, 20))[0]
+        if kind == "drills":
+            return [make() for make in rng.choices([*drills], drills.values(), k=self.batch)]
+        if kind == "captions":
+            return [captioning(rng) for _ in range(8 * self.batch)]
+        if kind == "scenes":
+            return [seeing(rng, 4, 4) for _ in range(self.batch)]
+        pictures, repeat = rng.random() < 0.6, rng.random() > 2 * done
+        return [conversation(rng, longest, 8, repeat, pictures) for _ in range(self.batch // 2)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         tokenizer = self.processor.tokenizer
         pad, image = tokenizer.pad_token_id, self.processor.image_token_id
-        for step in range(self.first + offset, self.steps, stride):
+        for step in range(offset, self.steps, stride):
             rng = random.Random(f"{self.seed} {step}")
             yield collate([encode(row, self.processor) for row in self.rows(rng, step / self.steps)], pad, image)

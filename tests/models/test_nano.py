@@ -4,9 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from personavlm_lib.models.nano import build_model, build_tokenizer
 from personavlm_lib.training.backbone import corpus
+from personavlm_lib.training.mixture import collate, encode, table
 from personavlm_lib.world.lexicon import words
 from personavlm_lib.world.plan import sample_plan
 from personavlm_lib.world.scenes import render, sample_scene
@@ -57,3 +59,25 @@ def test_an_image_becomes_as_many_tokens_as_it_has_patches(processor, size, toke
 def test_the_sizes_of_the_kept_model(processor):
     parameters = sum(p.numel() for p in build_model(processor.tokenizer).parameters())
     assert 1.2e6 < parameters < 2e6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_before_any_training_it_looks_where_the_answer_stands(processor, seed):
+    """After `who key is` of the first reasoning step, layer 1 looks most at what stood there, of all facts shown."""
+    torch.manual_seed(seed)
+    model = build_model(processor.tokenizer).eval()
+    model.set_attn_implementation("eager")
+    found = []
+    for number in range(40):
+        row = table(random.Random(f"{seed} {number}"), 8, 1)
+        batch = collate([encode(row, processor)], processor.tokenizer.pad_token_id, processor.image_token_id)
+        labels = batch.pop("labels")[0]
+        learned = (labels != -100).nonzero()[0].item()
+        pieces = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+        asked = pieces.index(" is", learned)  # `<think> bob drink is`
+        value = pieces[asked + 1]
+        told = [i for i in range(3, learned) if pieces[i - 1] == " is"]
+        with torch.no_grad():
+            looked = model(**batch, output_attentions=True).attentions[1][0, :, asked].mean(0)
+        found.append(pieces[max(told, key=lambda i: looked[i])] == value)
+    assert sum(found) >= 24  # of five values on average; what changed twice has two

@@ -2,10 +2,13 @@
 
 import json
 import random
+from datetime import datetime
 
 import pytest
 import torch
 
+from personavlm_lib.agent import protocol
+from personavlm_lib.agent.prompts import periods
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.models import Ask
 from personavlm_lib.models.local import LocalModel
@@ -51,6 +54,44 @@ def test_answers_of_conversations_stand_in_the_context():
             assert stated in row.messages[0][1] or thought == "unknown"
 
 
+def test_a_table_answers_with_the_newest():
+    for seed in range(30):
+        row = mixture.table(random.Random(seed), 12, 4)
+        lines = row.messages[0][1].splitlines()
+        for (_, asked), (_, said) in zip(row.messages[::2], row.messages[1::2], strict=True):
+            about = asked.splitlines()[-1].removeprefix("ask ")
+            newest = [line for line in lines[:-1] if f"{about} is " in line][-1]
+            thought, answer = said.removeprefix("<think>").removesuffix("</answer>").split("</think>\n<answer>")
+            assert newest.endswith(thought) and thought.startswith(f"{about} is {answer}")
+
+
+def test_a_calendar_is_read_as_the_agent_reads_it():
+    for seed in range(10):
+        row = mixture.dating(random.Random(seed), 8)
+        now = datetime.strptime(row.messages[0][1].split()[2], "%Y-%m-%d")
+        for (_, asked), (_, said) in zip(row.messages[::2], row.messages[1::2], strict=True):
+            start, end = periods(now)[asked.splitlines()[-1].removeprefix("ask ")]
+            step = protocol.parse_step(f"<think>t</think>\n<retrieve>\n{said.split('</think>')[1]}\n</retrieve>")
+            assert (step.retrieve.start, step.retrieve.end) == (start, end)
+
+
+def test_listed_turns_are_read_by_the_agents_own_parsers():
+    for seed in range(10):
+        row = mixture.listing(random.Random(seed), 8)
+        turns = [line for line in row.messages[0][1].splitlines() if line[0].isdigit()]
+        for (_, asked), (_, said) in zip(row.messages[::2], row.messages[1::2], strict=True):
+            if asked.endswith("all"):
+                episodes = protocol.parse_episodes(said)
+                assert [episode.indices for episode in episodes] == [(i,) for i in range(len(turns))]
+                shown = zip(episodes, turns, strict=True)
+                assert all(
+                    turn.startswith(f"{e.indices[0]} user {e.topic_summary}") or "my" in turn for e, turn in shown
+                )
+            else:
+                for key, text in protocol.parse_procedural(said).items():
+                    assert any(key in turn and text in turn for turn in turns)
+
+
 def test_its_lives_are_its_own(monkeypatch):
     seeds = []
     sample = mixture.sample_plan
@@ -88,5 +129,5 @@ def test_two_steps_leave_a_model_that_answers(tmp_path, monkeypatch):
 
 def test_the_probe_measures_every_skill(processor, model):
     shares = backbone.probe(model, processor, n=2)
-    assert set(shares) == {"table", "copy", "read_8", "read_all", "know", "see", "recall"}
+    assert set(shares) == {"table", "copy", "read_8", "read_all", "know", "date", "list", "see", "recall"}
     assert all(0 <= share <= 1 for share in shares.values())
