@@ -122,8 +122,8 @@ def _look_back(model: Qwen2_5_VLForConditionalGeneration) -> None:
     Three heads of layer 0 look one, two and three words back, by their biases and the rotation of positions, and write
     what they find into subspaces of their own. Layer 1 compares what is 0, 1, 2 words before the present with what is
     1, 2, 3 words before each earlier word, in random projections, and copies that word. So `bob drink is` finds `bob
-    drink is cola` among the drinks of others. All of it is trained on. From the usual start the same model finds the
-    key alone, and never whose: `results/backbone/starts.jsonl` has both (after "Mimetic Initialization of
+    drink is cola` among the drinks of others. All of it is trained on. From the usual start the same recipe has hardly
+    begun to look up when this one does: `results/backbone/starts.jsonl` has both (after "Mimetic Initialization of
     Self-Attention Layers", Trockman and Kolter 2023).
     """
     config = model.config.text_config
