@@ -222,5 +222,6 @@ def skills_radar(skills: pd.DataFrame) -> Figure:
     ax.plot(angles, 100 * target, "_", color="#222222", markersize=9, label="aim")
     ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=(25, 50, 75), rlabel_position=9)
     ax.set_xticks(angles, [name.replace(" ", "\n", 1) for name in wide.index], fontsize=7)
+    ax.tick_params("x", pad=9)  # the names stay off the rim
     figure.legend(loc="outside lower center", ncols=4)
     return figure
