@@ -145,7 +145,7 @@ def _look_back(model: Qwen2_5_VLForConditionalGeneration) -> None:
         rows = slice(head * size, (head + 1) * size)
         for back in range(3):
             compared = torch.randn(len(slow), size) / len(slow) ** 0.5
-            # the word itself is there once, what layer 0 wrote is 0.3 x the norm of a normalised word: equal again
+            # of the word itself somewhat less: two words before count for more than one
             second.q_proj.weight[rows][slow] += compared @ space[back].T * (0.67 if back == 0 else 1)
             second.k_proj.weight[rows][slow] += compared @ space[back + 1].T
         second.v_proj.weight[rows] = copied[rows]
