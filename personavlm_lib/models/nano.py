@@ -85,7 +85,8 @@ def build_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A model of about 1.5 M parameters (heads of 32; vision depth 3, width 96) that is yet to be trained.
 
-    It knows no word, but it can look up: see `_look_back`.
+    `look_back`: the first two layers start as heads that look up (see `_look_back`), if it has four heads and two
+    layers; without, at random like the rest.
     """
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     config = Qwen2_5_VLConfig(
