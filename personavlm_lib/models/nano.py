@@ -19,11 +19,21 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from personavlm_lib.memory.records import TRAITS
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
            "<|video_pad|>")  # fmt: skip
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "retrieve", "answer") for slash in ("", "/"))
-# A piece is a word with the space before it, a quoted key of the output grammar, a date, a time, a letter of an option.
-PIECE = r""" ?"[a-z_]+":| ?\d{4}-\d{2}-\d{2}| ?\d{2}:\d{2}| ?\([a-d]\)| ?[A-Za-z]+| ?\d+| ?\n| ?[^\sA-Za-z\d]| """
+KEYS = ("reason", "decision", "content", "keywords", "topic_summary", "source_dialog_indices", "start_time", "end_time",
+        *TRAITS)  # fmt: skip
+# A piece is a word with the space before it, a key that the output grammar fixes, with its quotes, the rest of another
+# key after its word, a date, a time, a letter of an option.
+FIXED = "|".join(KEYS)
+PIECE = (
+    rf""" ?"(?:{FIXED})":| ?":| ?\d{{4}}-\d{{2}}-\d{{2}}| ?\d{{2}}:\d{{2}}"""
+    r"""| ?\([a-d]\)| ?[A-Za-z]+| ?\d+| ?\n| ?[^\sA-Za-z\d]| """
+)
+_OWN = rf"""(?!(?:{FIXED})")[a-z]+":"""  # a key that a user's life brings, after its first quote
 FIRST_DAY, DAYS = datetime(2024, 3, 1), 214
 
 
@@ -43,10 +53,11 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary is every piece of `texts`, all dates and times of the world, and the 256 bytes.
 
     A word stands for itself wherever it stands (a line break counts as a word, and every line begins with a space
-    inside): looking up is induction, and induction needs the same token in the memory and in the reasoning.
+    inside): looking up is induction, and induction needs the same token in the memory and in the reasoning. So a key
+    such as `"pottery":` is read as `" pottery":`, and its word is the word that the user said.
     """
     normaliser = normalizers.Sequence([
-        normalizers.Replace("\n", "\n "), normalizers.Prepend(" "),
+        normalizers.Replace("\n", "\n "), normalizers.Prepend(" "), normalizers.Replace(Regex(f'"(?={_OWN})'), '" '),
         normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(" $"), ""),
     ])  # fmt: skip
     tags = re.compile("|".join(map(re.escape, (*SPECIAL, *TAGS))))
@@ -65,6 +76,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
     tokenizer.decoder = decoders.Sequence([
         decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0),
+        decoders.Replace(Regex(f'" (?={_OWN})'), '"'),
     ])  # fmt: skip
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from personavlm_lib.memory.personality import BigFive, levels
-from personavlm_lib.models.nano import SPECIAL, TAGS, ImageOnlyProcessor, build_model, build_processor, build_tokenizer
+from personavlm_lib.models import nano
 from personavlm_lib.training import mixture
 from personavlm_lib.training.launch import main
 from personavlm_lib.training.mixture import Row, collate, encode
@@ -34,7 +33,7 @@ def answer_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def probe(model, processor: ImageOnlyProcessor, seed: int = 0, n: int = 64) -> dict[str, float]:
+def probe(model, processor: nano.ImageOnlyProcessor, seed: int = 0, n: int = 64) -> dict[str, float]:
     """Share of reasoning steps whose words are all right when each is predicted from the right ones before it.
 
     On lives never trained on. `table`: the newest of a bare fact among eight; `copy`: a list of random words; `read_8`,
@@ -80,11 +79,9 @@ def _about_pictures(rng: random.Random) -> Row:
 def build_optimisers(model: torch.nn.Module, config: dict) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, norms, biases and the convolution of the patches."""
     named = list(model.named_parameters())
-    muon = [p for name, p in named if p.ndim == 2 and "embed" not in name] if config.get("muon", True) else []
+    muon = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     rest = [p for _, p in named if not any(p is q for q in muon)]
     adam = torch.optim.AdamW(rest, config["learning_rate"], weight_decay=0.05, betas=(0.9, 0.98))
-    if not muon:
-        return [adam]
     # scaled to the size of AdamW's steps, so that one learning rate serves both
     scaled = torch.optim.Muon(muon, config["learning_rate"], weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     return [adam, scaled]
@@ -93,9 +90,9 @@ def build_optimisers(model: torch.nn.Module, config: dict) -> list[torch.optim.O
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (seed, steps, batch, learning_rate, width, layers, log_every, workers) into `folder`."""
     torch.manual_seed(config["seed"])
-    tokenizer = build_tokenizer(corpus())
-    processor = build_processor(tokenizer)
-    model = build_model(tokenizer, config["width"], config["layers"], config.get("look_back", True))
+    tokenizer = nano.build_tokenizer(corpus())
+    processor = nano.build_processor(tokenizer)
+    model = nano.build_model(tokenizer, config["width"], config["layers"], config.get("look_back", True))
     optimisers = build_optimisers(model, config)
     steps = config["steps"]
     batches = mixture.Mixture(processor, config["batch"], steps, config["seed"])
@@ -108,9 +105,8 @@ def train(config: dict, folder: Path) -> None:
             pace = min(1, step / 50) * (0.5 * (1 + math.cos(math.pi * (2 * done - 1))) if done > 0.5 else 1)
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = config["learning_rate"] * pace
-            loss = answer_loss(
-                model, batch
-            )  # float32: bfloat16 is many times slower on processors that only emulate it
+            # float32: bfloat16 is many times slower on processors that only emulate it
+            loss = answer_loss(model, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:
@@ -131,10 +127,8 @@ def train(config: dict, folder: Path) -> None:
 def corpus() -> Iterator[str]:
     """Every text that the tokenizer must know in whole words: the lexicon, the prompts and replies of some lives."""
     yield " ".join(lexicon.words())
-    yield " ".join((*SPECIAL, *TAGS))
-    yield '"reason": "decision": "content": "keywords": "topic_summary": "source_dialog_indices":'
-    yield '"start_time": "end_time":'
-    yield "\n".join(f'"{trait}":' for trait in levels(BigFive.neutral()))
+    yield " ".join((*nano.SPECIAL, *nano.TAGS))
+    yield "\n".join(f'"{key}":' for key in nano.KEYS)
     yield "\n".join(f'"{key}":' for key in ("name", *lexicon.CORE, *lexicon.HABITS, *lexicon.GOALS))
     yield "You are a helpful assistant. system user (Image Object: cup) (a) (b) (c) (d) , . ? ! ' - null true false"
     for path in sorted((Path(__file__).parents[1] / "agent" / "prompts" / "nano").glob("*.j2")):

@@ -6,7 +6,7 @@ Each generator below makes one kind, and why it is there:
 - `table`: bare facts and questions about them, the newest of each; most of the first twentieth, as looking
   up comes soonest there.
 - `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
-- `listing`: numbered turns told again in the output grammar: numbers, and keys such as `"yoga":`, which are one token.
+- `listing`: numbered turns told again in the output grammar: numbers, and keys such as `"yoga":`, which the user said.
 - `dating`: what `last sunday` or `two weeks ago` means, by the calendar in the prompt.
 - `knowing`: what everybody knows: which trait a word shows and how strongly, what a value or a habit takes.
 - `captioning`, `seeing`: scenes and what is in them: colours, numbers, what stands beside what, words.
@@ -103,7 +103,7 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     dates = sorted(f"{EPOCH + timedelta(days=rng.randrange(90)):%Y-%m-%d} " for _ in shown * 2)
     dated, lines, newest = rng.random() < 0.5, [], {}
     for who, key in shown:
-        values = rng.sample(_FACTS[key], 2 if rng.random() < 0.3 else 1)
+        values = rng.sample(_FACTS[key], rng.choice((1, 1, 1, 2, 3)))
         told = [f"{who} {key} is {value}" for value in values]
         told[1:] = [f"{text} now because of {rng.choice(lexicon.CAUSES)}" for text in told[1:]]
         newest[who, key] = told[-1], values[-1]
@@ -287,7 +287,7 @@ class Mixture(IterableDataset):
             lambda: listing(rng, 4 if done < 0.2 else 8): 20,
         }
         kinds = ("drills", "captions", "scenes", "lives")
-        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (43, 22, 15, 20))[0]
+        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (40, 26, 14, 20))[0]
         if kind == "drills":
             return [make() for make in rng.choices([*drills], drills.values(), k=self.batch)]
         if kind == "captions":

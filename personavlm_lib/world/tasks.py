@@ -108,7 +108,7 @@ def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -
         if len(set(kinds)) == 2 and alone:
             side = "left" if kinds[1] == beat.key else "right"
             other = kinds[kinds[0] == beat.key]
-            asked.append((f"what is {side} of {name} ?", f"{other} {side} of {name}", other,
+            asked.append((f"what is {side} of {name} ?", f"{side} of {name} is {other}", other,
                           [kind for kind in LOOSE if kind != beat.key]))  # fmt: skip
         shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
         for text, thought, answer, pool in asked:
