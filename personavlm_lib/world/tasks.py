@@ -8,9 +8,10 @@ and where the list is short (`EVEN`) the answer is drawn first, then a moment at
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
+from functools import partial
 
 from personavlm_lib.agent.prompts import periods
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
@@ -21,6 +22,7 @@ from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, STYLE
 from personavlm_lib.world.tellers import fact, keywords, sentence
 
 VALUES_OF = lexicon.CORE | lexicon.PREFERENCES | {"style": STYLES}  # every value that a key of these kinds can have
+DETAILS = ("color", "count", "side", "word")  # of pictures
 LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit", "style")
 # Tasks whose answers are few: each is drawn as often as the others.
 EVEN = {
@@ -92,26 +94,28 @@ class Lookup:
                         evidence=(index,), hops=hops, thought=thought)  # fmt: skip
 
 
-def visual_detail_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    """What was to be seen: the colour of a thing, how many there were, what stood beside it, the word on a sign."""
+def visual_detail_recall(
+    plan: LifePlan, rng: random.Random, moment: datetime, details: Collection[str] = DETAILS
+) -> Iterator[Question]:
+    """What was to be seen, by `details`: a thing's colour, how many there were, what stood beside it, a sign's word."""
     told = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "image" and b.time + 2 * SESSION_GAP < moment]
     for index, beat in told:
         things, name = beat.scene.things, sentence(beat)
         kinds = [thing.kind for thing in things]
         alone = sum((b.who, b.key) == (beat.who, beat.key) for _, b in told) == 1  # seen again it may have come alone
-        asked = [(f"what color is {name} ?", f"{name} is {beat.value}", beat.value, COLORS)]
+        asked = {"color": (f"what color is {name} ?", f"{name} is {beat.value}", beat.value, COLORS)}
         if beat.scene.word:
-            asked.append((f"what is on {name} ?", f"{name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS))
+            asked["word"] = f"what is on {name} ?", f"{name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS
         elif alone and len(set(kinds)) == 1:
             count = COUNTS[len(kinds) - 1]
-            asked.append((f"how many of {name} ?", f"{count} {name}", count, COUNTS))
+            asked["count"] = f"how many of {name} ?", f"{count} {name}", count, COUNTS
         if len(set(kinds)) == 2 and alone:
             side = "left" if kinds[1] == beat.key else "right"
             other = kinds[kinds[0] == beat.key]
-            asked.append((f"what is {side} of {name} ?", f"{side} of {name} is {other}", other,
-                          [kind for kind in LOOSE if kind != beat.key]))  # fmt: skip
+            asked["side"] = (f"what is {side} of {name} ?", f"{side} of {name} is {other}", other,
+                             [kind for kind in LOOSE if kind != beat.key])  # fmt: skip
         shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
-        for text, thought, answer, pool in asked:
+        for text, thought, answer, pool in (asked[detail] for detail in details if detail in asked):
             yield _make(
                 plan, rng, "Visual Detail Recall", moment, text, answer, plausible=[c for c in shown if c in pool],
                 pool=list(pool), evidence=(index,), hops=(Hop(name, f"{name} <img>"),), thought=thought,
@@ -218,8 +222,8 @@ def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) 
             )  # fmt: skip
 
 
-MAKERS = (
-    visual_detail_recall,
+MAKERS = (  # each detail counts for one: in the paper a third of the questions need a picture (Table 6)
+    *(partial(visual_detail_recall, details=(detail,)) for detail in DETAILS),
     semantic_information_recall,
     recall_by_period,
     Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?", lambda _: lexicon.OCCASIONS),
