@@ -33,12 +33,8 @@ from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 from personavlm_lib.world.tasks import MAKERS
 
 SEEDS = 20_000_000  # lives of the suite are numbered from here on: no other stage goes so far
-IN_SCENES = {
-    "colour": COLORS,
-    "thing": LOOSE,
-    "count": COUNTS,
-    "word": SIGN_WORDS,
-}  # what a picture is asked for, by the list that the answer is in
+# What a picture is asked for, by the list that the answer is in.
+IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
 PER_LIFE = 4  # questions of one skill about one life, but for those that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 

@@ -49,14 +49,9 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def launch(
-    module: str,
-    config: dict,
-    folder: Path,
-    processes: int = 1,
-    accelerate_config: Path | None = None,
-    every: float = 20.0,
-    name: str = "",
-) -> None:
+    module: str, config: dict, folder: Path, processes: int = 1, accelerate_config: Path | None = None,
+    every: float = 20.0, name: str = "",
+) -> None:  # fmt: skip
     """Writes `folder/config.yaml`, runs `python -m module --config` it, and waits.
 
     With several `processes`, or an `accelerate_config` (DeepSpeed, FSDP, several machines), `accelerate launch` starts

@@ -1,20 +1,22 @@
-"""Stage 1: supervised fine-tuning of a LoRA on recordings of the oracle (paper, section 3.2 and Table 3).
+"""Stage 1: supervised fine-tuning on recordings of the oracle (paper, section 3.2 and Table 3).
 
-Deviations from the paper: a LoRA instead of all weights; sizes and rates from the profile. Loss on the assistant's
-tokens alone. `model/`, which the next stage starts from, names the adapter and the model that it goes on.
+Of the whole language model or of a LoRA on it; the vision tower stays as it is. Sizes and rates from the profile; loss
+on the assistant's tokens alone. `model/`, which the next stage starts from, holds the weights, or names the adapter and
+the model that it goes on.
 
 Launch: python -m personavlm_lib.training.sft --config CONFIG.yaml   (one process; several: accelerate launch -m ...)
 """
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -22,7 +24,7 @@ from personavlm_lib.models.local import content_parts, load_model, load_processo
 from personavlm_lib.training.launch import checkpoint_folder, last_checkpoint, main
 from personavlm_lib.work import finish, key
 
-# The projections of the language model; the vision tower stays as it is.
+# The projections of the language model.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -63,8 +65,10 @@ def saving(folder: Path, key: str, steps: int, every: int) -> dict:
     )  # fmt: skip
 
 
-def lora(config: dict) -> LoraConfig:
-    """The adapter of both training stages."""
+def lora(config: dict) -> LoraConfig | None:
+    """The adapter of both training stages; None, which is the whole language model, at rank 0."""
+    if not config["lora_rank"]:
+        return None
     return LoraConfig(
         r=config["lora_rank"], lora_alpha=2 * config["lora_rank"], lora_dropout=0.0, target_modules=TARGETS,
         task_type="CAUSAL_LM",
@@ -105,15 +109,20 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
 
 
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
-    """Runs a trainer to its end, from its last checkpoint if there is one; leaves `adapter/`, and `model/`, which names
-    it and `base`, the model under it."""
+    """Runs a trainer to its end, from its last checkpoint if there is one; leaves `model/`, whole, or naming the
+    `adapter/` and `base`, the model under it."""
     checkpoint = last_checkpoint(Path(trainer.args.output_dir), key)
     if checkpoint:
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
         trainer._total_train_tokens = history[-1].get("num_tokens", 0)  # SFTTrainer counts from 0 in each process
+    adapted = isinstance(trainer.model, PeftModel)
+    if checkpoint and not adapted:  # under the names that Qwen2.5-VL's weights are saved by, the trainer finds none
+        trainer.model.load_state_dict(load_model(checkpoint).state_dict())
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.save_model(str(folder / "adapter"))
-    write_source(folder / "model", base, folder / "adapter")
+    shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier training
+    trainer.save_model(str(folder / ("adapter" if adapted else "model")))
+    if adapted:
+        write_source(folder / "model", base, folder / "adapter")
 
 
 def train(config: dict, folder: Path) -> None:
@@ -121,8 +130,11 @@ def train(config: dict, folder: Path) -> None:
     made = key(**config | {"model": made_of(config["model"]), "samples": Path(config["samples"])})
     processor = load_processor(config["model"])
     samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
+    model = load_model(config["model"])
+    for name, weight in model.named_parameters():  # what a thousand pictures teach is less than what they undo
+        weight.requires_grad_("visual" not in name and "vision" not in name)
     trainer = SFTTrainer(
-        model=load_model(config["model"]),
+        model=model,
         args=SFTConfig(
             max_steps=config["steps"], seed=config["seed"],
             per_device_train_batch_size=config["batch"] // config["accumulate"],

@@ -102,13 +102,9 @@ def as_query(question: Question) -> Turn:
 
 
 def gold_memory(
-    life: Life,
-    folder: Path | MemoryStore,
-    eyes: Eyes | None,
-    samples: list[dict] | None = None,
-    prompts: PromptSet = NANO,
-    encoder: Encoder | None = None,
-) -> MemoryStore:
+    life: Life, folder: Path | MemoryStore, eyes: Eyes | None, samples: list[dict] | None = None,
+    prompts: PromptSet = NANO, encoder: Encoder | None = None,
+) -> MemoryStore:  # fmt: skip
     """The memory that the update stage writes into the new `folder` (or empty store) when the oracle speaks;
     conversations are appended to `samples`."""
     store = folder if isinstance(folder, MemoryStore) else MemoryStore(folder, encoder)
@@ -119,11 +115,7 @@ def gold_memory(
 
 
 def answer_samples(
-    life: Life,
-    store: MemoryStore,
-    rng: random.Random,
-    without: float = 0.05,
-    prompts: PromptSet = NANO,
+    life: Life, store: MemoryStore, rng: random.Random, without: float = 0.05, prompts: PromptSet = NANO
 ) -> list[dict]:
     """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
 

@@ -29,7 +29,8 @@ def configs(checkpoint, lives, memories, tmp_path_factory):
     # more steps than there are questions: the order must go on in a second round too
     second |= dict(questions=8, group=2, groups=2, learning_rate=1e-2, beta=0.01, epsilon=0.2, temperature=1.0)
     second |= dict(repetition_penalty=1.0, max_tokens=12, width=48)
-    return {"sft": (sft.train, common | first), "grpo": (grpo.train, common | second)}
+    whole = common | first | {"lora_rank": 0}
+    return {"sft": (sft.train, common | first), "whole": (sft.train, whole), "grpo": (grpo.train, common | second)}
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +65,11 @@ def killed(monkeypatch):
 def left(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    return rows, {
-        name: w.numpy().tobytes() for name, w in load_file(folder / "adapter" / "adapter_model.safetensors").items()
-    }
+    (weights,) = folder.glob("*/*.safetensors")  # of the adapter, or of the model itself
+    return rows, {name: w.numpy().tobytes() for name, w in load_file(weights).items()}
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "whole", "grpo"])
 def test_a_resumed_training_ends_as_an_unbroken_one(configs, killed, tmp_path, stage):
     train, config = configs[stage]
     for folder in (tmp_path / "whole", tmp_path / "broken"):

@@ -88,3 +88,12 @@ def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(checkpoint
     for name, weight in adapted.model.state_dict().items():
         torch.testing.assert_close(weight, merged.model.state_dict()[name])
     assert merged.reply([(merged.start(), Ask("hello", max_tokens=3))])[0].tokens_out <= 3
+
+
+def test_at_rank_0_the_language_model_is_trained_and_the_model_holds_the_weights(checkpoint, samples, tmp_path):
+    sft.train(config(checkpoint, samples), tmp_path)  # an adapter first: nothing of it is left in `model/`
+    sft.train(config(checkpoint, samples, lora_rank=0), tmp_path)
+    before, after = LocalModel(checkpoint), LocalModel(tmp_path / "model")
+    for name, weight in after.model.named_parameters():
+        assert torch.equal(weight, before.model.get_parameter(name)) == ("visual" in name), name
+    assert after.reply([(after.start(), Ask("hello", max_tokens=3))])[0].tokens_out <= 3
