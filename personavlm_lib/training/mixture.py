@@ -100,7 +100,7 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     keys = rng.sample(keys, rng.choice((1, 2, 2, 3, 5)))
     pairs = [(who, key) for who in people for key in keys]
     shown = rng.sample(pairs, rng.randint(2, min(longest, len(pairs))))
-    dates = sorted(f"{EPOCH + timedelta(days=rng.randrange(90)):%Y-%m-%d} " for _ in shown * 2)
+    dates = sorted(f"{EPOCH + timedelta(days=rng.randrange(90)):%Y-%m-%d} " for _ in shown * 3)
     dated, lines, newest = rng.random() < 0.5, [], {}
     for who, key in shown:
         values = rng.sample(_FACTS[key], rng.choice((1, 1, 1, 2, 3)))
