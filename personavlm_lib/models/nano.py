@@ -1,4 +1,4 @@
-"""The offline model: the Qwen2.5-VL architecture at a thousandth of the size, with a tokenizer of whole words.
+"""The offline model: the Qwen2.5-VL architecture at a five-thousandth of the size, with a tokenizer of whole words.
 
 The architecture, the processor and the chat template are the real ones; only the sizes and the tokenizer are ours.
 """
