@@ -121,8 +121,9 @@ def train_clip(
     return metrics
 
 
-def _sure_sighting(rng: random.Random, pair: tuple[str, str], detector: Detector) -> Image.Image:
-    return next(patch for _ in range(100) if (patch := sighting(rng, *pair, detector)) is not None)
+def _sure_sighting(rng: random.Random, pair: tuple[str, str], detector: Detector) -> Image.Image | None:
+    """The first sighting in a hundred pictures; None if the detector finds the thing in none."""
+    return next((patch for _ in range(100) if (patch := sighting(rng, *pair, detector)) is not None), None)
 
 
 def _augment(pixels: torch.Tensor) -> torch.Tensor:
@@ -140,21 +141,21 @@ def concept_top1(
 
     `top1`: the stored crop nearest to the thing is its own. `recalled`: its own cosine is above `threshold`.
     `intruders`: the part of the other crops above it. `named`: the nearest caption is its own. A thing that the
-    detector misses counts as a blank image. ValueError for more than the 72 things there are.
+    detector misses counts as wrong. ValueError for more than the 72 things there are.
     """
     rng, detector = random.Random(seed), detector or ClassicalDetector()
     pairs = rng.sample(PAIRS, n)
-    stored = encoder.images([_sure_sighting(rng, pair, detector) for pair in pairs])
-    again = [sighting(rng, *pair, detector) for pair in pairs]
-    seen = encoder.images([patch or Image.new("RGB", (SIZE, SIZE)) for patch in again])  # not found counts as wrong
+    crops = [_sure_sighting(rng, pair, detector) for pair in pairs], [sighting(rng, *pair, detector) for pair in pairs]
+    found = np.array([bool(one and other) for one, other in zip(*crops, strict=True)])  # else it counts as wrong
+    stored, seen = (encoder.images([crop or Image.new("RGB", (SIZE, SIZE)) for crop in part]) for part in crops)
     similarity, own = seen @ stored.T, np.arange(n)
     captions = encoder.texts([f"a {color} {kind}" for kind, color in pairs])
     others = ~np.eye(n, dtype=bool)
     return {
-        "top1": float((similarity.argmax(1) == own).mean()),
-        "recalled": float((similarity[own, own] > threshold).mean()),
+        "top1": float((found & (similarity.argmax(1) == own)).mean()),
+        "recalled": float((found & (similarity[own, own] > threshold)).mean()),
         "intruders": float((similarity[others] > threshold).mean()),
-        "named": float(((seen @ captions.T).argmax(1) == own).mean()),
+        "named": float((found & ((seen @ captions.T).argmax(1) == own)).mean()),
     }
 
 

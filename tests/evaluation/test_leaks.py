@@ -108,9 +108,12 @@ def test_the_command_writes_numbers_and_fails_in_one_line(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """The leak table of the questions about a thousand lives; no picture is drawn and no turn told."""
+    """The leak table of the questions about two thousand lives; no picture is drawn and no turn told.
+
+    Three points are three standard errors of a task with one question a life; with a thousand lives they are two.
+    """
     made, path = [], tmp_path_factory.mktemp("ours") / "lives.jsonl"
-    for seed in range(1000):
+    for seed in range(2000):
         plan = sample_plan(seed, *((28, 1.0) if seed % 2 else (70, 1.2)))
         made.append(json.dumps({"user": plan.user, "questions": [asdict(q) for q in ask(plan, 26, 4)]}, default=str))
     path.write_text("\n".join(made))
