@@ -28,6 +28,12 @@ def test_dates_and_times_of_the_world_are_one_token(processor):
         assert len(processor.tokenizer(text).input_ids) == 1, text
 
 
+def test_a_key_that_a_life_brings_is_the_word_that_was_said(processor):
+    tokenizer, text = processor.tokenizer, '"pottery": every sunday i do pottery\n"keywords": tea\n"city": oslo'
+    ids, (word,) = tokenizer(text).input_ids, tokenizer("pottery").input_ids
+    assert ids.count(word) == 2 and tokenizer("city").input_ids[0] in ids and tokenizer.decode(ids) == text
+
+
 def test_what_a_life_says_needs_no_bytes(processor):
     lowest = processor.tokenizer.convert_tokens_to_ids("<0xFF>")
     for seed in range(10):

@@ -43,6 +43,15 @@ def test_the_loss_falls_and_things_are_recognised_above_chance(trained):
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 1_000_000
 
 
+def test_what_a_detector_never_finds_is_not_recognised(trained):
+    class Blind:
+        def detect(self, image, names=()):
+            return []
+
+    scores = concept_top1(ImageEncoder(trained[0]), n=2, detector=Blind())
+    assert scores["top1"] == scores["recalled"] == scores["named"] == 0
+
+
 def test_the_encoder_gives_unit_rows_and_does_not_mix_a_batch(trained):
     encoder = ImageEncoder(trained[0])
     images = [Image.new("RGB", (30, 50), "red"), Image.new("L", (200, 10)), Image.new("RGBA", (56, 56))]
