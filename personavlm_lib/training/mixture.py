@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -32,8 +33,8 @@ from personavlm_lib.models.nano import TAGS, ImageOnlyProcessor
 from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
 from personavlm_lib.world.questions import Question
-from personavlm_lib.world.scenes import LOOSE, caption, render
-from personavlm_lib.world.tellers import keywords, sentence, tell, user_words
+from personavlm_lib.world.scenes import LOOSE, caption, listed, render
+from personavlm_lib.world.tellers import keywords, last_step, sentence, tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
 Message = tuple[str, str]
@@ -74,7 +75,8 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
         query = Turn(question.time, question.query)
         text = _PROMPTS("respond", query=query, context=history, concepts=[], core={}, levels=scores, personality="",
                         closing=True) if n == 0 else f"ask {query.user}\nanswer now"  # fmt: skip
-        messages += [("user", text), ("assistant", write_answer(question.thought, question.answer))]
+        thought = last_step(question, " ".join(turn.user for turn in history))
+        messages += [("user", text), ("assistant", write_answer(thought, question.answer))]
     return Row(messages, [render(plan.beats[i].scene) for i in kept if turns[i].images])
 
 
@@ -83,11 +85,12 @@ def _about_personality(rng: random.Random, question: Question, scores: dict[str,
     trait = rng.choice(list(scores))
     if not apply or scores[trait] == "mid":
         thought = f"my {trait} {scores[trait]}"
-        return replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait], thought=thought)
+        return replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait], thought=thought,
+                       told=())  # fmt: skip
     word, suits = rng.choice(list(lexicon.STYLES[trait].values())), lexicon.STYLES[trait][scores[trait]]
     thought = f"my {trait} {scores[trait]} takes {suits} asked {word}"
     return replace(question, text=f"does a {word} reply suit me ?", options=("yes", "no"), thought=thought,
-                   answer="yes" if word == suits else "no")  # fmt: skip
+                   answer="yes" if word == suits else "no", told=())  # fmt: skip
 
 
 def table(rng: random.Random, longest: int, questions: int) -> Row:
@@ -104,16 +107,19 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     dated, lines, newest = rng.random() < 0.5, [], {}
     for who, key in shown:
         values = rng.sample(_FACTS[key], rng.choice((1, 1, 1, 2, 3)))
-        told = [f"{who} {key} is {value}" for value in values]
-        told[1:] = [f"{text} now because of {rng.choice(lexicon.CAUSES)}" for text in told[1:]]
-        newest[who, key] = told[-1], values[-1]
+        steps = [f"is {values[0]}", *(f"from {was} is {value}" for was, value in pairwise(values))]
+        causes = ["", *(f" because {rng.choice(lexicon.CAUSES)}" for _ in steps[1:])]
+        if len(steps) > 1 and rng.random() < 0.25:  # not found
+            del steps[0], causes[0]
+        told = [f"{who} {key} {step}{cause}" for step, cause in zip(steps, causes, strict=True)]
+        newest[who, key] = " ".join([who, key, *steps]) + causes[-1], values[-1]
         places = sorted(rng.randint(0, len(lines)) for _ in told)
         for offset, (place, text) in enumerate(zip(places, told, strict=True)):
             lines.insert(place + offset, text)
     lines = [f"{date * dated}{text}" for date, text in zip(dates, lines, strict=False)]
     messages = []
     for n, pair in enumerate(rng.choices(shown, k=questions)):
-        ask = f"ask {' '.join(pair)}"
+        ask = rng.choice(("ask {}", "ask what is {} ?", "ask what is {} now ?")).format(" ".join(pair))
         messages.append(("user", "\n".join([*lines, ask]) if n == 0 else ask))
         messages.append(("assistant", write_answer(*newest[pair])))
     return Row(messages, [])
@@ -142,8 +148,9 @@ def listing(rng: random.Random, longest: int) -> Row:
     said = (user_words(beat).replace("<img>", "") for beat in chosen)
     told = [f"{i} user {text} assistant {rng.choice(lexicon.REPLIES)}" for i, text in enumerate(said)]
     numbered = write_episodes([EpisodeReply(sentence(b), keywords(b), (i,)) for i, b in enumerate(chosen)], quote=False)
-    kept = {b.key: b.value for b in chosen if b.kind in ("core", "name")}
-    kept |= {b.value: sentence(b) for b in chosen if b.kind in ("habit", "goal")}
+    kept = {}
+    for beat in (beat for beat in chosen if beat in filed):
+        kept |= {beat.value: sentence(beat)} if beat.kind in ("habit", "goal") else {beat.key: beat.value}
     asks = [("repeat all", numbered), ("repeat profile", write_pairs(kept, quote=False))]
     messages = []
     for n, (ask, reply) in enumerate(rng.sample(asks, 2)):
@@ -193,10 +200,12 @@ def captioning(rng: random.Random) -> Row:
     """One picture and all that is in it: the most pictures in the least time."""
     beat = _shown(rng)
     picture, things = render(beat.scene), beat.scene.things
+    counted = len({thing.kind for thing in things}) < len(things)
+    words = caption(beat.scene) if counted or beat.scene.word else listed(beat.scene)
     if len(things) == 1 and rng.random() < 0.3:  # what a crop of a visual concept looks like
         left, top, right, bottom = (v * picture.width for v in things[0].box)
         picture = picture.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
-    return Row([("user", f"{user_words(beat)}\ncaption"), ("assistant", caption(beat.scene))], [picture])
+    return Row([("user", f"{user_words(beat)}\ncaption"), ("assistant", words)], [picture])
 
 
 def seeing(rng: random.Random, scenes: int, questions: int) -> Row:
@@ -287,7 +296,7 @@ class Mixture(IterableDataset):
             lambda: listing(rng, 4 if done < 0.2 else 8): 20,
         }
         kinds = ("drills", "captions", "scenes", "lives")
-        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (40, 26, 14, 20))[0]
+        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (36, 26, 18, 20))[0]
         if kind == "drills":
             return [make() for make in rng.choices([*drills], drills.values(), k=self.batch)]
         if kind == "captions":

@@ -92,7 +92,7 @@ def _life(row: dict, folder: Path) -> Life:
     for q in row["questions"]:
         hops = tuple(Hop(**h | {"start": moment(h["start"]), "end": moment(h["end"])}) for h in q["hops"])
         fields = q | {"time": moment(q["time"]), "hops": hops, "options": tuple(q["options"])}
-        questions.append(Question(**fields | {"evidence": tuple(q["evidence"])}))
+        questions.append(Question(**fields | {"evidence": tuple(q["evidence"]), "told": tuple(q["told"])}))
     return Life(sample_plan(**row["plan"]), tuple(turns), tuple(questions))
 
 

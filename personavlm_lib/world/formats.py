@@ -72,7 +72,7 @@ class Told:
 
 def told(life: Life) -> Told:
     """What of a life the authors' format keeps: not how a question is reasoned out."""
-    questions = (replace(question, case="", hops=(), thought="") for question in life.questions)
+    questions = (replace(question, case="", hops=(), thought="", told=()) for question in life.questions)
     return Told(life.user, life.turns, tuple(sorted(questions, key=lambda q: (q.time, q.kind))))
 
 

@@ -17,7 +17,7 @@ from personavlm_lib.models import Ask, Reply
 from personavlm_lib.world.lexicon import PERSONA_KEYS, STYLES
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.questions import Hop, Question
-from personavlm_lib.world.tellers import FACTS, keywords, sentence
+from personavlm_lib.world.tellers import FACTS, keywords, last_step, sentence
 
 KEPT = ("name", *FACTS, "intent", "image")  # kinds of beat that semantic memory keeps
 
@@ -75,9 +75,9 @@ class Oracle:
                 named = {span: name for name, span in periods(question.time).items()}
                 thought += f" {named[attempt.start, attempt.end]} {attempt.start:%Y-%m-%d}"
             return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=quote)
-        if not question.hops and question.thought not in seen:
+        if not question.hops and not any(said in seen for said in (question.thought, *question.told[-1:])):
             return write_answer("unknown", guess)
-        return write_answer(question.thought, question.answer)
+        return write_answer(last_step(question, seen), question.answer)
 
     @staticmethod
     def _count(question: Question, seen: str, ask: Ask, guess: str) -> str:

@@ -15,6 +15,7 @@ from personavlm_lib.world.scenes import COLORS, LOOSE, STYLES, Scene, sample_sce
 
 EPOCH = datetime(2024, 3, 4)  # a Monday: lives begin within the three weeks after it
 REVEAL = 0.7  # chance that a trait shows in a turn's words
+CHANGING = ("core", "preference", "relation", "skill")  # kinds of fact that may be replaced
 TURNS = 46  # of a life of size 1, on average
 # Skills grow by these steps: each level is passed as often as every other, so none is the likelier answer.
 GROWTH = ((0, 1, 2, 3), (0, 1), (2, 3))
@@ -29,6 +30,7 @@ class Beat:
     who: str = "my"
     key: str = ""
     value: str = ""
+    was: str = ""  # the value that this one replaces
     cause: str = ""
     friend: str = ""
     scene: Scene | None = None
@@ -105,7 +107,7 @@ def pictured(rng: random.Random, who: str, thing: str, again: bool = False) -> l
     if thing == "sign":
         return [beat | {"scene": sample_scene(rng, [(thing, color)])}]
     other = (rng.choice([t for t in LOOSE if t != thing]), rng.choice(list(COLORS)))
-    wanted = [(thing, color)] * rng.randint(1, 4) if rng.random() < 0.6 else [(thing, color), other]
+    wanted = [(thing, color)] * rng.randint(1, 4) if rng.random() < 0.5 else [(thing, color), other]
     first = beat | {"scene": sample_scene(rng, rng.sample(wanted, len(wanted)))}
     return [first] + [beat | {"scene": sample_scene(rng, [(thing, color)], turned=True)}] * again
 
@@ -222,6 +224,10 @@ def sample_plan(
     before = _personality(rng)
     drift = times[rng.randrange(len(times) // 3, 2 * len(times) // 3)]
     after = _drifted(rng, before)
+    newest: dict[tuple[str, str, str], str] = {}
+    for beat in (beat for beat in beats if beat["kind"] in CHANGING):
+        about_what = beat["kind"], beat.get("who", "my"), beat["key"]
+        beat["was"], newest[about_what] = newest.get(about_what, ""), beat["value"]
     dated = tuple(
         Beat(time=time, scores=_scores(rng, after if time >= drift else before), **beat)
         for time, beat in zip(times, beats, strict=True)

@@ -53,6 +53,7 @@ class Question:
     evidence: tuple[int, ...]
     hops: tuple[Hop, ...] = ()
     thought: str = ""  # the last reasoning step, which restates the fact that holds the answer
+    told: tuple[str, ...] = ()  # that fact as it was told from the first value on, where it may have changed
 
     @property
     def aspect(self) -> str:

@@ -243,6 +243,11 @@ def caption(scene: Scene) -> str:
     return " left of ".join(f"{with_article(thing.name)} {thing.word}".strip() for thing in scene.things)
 
 
+def listed(scene: Scene) -> str:
+    """What is there from left to right, each kind once: `ball is blue cup is red`."""
+    return " ".join(dict.fromkeys(f"{thing.kind} is {thing.color}" for thing in scene.things))
+
+
 def with_article(name: str) -> str:
     """`a red cup`, `an orange hat`."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -28,7 +28,7 @@ from personavlm_lib.world.tellers import sentence, tell
 PICTURE = "[picture]"  # for `<img>`, which in a prompt would stand for a picture that is there
 LONGEST = 600  # characters of one message
 # What a sentence of the plan may leave to the grammar when it is said freely; every other word of it must stand.
-FREE = set("my i is of with every do need for now because name relation value style to a an the".split())
+FREE = set("my i is of from with every do need for now because name relation value style to a an the".split())
 MARKUP = re.compile(r"[<>{}\[\]*#`|\\]|https?:")
 LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,5})(?:\W+\1\b){2,}", re.IGNORECASE)
 Story = list[tuple[str, str]]  # what user and assistant say, for each beat of a session
@@ -80,7 +80,7 @@ def _words(text: str) -> set[str]:
 
 def _must(beat: Beat) -> set[str]:
     """The words that state the beat: value, key, whose it is, and the cause."""
-    return set() if beat.kind == "small_talk" else _words(f"{sentence(beat)} {beat.cause}") - FREE
+    return set() if beat.kind == "small_talk" else _words(sentence(beat)) - FREE
 
 
 def read_story(text: str) -> Story | None:
@@ -105,7 +105,7 @@ def problems(story: Story | None, session: Session, said: set[str]) -> Iterator[
             both, used, pictures = f"{user} {assistant}".replace(PICTURE, " "), _words(user), int(bool(beat.scene))
             missing = [w for w in sorted(_must(beat)) if not used & {w, f"{w}s", f"{w}es"}]
             seen = _words(caption(beat.scene)) - {*FRAME} if beat.scene else set()
-            leaked = _words(both) & (session.telling | seen) - _words(f"{sentence(beat)} {beat.cause}")
+            leaked = _words(both) & (session.telling | seen) - _words(sentence(beat))
             again = LOOP.search(both[: 2 * LONGEST]) or user in said or users.count(user) > 1
             for wrong, kind, what in (
                 (not all(0 < len(t) <= LONGEST for t in (user, assistant)), "length", "a message is empty or too long"),

@@ -18,7 +18,7 @@ from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.questions import Hop, Question
-from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, STYLES
+from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, STYLES, listed
 from personavlm_lib.world.tellers import fact, keywords, sentence
 
 VALUES_OF = lexicon.CORE | lexicon.PREFERENCES | {"style": STYLES}  # every value that a key of these kinds can have
@@ -86,12 +86,14 @@ class Lookup:
             stated, answer, pool = sentence(beat), getattr(beat, self.field), list(self.pool(beat))
             if known:
                 said, pool = [known[value] for value in said if value in known], list(known.values())
-                stated, answer = f"{stated} {answer} takes {known[answer]}", known[answer]
+                stated, answer = f"{stated.split(' because ')[0]} takes {known[answer]}", known[answer]
             # The profile holds the core facts, and shows them without what they came to change for.
             hops = () if beat.kind == "core" else (Hop(keywords(beat), sentence(beat)),)
             thought = stated if hops else fact(beat)
+            about = (beat.kind, beat.who, beat.key)
+            told = tuple(sentence(b) for b in plan.beats[: index + 1] if (b.kind, b.who, b.key) == about)
             yield _make(plan, rng, self.task, moment, self.text.format(**vars(beat)), answer, plausible=said, pool=pool,
-                        evidence=(index,), hops=hops, thought=thought)  # fmt: skip
+                        evidence=(index,), hops=hops, thought=thought, told=told)  # fmt: skip
 
 
 def visual_detail_recall(
@@ -100,10 +102,10 @@ def visual_detail_recall(
     """What was to be seen, by `details`: a thing's colour, how many there were, what stood beside it, a sign's word."""
     told = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "image" and b.time + 2 * SESSION_GAP < moment]
     for index, beat in told:
-        things, name = beat.scene.things, sentence(beat)
-        kinds = [thing.kind for thing in things]
+        name, seen = sentence(beat), listed(beat.scene)  # all that is there, before one of it is chosen
+        kinds = [thing.kind for thing in beat.scene.things]
         alone = sum((b.who, b.key) == (beat.who, beat.key) for _, b in told) == 1  # seen again it may have come alone
-        asked = {"color": (f"what color is {name} ?", f"{name} is {beat.value}", beat.value, COLORS)}
+        asked = {"color": (f"what color is {name} ?", f"{seen} {name} is {beat.value}", beat.value, COLORS)}
         if beat.scene.word:
             asked["word"] = f"what is on {name} ?", f"{name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS
         elif alone and len(set(kinds)) == 1:
@@ -112,7 +114,7 @@ def visual_detail_recall(
         if len(set(kinds)) == 2 and alone:
             side = "left" if kinds[1] == beat.key else "right"
             other = kinds[kinds[0] == beat.key]
-            asked["side"] = (f"what is {side} of {name} ?", f"{side} of {name} is {other}", other,
+            asked["side"] = (f"what is {side} of {name} ?", f"{seen} {side} of {name} is {other}", other,
                              [kind for kind in LOOSE if kind != beat.key])  # fmt: skip
         shown = [thing.color for b in plan.beats if b.scene for thing in b.scene.things]
         for text, thought, answer, pool in (asked[detail] for detail in details if detail in asked):

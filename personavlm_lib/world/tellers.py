@@ -1,5 +1,6 @@
 """Tellers turn a life plan into dialogues. The template teller is offline and instant."""
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ from personavlm_lib.agent.prompts import periods
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.world import lexicon
 from personavlm_lib.world.plan import Beat, LifePlan
+from personavlm_lib.world.questions import Question
 from personavlm_lib.world.scenes import render
 
 FACTS = ("core", "preference", "friend", "relation", "value", "skill", "style")  # who key is value
 FACT = "{who} {key} is {value}"
+CHANGED = "{who} {key} from {was} is {value}"
 # How a beat of each kind is said, and what one would look it up by: the beginning, which does not give the end away.
 SAID = {
     **dict.fromkeys(("name", *FACTS), (FACT, "{who} {key}")),
@@ -33,13 +36,28 @@ def fact(beat: Beat) -> str:
 
 def sentence(beat: Beat) -> str:
     """The sentence that states the beat: the words a memory keeps and a reasoning step restates."""
-    said = SAID[beat.kind][0].format(**vars(beat))
-    return f"{said} now because of {beat.cause}" if beat.kind in ("preference", "relation") and beat.cause else said
+    said = (CHANGED if beat.was else SAID[beat.kind][0]).format(**vars(beat))
+    return f"{said} because {beat.cause}" if beat.cause else said
 
 
 def keywords(beat: Beat) -> str:
     """What one would look the beat up by."""
     return SAID[beat.kind][1].format(**vars(beat))
+
+
+def last_step(question: Question, seen: str) -> str:
+    """The last reasoning step, with how the fact came to be what it is, as far as that stands in `seen`.
+
+    `my drink is cola from cola is tea because stress`: a fact that has changed is followed from value to value, each
+    step one look-up. Which of several that begin alike is the newest would have to be known before it is said.
+    """
+    if not question.told or not question.hops and question.thought in seen:  # the second: the profile, which is newest
+        return question.thought
+    kept = list(itertools.takewhile(lambda sentence: sentence in seen, reversed(question.told)))[::-1]
+    first, *later = [sentence.split(" because ")[0] for sentence in kept]
+    stated = question.thought if question.hops else question.told[-1]
+    rest = stated.removeprefix(question.told[-1].split(" because ")[0])
+    return " ".join([first, *(f"from {step.split(' from ')[1]}" for step in later)]) + rest
 
 
 def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
@@ -50,7 +68,7 @@ def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
     if wording:
         said = wording(beat)
     if beat.cause and beat.cause not in said.split():
-        said += f" now because of {beat.cause}"
+        said += f" because {beat.cause}"
     shown = [lexicon.MARKERS[trait][score] for trait, score in zip(TRAITS, beat.scores, strict=True) if score != 3]
     return " ".join([said, *shown])
 

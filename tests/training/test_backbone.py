@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from datetime import datetime
+from itertools import pairwise
 
 import pytest
 import torch
@@ -59,10 +61,13 @@ def test_a_table_answers_with_the_newest():
         row = mixture.table(random.Random(seed), 12, 4)
         lines = row.messages[0][1].splitlines()
         for (_, asked), (_, said) in zip(row.messages[::2], row.messages[1::2], strict=True):
-            about = asked.splitlines()[-1].removeprefix("ask ")
-            newest = [line for line in lines[:-1] if f"{about} is " in line][-1]
+            about = re.sub(r"^ask (what is )?|( now)? [?]$", "", asked.splitlines()[-1])
+            told = [line[line.index(about) :] for line in lines[:-1] if f"{about} " in line]
             thought, answer = said.removeprefix("<think>").removesuffix("</answer>").split("</think>\n<answer>")
-            assert newest.endswith(thought) and thought.startswith(f"{about} is {answer}")
+            steps = [re.search(r"( from \w+)? is (\w+)", line) for line in told]
+            assert all(step[1] == f" from {before[2]}" for before, step in pairwise(steps))
+            cause = re.search(r"( because \w+)?$", told[-1])[0]
+            assert thought == about + "".join(step[0] for step in steps) + cause and answer == steps[-1][2]
 
 
 def test_a_calendar_is_read_as_the_agent_reads_it():

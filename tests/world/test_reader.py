@@ -18,18 +18,18 @@ KNOWN = lexicon.KNOWLEDGE
 MARKS = {w: (trait, s) for trait, marks in lexicon.MARKERS.items() for s, w in marks.items()}
 STYLE_OF = {word: (trait, pole) for trait, poles in lexicon.STYLES.items() for pole, word in poles.items()}
 RULES = (  # question, what to find in the evidence (the newest counts), what follows from it
-    (r"why did (\w+ \w+) change", r"{0} is \w+ now because of (\w+)", None),
+    (r"why did (\w+ \w+) change", r"{0} from \w+ is \w+ because (\w+)", None),
     (r"what is the (\w+) of who (i \w+ \w+) with", r"{friend} {0} is (\w+)", None),
-    (r"what is (\w+ \w+)", r"{0} is (\w+)", None),
+    (r"what is (\w+ \w+)", r"{0}(?: from \w+)? is (\w+)", None),
     (r"what did (i \w+)", r"{0} (\w+) with", None),
     (r"who did (i \w+ \w+) with", r"{0} with (\w+)", None),
     (r"why do (i need \w+)", r"{0} for (\w+)", None),
     (r"what should i pack today", r"every \w+ i do (\w+)", KNOWN["habit"]),
     (r"what do i do (every \w+)", r"{0} i do (\w+)", None),
     (r"which vehicle suits me", r"my value is (\w+)", KNOWN["value"]),
-    (r"how should i write to (\w+)", r"{0} relation is (\w+)", KNOWN["relation"]),
-    (r"how should (\w+) be explained", r"my {0} is (\w+)", KNOWN["level"]),
-    (r"where should i go first", r"my sport is (\w+)", KNOWN["sport"]),
+    (r"how should i write to (\w+)", r"{0} relation(?: from \w+)? is (\w+)", KNOWN["relation"]),
+    (r"how should (\w+) be explained", r"my {0}(?: from \w+)? is (\w+)", KNOWN["level"]),
+    (r"where should i go first", r"my sport(?: from \w+)? is (\w+)", KNOWN["sport"]),
 )
 
 
