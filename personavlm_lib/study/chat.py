@@ -1,17 +1,15 @@
-"""A conversation in the terminal with the agent of a finished run: Algorithm 1 line by line, on a memory of its own."""
+"""A conversation in the terminal with the agent of a finished run, on a memory of its own."""
 
 import sys
 from datetime import datetime, time, timedelta
 from pathlib import Path
 
+from personavlm_lib.agent.personavlm import PersonaVLM
 from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.respond import AgentSettings, respond
-from personavlm_lib.agent.update import update_session, update_turn
 from personavlm_lib.memory.personality import BigFive, summarise
 from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.models import run as drive
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.study.profiles import require, run_folder
 from personavlm_lib.world import lexicon
@@ -29,32 +27,29 @@ def converse(run: str, folder: Path | None) -> int:
     What ends in a question mark is answered; anything else is a turn to remember, with the world's own reply. A
     question ends the session before it: the nano model was trained on questions about what is no longer before it.
     """
-    model, prompts = LocalModel(require(run, "03_grpo") / "model", name="rl"), PromptSet("nano")
-    words, session = set(lexicon.words()), []
-    with MemoryStore(folder or run_folder(run) / "chat") as store:
-        told = store.as_of().turns
+    model, words, said = LocalModel(require(run, "03_grpo") / "model", name="rl"), set(lexicon.words()), 0
+    store = MemoryStore(folder or run_folder(run) / "chat")
+    with store, PersonaVLM(store, model, PromptSet("nano"), PAPER, name="rl") as assistant:
+        told = assistant.memory.turns
         day = max(FIRST, datetime.combine(told[-1].time, time()) + timedelta(days=1)) if told else FIRST
         print(HINT.format(count=len(words)))
         while (line := _ask()) not in (None, ":quit"):
             if line == ":memory":
-                print(known(store.as_of()))
+                print(known(assistant.memory))
             elif line:
                 if strange := sorted(set(line.replace("?", " ").split()) - words):
                     print(f"(words it does not know: {', '.join(strange)})")
                 if line.endswith("?"):
-                    if session:
-                        drive([update_session(store, session, prompts, "rl")], model)
-                        session, day = [], day + timedelta(days=1)
-                    asked = respond(Turn(day + SEVEN, line), store.as_of(), PAPER, AgentSettings(prompts))
-                    print(f"agent: {drive([asked], model)[0].answer or '(no answer)'}", flush=True)
+                    day, said = day + timedelta(days=bool(said)), 0
+                    assistant.flush(day + SEVEN)
+                    print(f"agent: {assistant.ask(line, time=day + SEVEN).answer or '(no answer)'}", flush=True)
                 else:
-                    moment = day + NINE + timedelta(minutes=5 * len(session))
-                    session.append(store.add_turn(Turn(moment, line, "noted")))
+                    moment, said = day + NINE + timedelta(minutes=5 * said), said + 1
+                    store.add_turn(Turn(moment, line, "noted"), pending=True)
                     print("agent: noted", flush=True)
-                    drive([update_turn(store, session[-1], prompts, written_by="rl")], model)
-        if session:  # who leaves ends the session
-            drive([update_session(store, session, prompts, "rl")], model)
-        if len(store.as_of().turns) > len(told):
+                    assistant.flush(moment)
+        assistant.flush(day + timedelta(days=1))  # who leaves ends the session
+        if len(assistant.memory.turns) > len(told):
             print(f"The memory is kept in {store.folder}.")
     return 0
 

@@ -7,7 +7,7 @@ import pytest
 
 from personavlm_lib.memory.records import SESSION_GAP, split_sessions
 from personavlm_lib.world import lexicon
-from personavlm_lib.world.plan import sample_plan
+from personavlm_lib.world.plan import CHANGING, sample_plan
 from personavlm_lib.world.tellers import tell
 
 SIZES = ((28, 1.0), (70, 1.2))  # of the lives to train on and to test on
@@ -112,3 +112,16 @@ def test_things_are_seen_again_and_one_friend_comes_up_most():
         assert first.value == second.value and second.scene.things[0].turned
     met = [[b.friend for b in plan.beats if b.kind == "event"].count(plan.friends[0]) for plan in plans]
     assert sum(met) / 60 > 2.4  # of six, where four friends met alike would have 1.5
+
+
+def test_what_replaces_a_value_names_it():
+    changed = 0
+    for seed in range(20):
+        newest = {}
+        for beat in sample_plan(seed).beats:
+            if beat.kind in CHANGING:
+                assert beat.was == newest.get((beat.kind, beat.who, beat.key), "") != beat.value
+                newest[beat.kind, beat.who, beat.key], changed = beat.value, changed + bool(beat.was)
+            else:
+                assert not beat.was
+    assert changed > 100

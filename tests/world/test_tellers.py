@@ -1,6 +1,8 @@
 """The template teller: a turn for each beat, in words of the lexicon, the same bytes each time."""
 
 import hashlib
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.world.lexicon import MARKERS, words
 from personavlm_lib.world.plan import sample_plan
-from personavlm_lib.world.tellers import sentence, tell
+from personavlm_lib.world.questions import Hop, Question
+from personavlm_lib.world.tellers import last_step, sentence, tell
 
 PLAN = sample_plan(5)
 
@@ -66,3 +69,29 @@ def test_varied_wording_says_the_same_in_words_of_the_vocabulary(tmp_path):
         assert a.count("<img>") == b.count("<img>") and set(b.split()) - {"<img>"} <= set(words())
     with pytest.raises(ValueError, match="choose canonical or varied"):
         tell(plan, tmp_path, draw=False, wording="poetic")
+
+
+ASKED = Question("", "", "", "open", datetime(2024, 5, 1), "what is my sport now ?", (), "rugby", (0,))
+TOLD = ("my sport is golf", "my sport from golf is judo because work", "my sport from judo is rugby because sleep")
+
+
+@pytest.mark.parametrize(
+    ("thought", "seen", "step"),
+    [
+        (TOLD[2], TOLD, "my sport is golf from golf is judo from judo is rugby because sleep"),
+        (TOLD[2], TOLD[1:], "my sport from golf is judo from judo is rugby because sleep"),
+        (TOLD[2], TOLD[::2], TOLD[2]),  # what came between was not found, so nothing leads there
+        ("my sport from judo is rugby takes pitch", TOLD[1:],
+         "my sport from golf is judo from judo is rugby takes pitch"),
+    ],
+)  # fmt: skip
+def test_a_fact_that_changed_is_followed_from_value_to_value(thought, seen, step):
+    asked = replace(ASKED, thought=thought, told=TOLD, hops=(Hop("my sport now", TOLD[2]),))
+    assert last_step(asked, " ".join(seen)) == step
+
+
+def test_the_profile_knows_the_newest_and_raw_turns_must_be_followed():
+    asked = replace(ASKED, thought="my sport is rugby", told=TOLD)
+    assert last_step(asked, " ".join(("my sport is rugby", *TOLD))) == "my sport is rugby"
+    assert last_step(asked, " ".join(TOLD)) == "my sport is golf from golf is judo from judo is rugby because sleep"
+    assert last_step(replace(asked, told=()), "") == "my sport is rugby"
