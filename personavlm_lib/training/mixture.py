@@ -34,7 +34,7 @@ from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
 from personavlm_lib.world.questions import Question
 from personavlm_lib.world.scenes import LOOSE, caption, listed, render
-from personavlm_lib.world.tellers import keywords, last_step, sentence, tell, user_words
+from personavlm_lib.world.tellers import followed, keywords, last_step, sentence, tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
 Message = tuple[str, str]
@@ -69,7 +69,7 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     messages = []
     for n, question in enumerate(asked):
         if (kind := rng.random()) < 0.12:  # the prompt's line on personality is read as the turns are, and applied
-            question = _about_personality(rng, question, scores, apply=kind < 0.08)
+            question = _about_personality(rng, replace(question, told=()), scores, apply=kind < 0.08)
         elif rng.random() < 0.6:
             question = replace(question, options=())
         query = Turn(question.time, question.query)
@@ -85,12 +85,11 @@ def _about_personality(rng: random.Random, question: Question, scores: dict[str,
     trait = rng.choice(list(scores))
     if not apply or scores[trait] == "mid":
         thought = f"my {trait} {scores[trait]}"
-        return replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait], thought=thought,
-                       told=())  # fmt: skip
+        return replace(question, text=f"what is my {trait} ?", options=(), answer=scores[trait], thought=thought)
     word, suits = rng.choice(list(lexicon.STYLES[trait].values())), lexicon.STYLES[trait][scores[trait]]
     thought = f"my {trait} {scores[trait]} takes {suits} asked {word}"
     return replace(question, text=f"does a {word} reply suit me ?", options=("yes", "no"), thought=thought,
-                   answer="yes" if word == suits else "no", told=())  # fmt: skip
+                   answer="yes" if word == suits else "no")  # fmt: skip
 
 
 def table(rng: random.Random, longest: int, questions: int) -> Row:
@@ -107,12 +106,10 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     dated, lines, newest = rng.random() < 0.5, [], {}
     for who, key in shown:
         values = rng.sample(_FACTS[key], rng.choice((1, 1, 1, 2, 3)))
-        steps = [f"is {values[0]}", *(f"from {was} is {value}" for was, value in pairwise(values))]
-        causes = ["", *(f" because {rng.choice(lexicon.CAUSES)}" for _ in steps[1:])]
-        if len(steps) > 1 and rng.random() < 0.25:  # not found
-            del steps[0], causes[0]
-        told = [f"{who} {key} {step}{cause}" for step, cause in zip(steps, causes, strict=True)]
-        newest[who, key] = " ".join([who, key, *steps]) + causes[-1], values[-1]
+        facts = [Beat(EPOCH, "relation", who, key, new, was, was and rng.choice(lexicon.CAUSES))
+                 for was, new in pairwise(["", *values])]  # fmt: skip
+        told = [sentence(fact) for fact in facts][len(facts) > 1 and rng.random() < 0.25 :]  # the first may be missing
+        newest[who, key] = followed(told), values[-1]
         places = sorted(rng.randint(0, len(lines)) for _ in told)
         for offset, (place, text) in enumerate(zip(places, told, strict=True)):
             lines.insert(place + offset, text)

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from personavlm_lib.agent.prompts import periods
@@ -45,19 +45,24 @@ def keywords(beat: Beat) -> str:
     return SAID[beat.kind][1].format(**vars(beat))
 
 
-def last_step(question: Question, seen: str) -> str:
-    """The last reasoning step, with how the fact came to be what it is, as far as that stands in `seen`.
+def followed(told: Sequence[str]) -> str:
+    """The sentences of a fact that changed as one, from value to value and with the last one's cause or what follows.
 
-    `my drink is cola from cola is tea because stress`: a fact that has changed is followed from value to value, each
-    step one look-up. Which of several that begin alike is the newest would have to be known before it is said.
+    `my drink is cola from cola is tea because stress`: each step is one look-up. Of several sentences that begin alike
+    it would have to be known which is the newest before its value is said.
     """
+    *before, last = told
+    steps = [sentence.split(" because ")[0] for sentence in before] + [last]
+    return " ".join([steps[0], *(f"from {step.split(' from ')[1]}" for step in steps[1:])])
+
+
+def last_step(question: Question, seen: str) -> str:
+    """The last reasoning step: the thought, with how the fact came to be what it is as far as that stands in `seen`."""
     if not question.told or not question.hops and question.thought in seen:  # the second: the profile, which is newest
         return question.thought
-    kept = list(itertools.takewhile(lambda sentence: sentence in seen, reversed(question.told)))[::-1]
-    first, *later = [sentence.split(" because ")[0] for sentence in kept]
-    stated = question.thought if question.hops else question.told[-1]
-    rest = stated.removeprefix(question.told[-1].split(" because ")[0])
-    return " ".join([first, *(f"from {step.split(' from ')[1]}" for step in later)]) + rest
+    *before, last = question.told
+    before = list(itertools.takewhile(lambda sentence: sentence in seen, reversed(before)))[::-1]
+    return followed([*before, question.thought if question.hops else last])
 
 
 def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
