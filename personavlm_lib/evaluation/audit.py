@@ -80,8 +80,10 @@ def summary(checks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["check", "table", "row", "checked", "failed", "cells", "note"])
 
 
-def _name(row) -> str:
-    return " ".join(part for part in (row.context, row.setting, row.model) if part)
+def _check(check: str, cell, printed: str, recomputed: str, consistent: bool, note: str) -> tuple:
+    """A row, as in `COLUMNS`, about a printed cell."""
+    name = " ".join(part for part in (cell.context, cell.setting, cell.model) if part)
+    return check, cell.source, name, cell.column, printed, recomputed, bool(consistent), note
 
 
 def read_counts(folder: Path) -> Counts:
@@ -113,45 +115,27 @@ def _grim_rows(cells: pd.DataFrame, counts: Counts) -> Iterable[tuple]:
             why = f"fits the {others[0]}" if others and cell.column != "PERSONAMEM" else "no share of these questions"
             note = {"rounded": "", "cut": "cut, not rounded", "": why}[fit]
             note = f"n = {n}; {note}" if note else f"n = {n}"
-            yield "grim", cell.source, _name(cell), cell.column, cell.value, "", bool(fit), note
+            yield _check("grim", cell, cell.value, "", fit, note)
 
 
 def _overalls(cells: pd.DataFrame, counts: Counts) -> Iterable[tuple]:
     """Overall scores again, from their parts; only where each part is a share of the known number of questions."""
     for (source, context, *_), row in cells.groupby(["source", "context", "setting", "model"], sort=False):
-        printed = row.set_index("column")["value"]
-        cell = next(row.itertuples())
+        printed, cells_of = row.set_index("column")["value"], {cell.column: cell for cell in row.itertuples()}
         if source in ("Table 1", "Table 8", "Table 4"):
             parts = ASPECTS if source != "Table 4" else [c for c in printed.index if c != "Overall"]
             sizes = counts[ALL, context]
             if not all(grim(printed[part], sizes[part]) for part in parts):
                 continue
             right = [round(float(printed[part]) * sizes[part] / 100) for part in parts]
-            total, slack = 100 * sum(right) / sum(sizes[part] for part in parts), 0.01
-            yield (
-                "overall",
-                source,
-                _name(cell),
-                "Overall",
-                printed["Overall"],
-                f"{total:.2f}",
-                (abs(total - float(printed["Overall"])) < slack),
-                "right answers of all parts added",
-            )
+            total, cell = 100 * sum(right) / sum(sizes[part] for part in parts), cells_of["Overall"]
+            good = abs(total - float(cell.value)) < 0.01
+            yield _check("overall", cell, cell.value, f"{total:.2f}", good, "right answers of all parts added")
         elif "P-SOUPS Overall" in printed:
             parts = [float(printed[c]) for c in ("P-SOUPS Expertise", "P-SOUPS Informativeness", "P-SOUPS Style")]
-            unit = 10.0 ** -digits(printed["P-SOUPS Overall"])
-            good = abs(mean(parts) - float(printed["P-SOUPS Overall"])) < 1.5 * unit
-            yield (
-                "overall",
-                source,
-                _name(cell),
-                "P-SOUPS Overall",
-                printed["P-SOUPS Overall"],
-                (f"{mean(parts):.2f}"),
-                good,
-                "mean of three equal parts",
-            )
+            cell = cells_of["P-SOUPS Overall"]
+            good = abs(mean(parts) - float(cell.value)) < 1.5 * 10.0 ** -digits(cell.value)
+            yield _check("overall", cell, cell.value, f"{mean(parts):.2f}", good, "mean of three equal parts")
 
 
 def _changes(cells: pd.DataFrame) -> Iterable[tuple]:
@@ -162,16 +146,7 @@ def _changes(cells: pd.DataFrame) -> Iterable[tuple]:
         base = float(base[rag if cell.source == "Table 1" else base["setting"] == "full"]["value"].iloc[0])
         found = float(cell.value) - base
         good = abs(found - float(cell.change)) < 1.5 * 10.0 ** -digits(cell.value)
-        yield (
-            "change",
-            cell.source,
-            _name(cell),
-            cell.column,
-            cell.change,
-            f"{found:+.2f}",
-            good,
-            f"{cell.value} - {base:g}",
-        )
+        yield _check("change", cell, cell.change, f"{found:+.2f}", good, f"{cell.value} - {base:g}")
 
 
 def _chance(cells: pd.DataFrame, counts: Counts) -> Iterable[tuple]:
@@ -179,20 +154,12 @@ def _chance(cells: pd.DataFrame, counts: Counts) -> Iterable[tuple]:
     for cell in cells.itertuples():
         n = _question_count(cell, counts)
         two = cell.column.startswith(("P-SOUPS", "Persona-MME al")) or cell.column == "PA"
-        if (
-            n
-            and cell.model != "Random"
-            and cell.source in ("Table 1", "Table 2", "Table 4")
-            and (two or cell.column == "PERSONAMEM")
-        ):
+        asked = cell.source in ("Table 1", "Table 2", "Table 4") and (two or cell.column == "PERSONAMEM")
+        if n and asked and cell.model != "Random":
             chance = 0.5 if two else 0.25
             p = binomtest(round(float(cell.value) * n / 100), n, chance, alternative="less").pvalue
-            note = (
-                f"chance is {100 * chance:.0f}; below it with p = {p:.1g}"
-                if p < 0.01
-                else f"chance is {100 * chance:.0f}"
-            )
-            yield "chance", cell.source, _name(cell), cell.column, cell.value, "", bool(p >= 0.01), note
+            note = f"chance is {100 * chance:.0f}" + (f"; below it with p = {p:.1g}" if p < 0.01 else "")
+            yield _check("chance", cell, cell.value, "", p >= 0.01, note)
 
 
 def _statements(cells: pd.DataFrame, statements: pd.DataFrame) -> Iterable[tuple]:
@@ -216,13 +183,5 @@ def _statements(cells: pd.DataFrame, statements: pd.DataFrame) -> Iterable[tuple
         }[said.relation]
         note = "not claimed; for comparison" if said.relation == "cf." else ""
         sign = said.relation if said.relation in "<>" else ""
-        yield (
-            "statement",
-            said.source,
-            said.statement,
-            "",
-            sign + said.printed,
-            f"{operation(a[0], b[0]):.2f}",
-            good,
-            note,
-        )
+        found = f"{operation(a[0], b[0]):.2f}"
+        yield "statement", said.source, said.statement, "", sign + said.printed, found, good, note
