@@ -197,7 +197,7 @@ def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime
     for goal in [*last, never]:
         index, beat = last.get(goal, (None, Beat(moment, "goal", value=goal)))
         state = "unknown" if index is None else beat.key or "open"
-        thought = "unknown" if index is None else sentence(beat) + ("" if beat.key else " open")
+        thought = "unknown" if index is None else sentence(beat)
         yield _make(plan, rng, "Long-term Goal Tracking", moment, f"what became of my goal {goal} ?", state,
                     pool=lexicon.GOAL_STATES, evidence=tuple(i for i, b in told if b.value == goal),
                     hops=(Hop(keywords(beat), sentence(beat)),), thought=thought)  # fmt: skip

@@ -23,8 +23,8 @@ SAID = {
     "image": ("{who} {key}", "{who} {key}"),
     "habit": ("every {key} i do {value}", "every {key} i do"),
     "intent": ("i need {key} for {value}", "i need {key}"),
-    "goal": ("my goal is {value}", "my goal {value}"),
-    "goal_end": ("i {key} my goal {value}", "my goal {value}"),
+    "goal": ("my goal {value} is open", "my goal {value}"),
+    "goal_end": ("my goal {value} is {key}", "my goal {value}"),
     "small_talk": ("{value}", "{who} {key}"),
 }
 

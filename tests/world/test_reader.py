@@ -44,8 +44,7 @@ def read(question, turns):
     if text.startswith("who do i meet most"):
         return Counter(re.findall(r" with (\w+)", said)).most_common(1)[0][0]
     if goal := re.match(r"what became of my goal (\w+)", text):
-        ended = re.findall(rf"i (\w+) my goal {goal[1]}", said)
-        return ended[-1] if ended else "open" if f"my goal is {goal[1]}" in said else "unknown"
+        return (re.findall(rf"my goal {goal[1]} is (\w+)", said) or ["unknown"])[-1]
     if told and told[-1].images and (found := look(text, Image.open(told[-1].images[0]))):
         return found
     for asked, stated, known in RULES:
