@@ -33,7 +33,7 @@ from personavlm_lib.models.nano import TAGS, ImageOnlyProcessor
 from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
 from personavlm_lib.world.questions import Question
-from personavlm_lib.world.scenes import LOOSE, caption, listed, render
+from personavlm_lib.world.scenes import LOOSE, listed, render
 from personavlm_lib.world.tellers import followed, keywords, last_step, sentence, tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
@@ -105,20 +105,25 @@ def table(rng: random.Random, longest: int, questions: int) -> Row:
     dates = sorted(f"{EPOCH + timedelta(days=rng.randrange(90)):%Y-%m-%d} " for _ in shown * 3)
     dated, lines, newest = rng.random() < 0.5, [], {}
     for who, key in shown:
-        values = rng.sample(_FACTS[key], rng.choice((1, 1, 1, 2, 3)))
+        values = rng.sample(_FACTS[key], rng.choice((1, 1, 2, 3)))
         facts = [Beat(EPOCH, "relation", who, key, new, was, was and rng.choice(lexicon.CAUSES))
                  for was, new in pairwise(["", *values])]  # fmt: skip
         told = [sentence(fact) for fact in facts][len(facts) > 1 and rng.random() < 0.25 :]  # the first may be missing
-        newest[who, key] = followed(told), values[-1]
+        newest[who, key] = followed(told), values[-1], facts[-1].cause
         places = sorted(rng.randint(0, len(lines)) for _ in told)
         for offset, (place, text) in enumerate(zip(places, told, strict=True)):
             lines.insert(place + offset, text)
     lines = [f"{date * dated}{text}" for date, text in zip(dates, lines, strict=False)]
     messages = []
     for n, pair in enumerate(rng.choices(shown, k=questions)):
-        ask = rng.choice(("ask {}", "ask what is {} ?", "ask what is {} now ?")).format(" ".join(pair))
+        thought, value, cause = newest[pair]
+        why = bool(cause) and rng.random() < 0.4
+        ask = rng.choice(
+            ("ask why did {} change ?",) if why else ("ask {}", "ask what is {} ?", "ask what is {} now ?")
+        )
+        ask = ask.format(" ".join(pair))
         messages.append(("user", "\n".join([*lines, ask]) if n == 0 else ask))
-        messages.append(("assistant", write_answer(*newest[pair])))
+        messages.append(("assistant", write_answer(thought, cause if why else value)))
     return Row(messages, [])
 
 
@@ -197,12 +202,10 @@ def captioning(rng: random.Random) -> Row:
     """One picture and all that is in it: the most pictures in the least time."""
     beat = _shown(rng)
     picture, things = render(beat.scene), beat.scene.things
-    counted = len({thing.kind for thing in things}) < len(things)
-    words = caption(beat.scene) if counted or beat.scene.word else listed(beat.scene)
     if len(things) == 1 and rng.random() < 0.3:  # what a crop of a visual concept looks like
         left, top, right, bottom = (v * picture.width for v in things[0].box)
         picture = picture.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
-    return Row([("user", f"{user_words(beat)}\ncaption"), ("assistant", words)], [picture])
+    return Row([("user", f"{user_words(beat)}\ncaption"), ("assistant", listed(beat.scene))], [picture])
 
 
 def seeing(rng: random.Random, scenes: int, questions: int) -> Row:

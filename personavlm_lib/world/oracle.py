@@ -68,7 +68,10 @@ class Oracle:
             wanted = write_pairs({"keywords": hop.keywords}, quote=quote) + "\n"
             tried = sum(written.count(wanted) for written in transcript[1::2])
             if ask.shown.get("closing") or tried == len(attempts):
-                return write_answer("unknown", "unknown" if "unknown" in question.options else guess)
+                may_be = "unknown" in (*question.options, question.answer)  # among what the answer can be
+                return write_answer(
+                    f"{hop.keywords} is unknown" if may_be else "unknown", "unknown" if may_be else guess
+                )
             attempt = attempts[tried]
             thought = " ".join([h.sentence for h in question.hops[:number]][-1:] + [f"look up {hop.keywords}"])
             if attempt.start:

@@ -6,6 +6,7 @@ every machine. A thing is big enough (28-40 of 84 pixels) to be told apart by a 
 
 import colorsys
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -244,8 +245,11 @@ def caption(scene: Scene) -> str:
 
 
 def listed(scene: Scene) -> str:
-    """What is there from left to right, each kind once: `ball is blue cup is red`."""
-    return " ".join(dict.fromkeys(f"{thing.kind} is {thing.color}" for thing in scene.things))
+    """All that is there, from left to right: `one ball is blue one cup is red`, `three cup is red`, `one sign is red
+    says exit`."""
+    found = Counter((thing.kind, thing.color) for thing in scene.things)
+    word = f" says {scene.word}" if scene.word else ""
+    return " ".join(f"{COUNTS[n - 1]} {kind} is {color}" for (kind, color), n in found.items()) + word
 
 
 def with_article(name: str) -> str:

@@ -102,15 +102,16 @@ def visual_detail_recall(
     """What was to be seen, by `details`: a thing's colour, how many there were, what stood beside it, a sign's word."""
     told = [(i, b) for i, b in enumerate(plan.beats) if b.kind == "image" and b.time + 2 * SESSION_GAP < moment]
     for index, beat in told:
-        name, seen = sentence(beat), listed(beat.scene)  # all that is there, before one of it is chosen
+        name = sentence(beat)
+        seen = f"look at {name} {listed(beat.scene)}"  # the picture is found, and all of it named, before one is chosen
         kinds = [thing.kind for thing in beat.scene.things]
         alone = sum((b.who, b.key) == (beat.who, beat.key) for _, b in told) == 1  # seen again it may have come alone
         asked = {"color": (f"what color is {name} ?", f"{seen} {name} is {beat.value}", beat.value, COLORS)}
         if beat.scene.word:
-            asked["word"] = f"what is on {name} ?", f"{name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS
+            asked["word"] = f"what is on {name} ?", f"{seen} {name} says {beat.scene.word}", beat.scene.word, SIGN_WORDS
         elif alone and len(set(kinds)) == 1:
             count = COUNTS[len(kinds) - 1]
-            asked["count"] = f"how many of {name} ?", f"{count} {name}", count, COUNTS
+            asked["count"] = f"how many of {name} ?", f"{seen} {count} {name}", count, COUNTS
         if len(set(kinds)) == 2 and alone:
             side = "left" if kinds[1] == beat.key else "right"
             other = kinds[kinds[0] == beat.key]
@@ -197,7 +198,7 @@ def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime
     for goal in [*last, never]:
         index, beat = last.get(goal, (None, Beat(moment, "goal", value=goal)))
         state = "unknown" if index is None else beat.key or "open"
-        thought = "unknown" if index is None else sentence(beat)
+        thought = f"{keywords(beat)} is unknown" if index is None else sentence(beat)
         yield _make(plan, rng, "Long-term Goal Tracking", moment, f"what became of my goal {goal} ?", state,
                     pool=lexicon.GOAL_STATES, evidence=tuple(i for i, b in told if b.value == goal),
                     hops=(Hop(keywords(beat), sentence(beat)),), thought=thought)  # fmt: skip
