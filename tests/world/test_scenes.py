@@ -14,6 +14,7 @@ from personavlm_lib.world.scenes import (
     THINGS,
     Thing,
     caption,
+    listed,
     render,
     sample_scene,
 )
@@ -60,10 +61,13 @@ def test_colours_and_backgrounds_are_far_apart():
 def test_captions_and_refusals():
     scene = sample_scene(random.Random(0), [("cup", "red"), ("hat", "orange")])
     assert caption(scene) == "a red cup left of an orange hat"
+    assert listed(scene) == "one cup is red one hat is orange"
     assert isinstance(scene.things[0], Thing) and scene.things[0].name == "red cup"
-    assert caption(sample_scene(random.Random(0), [("cup", "red")] * 3)) == "three red cup"
+    several = sample_scene(random.Random(0), [("cup", "red")] * 3)
+    assert (caption(several), listed(several)) == ("three red cup", "three cup is red")
     sign = sample_scene(random.Random(0), [("sign", "red")])
     assert sign.word in SIGN_WORDS and caption(sign) == f"a red sign {sign.word}"
+    assert listed(sign) == f"one sign is red says {sign.word}"
     for wanted in ([], [("cup", "red")] * 5, [("sign", "red"), ("cup", "red")]):
         with pytest.raises(ValueError, match="one to four things"):
             sample_scene(random.Random(0), wanted)
