@@ -3,13 +3,14 @@
 Each generator below makes one kind, and why it is there:
 - `conversation`: raw turns of a simulated life in the response prompt, then several questions. The reasoning restates
   the turn word for word, so looking up is induction; several questions a context and contexts that grow make it come.
-- `table`: bare facts and questions about them, the newest of each; most of the first twentieth, as looking
-  up comes soonest there.
+- `table`: bare facts and questions about them, each followed from value to value, and why it changed; most of the first
+  twentieth, as looking up comes soonest there.
 - `copying`: random words of the whole vocabulary, to be repeated, so that it covers dates and grammar too.
 - `listing`: numbered turns told again in the output grammar: numbers, and keys such as `"yoga":`, which the user said.
 - `dating`: what `last sunday` or `two weeks ago` means, by the calendar in the prompt.
 - `knowing`: what everybody knows: which trait a word shows and how strongly, what a value or a habit takes.
-- `captioning`, `seeing`: scenes and what is in them: colours, numbers, what stands beside what, words.
+- `captioning`, `seeing`: scenes and all that is in them, in the words in which the reasoning names it; then a colour, a
+  number, what stands beside what, a word.
 Loss on the assistant's tokens only. Deviation from common practice: no text corpus exists at this size, so every token
 comes from the world.
 """
