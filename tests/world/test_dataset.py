@@ -1,6 +1,7 @@
 """Lives and samples on disk, and the shares in which they are drawn."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_only_right_answers_are_learned_and_a_guess_where_nothing_can_be_known(l
                        and f"today {q.time:%A %Y-%m-%d}".lower() in sample["messages"][0]["content"])  # fmt: skip
         assert parse_step(sample["messages"][-1]["content"]).answer == question.answer
     blind = dataset.answer_samples(life, store, random.Random(0), without=1.0)
-    unknown = [parse_step(sample["messages"][1]["content"]).think.endswith("unknown") for sample in blind
+    unknown = [re.fullmatch(r"(my goal \w+ is )?unknown", parse_step(sample["messages"][1]["content"]).think)
+               for sample in blind
                if len(sample["messages"]) == 2 and "options" in sample["messages"][0]["content"]
                and "suit me" not in sample["messages"][0]["content"]]  # fmt: skip
     assert unknown and all(unknown)

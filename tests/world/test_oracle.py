@@ -1,5 +1,7 @@
 """The oracle: right where the conversation has shown the answer, and no wiser than chance where it has not."""
 
+import re
+
 import pytest
 
 from personavlm_lib.agent.prompts import PromptSet
@@ -68,7 +70,7 @@ def test_without_memory_it_is_no_better_than_chance(known, prompts):
     binary = [accuracy(q, r.answer) for _, q, r in rows if q.kind == "binary"]
     assert abs(sum(choice) / len(choice) - 0.25) < 3 * (0.25 * 0.75 / len(choice)) ** 0.5
     assert abs(sum(binary) / len(binary) - 0.5) < 3 * 0.5 / len(binary) ** 0.5
-    assert all(r.steps[0].think.endswith("unknown") for _, q, r in rows if q.kind == "choice")
+    assert all(re.fullmatch(r"(my goal \w+ is )?unknown", r.steps[0].think) for _, q, r in rows if q.kind == "choice")
 
 
 @pytest.mark.parametrize("missing", [("semantic", "episodic"), ("core",), ("procedural", "episodic")])
@@ -76,7 +78,7 @@ def test_what_is_taken_away_is_not_said(known, prompts, missing):
     """What it states as a fact stands in a message that it was given."""
     unknown = 0
     for life, question, response in answers(known, AgentSettings(prompts), *missing):
-        if response.steps[-1].think.endswith("unknown"):
+        if re.fullmatch(r"(my goal \w+ is )?unknown", response.steps[-1].think):
             unknown += 1
         elif question.kind != "binary":
             assert question.hops or "core" not in missing, (life.user, question)
