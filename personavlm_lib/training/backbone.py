@@ -93,6 +93,8 @@ def train(config: dict, folder: Path) -> None:
     tokenizer = nano.build_tokenizer(corpus())
     processor = nano.build_processor(tokenizer)
     model = nano.build_model(tokenizer, config["width"], config["layers"], config.get("look_back", True))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     optimisers = build_optimisers(model, config)
     steps = config["steps"]
     batches = mixture.Mixture(processor, config["batch"], steps, config["seed"])
@@ -106,7 +108,7 @@ def train(config: dict, folder: Path) -> None:
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = config["learning_rate"] * pace
             # float32: bfloat16 is many times slower on processors that only emulate it
-            loss = answer_loss(model, batch)
+            loss = answer_loss(model, {key: value.to(device) for key, value in batch.items()})
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:

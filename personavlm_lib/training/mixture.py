@@ -35,7 +35,7 @@ from personavlm_lib.world import lexicon, tasks
 from personavlm_lib.world.plan import EPOCH, Beat, pictured, sample_plan
 from personavlm_lib.world.questions import Question
 from personavlm_lib.world.scenes import LOOSE, listed, render
-from personavlm_lib.world.tellers import followed, keywords, last_step, sentence, tell, user_words
+from personavlm_lib.world.tellers import followed, keywords, last_step, profile, sentence, tell, user_words
 
 SEEDS = 10_000_000  # lives of the backbone are numbered from here on: no other stage goes so far
 Message = tuple[str, str]
@@ -59,9 +59,13 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     kept = [
         i for i in range(first, min(first + rng.randint(2, longest), len(turns))) if pictures or not turns[i].images
     ]
-    part = replace(plan, beats=tuple(plan.beats[i] for i in kept))
-    moment = plan.beats[-1].time + timedelta(hours=12)
+    # Half the profiles are filled, with what was told before these turns or up to their end.
+    filed = plan.beats[: rng.choice((0, 0, first, kept[-1] + 1))] if kept else ()
+    core = profile(filed)
+    part = tuple(beat for i, beat in enumerate(plan.beats) if i in kept or beat.kind == "core" and beat in filed)
+    part, moment = replace(plan, beats=part), plan.beats[-1].time + timedelta(hours=12)
     asked = [q for maker in tasks.MAKERS[:-1] for q in maker(part, rng, moment) if len(q.hops) < 2 or q.hops[0].note]
+    asked += [q for q in asked if len(q.told) > 2]  # the longest to follow are the rarest
     if not asked:  # small talk only
         return conversation(rng, longest + 4, questions, repeat, pictures)
     asked = rng.choices(asked, k=questions) if repeat else rng.sample(asked, min(questions, len(asked)))
@@ -74,9 +78,10 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
         elif rng.random() < 0.6:
             question = replace(question, options=())
         query = Turn(question.time, question.query)
-        text = _PROMPTS("respond", query=query, context=history, concepts=[], core={}, levels=scores, personality="",
+        text = _PROMPTS("respond", query=query, context=history, concepts=[], core=core, levels=scores, personality="",
                         closing=True) if n == 0 else f"ask {query.user}\nanswer now"  # fmt: skip
-        thought = last_step(question, " ".join(turn.user for turn in history))
+        seen = [*(f"my {key} is {value}" for key, value in core.items()), *(turn.user for turn in history)]
+        thought = last_step(question, " ".join(seen))
         messages += [("user", text), ("assistant", write_answer(thought, question.answer))]
     return Row(messages, [render(plan.beats[i].scene) for i in kept if turns[i].images])
 
@@ -297,7 +302,7 @@ class Mixture(IterableDataset):
             lambda: listing(rng, 4 if done < 0.2 else 8): 20,
         }
         kinds = ("drills", "captions", "scenes", "lives")
-        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (36, 26, 18, 20))[0]
+        kind = rng.choices(kinds, (60, 40, 0, 0) if early else (33, 28, 19, 20))[0]
         if kind == "drills":
             return [make() for make in rng.choices([*drills], drills.values(), k=self.batch)]
         if kind == "captions":

@@ -14,10 +14,10 @@ from personavlm_lib.agent.protocol import EpisodeReply, SemanticReply
 from personavlm_lib.agent.replies import write_answer, write_episodes, write_pairs, write_retrieve, write_semantic
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models import Ask, Reply
-from personavlm_lib.world.lexicon import PERSONA_KEYS, STYLES
+from personavlm_lib.world.lexicon import STYLES
 from personavlm_lib.world.plan import Beat, LifePlan
 from personavlm_lib.world.questions import Hop, Question
-from personavlm_lib.world.tellers import FACTS, keywords, last_step, sentence
+from personavlm_lib.world.tellers import FACTS, keywords, last_step, profile, sentence
 
 KEPT = ("name", *FACTS, "intent", "image")  # kinds of beat that semantic memory keeps
 
@@ -53,8 +53,8 @@ class Oracle:
     def _respond(self, transcript: list[str], ask: Ask) -> str:
         question = self.questions[ask.about.time, ask.about.user]
         # A fact is one sentence, however the prompt shows it; only the profile is not shown in sentences everywhere.
-        profile = [f"my {key} is {value}" for key, value in ask.shown.get("core", {}).items()]
-        seen = " ".join("\n".join(profile + transcript[::2]).split())
+        known = [f"my {key} is {value}" for key, value in ask.shown.get("core", {}).items()]
+        seen = " ".join("\n".join(known + transcript[::2]).split())
         quote = ask.shown.get("quote", False)
         guess = random.Random(question.case).choice(question.options or ("unknown",))
         if question.kind == "binary":
@@ -122,11 +122,8 @@ class Oracle:
         return write_semantic(reply, quote=ask.shown["quote"])
 
     def _core(self, transcript: list[str], ask: Ask) -> str:
-        """All attributes stated up to the session's end, newest value each, in the order of first mention."""
         told = self.plan.beats[: self._index(ask.about[-1]) + 1]
-        stated = {b.key: b.value for b in told if b.kind in ("name", "core")}
-        ordered = sorted(stated, key=lambda key: key in PERSONA_KEYS)
-        return write_pairs({key: stated[key] for key in ordered}, quote=ask.shown["quote"])
+        return write_pairs(profile(told), quote=ask.shown["quote"])
 
     def _procedural(self, transcript: list[str], ask: Ask) -> str:
         kept: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from personavlm_lib.agent.prompts import periods
@@ -63,6 +63,12 @@ def last_step(question: Question, seen: str) -> str:
     *before, last = question.told
     before = list(itertools.takewhile(lambda sentence: sentence in seen, reversed(before)))[::-1]
     return followed([*before, question.thought if question.hops else last])
+
+
+def profile(told: Iterable[Beat]) -> dict[str, str]:
+    """All attributes stated so far, newest value each, in the order of first mention; those of the persona last."""
+    stated = {beat.key: beat.value for beat in told if beat.kind in ("name", "core")}
+    return {key: stated[key] for key in sorted(stated, key=lambda key: key in lexicon.PERSONA_KEYS)}
 
 
 def user_words(beat: Beat, wording: Callable[[Beat], str] | None = None) -> str:
