@@ -43,6 +43,7 @@ GPU = torch.cuda.is_available()
 
 def build(size: str) -> LocalModel:
     processor = load_processor(KEPT)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as load_model does
     if size == "nano":
         local = LocalModel(KEPT)
     else:
@@ -136,8 +137,9 @@ def main() -> None:
     measure, rows = Measure(local, given.decode, given.repeats), []
     measure.reply([measure.ask(50, 2)])  # what is done once is done
     jobs = [(measure.users, 200, given.users)]
-    jobs += [(measure.prefix, context, batch) for context in given.contexts for batch in given.batches]
-    jobs += [(measure.speed, context, batch) for context in given.contexts for batch in (1, *given.batches)]
+    for context in given.contexts:
+        jobs += [(measure.prefix, context, batch) for batch in given.batches]
+        jobs += [(measure.speed, context, batch) for batch in (1, *given.batches)]
     about = dict(
         size=given.size, parameters=sum(p.numel() for p in local.model.parameters()), decode=given.decode, step=STEP,
         machine=torch.cuda.get_device_name() if GPU else f"{psutil.cpu_count()} x {platform.machine()}",

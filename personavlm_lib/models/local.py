@@ -18,10 +18,9 @@ import transformers
 from peft import PeftModel
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, DynamicCache
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
 
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.models import Ask, Reply
@@ -73,13 +72,16 @@ def made_of(source: str | Path) -> list[str]:
 
 
 def load_model(source: str | Path, *more: str | Path, four_bit: bool = False):
-    """The model of a hub id or folder with its adapters, and `more` of them, merged: bfloat16 where there is a GPU.
+    """The model of a hub id or folder with its adapters, and `more` of them, merged: on a GPU in the precision that its
+    weights are kept in, else in float32, because processors that only emulate bfloat16 are many times slower with it.
 
-    `four_bit` loads the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without).
+    `four_bit` loads the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without). Turns cuDNN's
+    attention off for the process.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew, for 80 ms, at every length not met before: at each token
     base, adapters = follow_source(source)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    bits = BitsAndBytesConfig(load_in_4bit=four_bit, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    dtype = "auto" if torch.cuda.is_available() else torch.float32
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     given = dict(quantization_config=bits) if four_bit else {}
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **given)
     for adapter in (*adapters, *more):
@@ -88,15 +90,14 @@ def load_model(source: str | Path, *more: str | Path, four_bit: bool = False):
 
 
 def load_processor(source: str | Path):
-    """The processor of a hub id or folder; where torchvision is absent, with images alone. ValueError for none."""
+    """The processor of a hub id or folder, for images alone: no video is ever shown. ValueError for none."""
     base = follow_source(source)[0]
     try:
         kind = getattr(transformers, PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(base).model_type])
     except OSError as error:
         missing = "is no folder with a model, nor one of the hub that is in its cache or can be reached"
         raise ValueError(f"model {base} {missing}: check the name, or fetch it first") from error
-    kind = AutoProcessor if is_torchvision_available() else type("ImageOnlyProcessor", (ImageOnly, kind), {})
-    processor = kind.from_pretrained(base)
+    processor = type("ImageOnlyProcessor", (ImageOnly, kind), {}).from_pretrained(base)
     size = processor.image_processor.size
     if "longest_edge" in size:  # so the Qwen-VL family calls it, and it bounds the area; a true edge is far below it
         size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)

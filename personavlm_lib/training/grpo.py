@@ -19,9 +19,9 @@ from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models import run
-from personavlm_lib.models.local import LocalModel, Transcript, load_model, load_processor, made_of
+from personavlm_lib.models.local import LocalModel, Transcript, load_processor, made_of
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import Journal, lora, precision, saving, train_and_save
+from personavlm_lib.training.sft import Journal, load_to_train, lora, saving, train_and_save
 from personavlm_lib.work import key
 from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
 from personavlm_lib.world.questions import Question
@@ -153,10 +153,10 @@ def train(config: dict, folder: Path) -> None:
     # One epoch in an order of its own: the trainer's sampler could not go on in the middle of a later one.
     asks, count = list(rollout.cases), config["groups"] * config["steps"]
     order = [text for _ in range(-(-count // len(asks))) for text in rng.sample(asks, len(asks))][:count]
-    processor = load_processor(config["model"])
+    processor, (model, precision) = load_processor(config["model"]), load_to_train(config)
     per_step = config["group"] * config["groups"]
     trainer = AgentTrainer(
-        model=load_model(config["model"]),
+        model=model,
         reward_funcs=[answer_reward, format_reward],
         args=GRPOConfig(
             max_steps=config["steps"], seed=config["seed"], shuffle_dataset=False,
@@ -166,7 +166,7 @@ def train(config: dict, folder: Path) -> None:
             beta=config["beta"], epsilon=config["epsilon"], num_iterations=1, loss_type="grpo", scale_rewards="group",
             use_bias_correction_kl=False, reward_weights=[1.0, 0.5], temperature=config["temperature"],
             max_completion_length=config["max_tokens"], logging_steps=1, report_to="none", disable_tqdm=True,
-            gradient_checkpointing=config["gradient_checkpointing"], **precision(),
+            gradient_checkpointing=config["gradient_checkpointing"], **precision,
             **saving(folder, made, config["steps"], 1),
         ),
         train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in order]}),

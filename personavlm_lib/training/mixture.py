@@ -56,9 +56,8 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
     plan = sample_plan(SEEDS + rng.randrange(1_000_000), days, size)
     turns = tell(plan, Path("unused"), draw=False)
     first = rng.randrange(max(1, len(turns) - longest))
-    kept = [
-        i for i in range(first, min(first + rng.randint(2, longest), len(turns))) if pictures or not turns[i].images
-    ]
+    stretch = range(first, min(first + rng.randint(2, longest), len(turns)))
+    kept = [i for i in stretch if pictures or not turns[i].images]
     # Half the profiles are filled, with what was told before these turns or up to their end.
     filed = plan.beats[: rng.choice((0, 0, first, kept[-1] + 1))] if kept else ()
     core = profile(filed)
@@ -70,8 +69,8 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
         return conversation(rng, longest + 4, questions, repeat, pictures)
     asked = rng.choices(asked, k=questions) if repeat else rng.sample(asked, min(questions, len(asked)))
     scores = {trait: rng.choice(("low", "mid", "high")) for trait in levels(BigFive.neutral())}
-    history = [turns[i] for i in kept]
-    messages = []
+    history, messages = [turns[i] for i in kept], []
+    seen = " ".join([*(f"my {key} is {value}" for key, value in core.items()), *(turn.user for turn in history)])
     for n, question in enumerate(asked):
         if (kind := rng.random()) < 0.12:  # the prompt's line on personality is read as the turns are, and applied
             question = _about_personality(rng, replace(question, told=()), scores, apply=kind < 0.08)
@@ -80,9 +79,7 @@ def conversation(rng: random.Random, longest: int, questions: int, repeat: bool,
         query = Turn(question.time, question.query)
         text = _PROMPTS("respond", query=query, context=history, concepts=[], core=core, levels=scores, personality="",
                         closing=True) if n == 0 else f"ask {query.user}\nanswer now"  # fmt: skip
-        seen = [*(f"my {key} is {value}" for key, value in core.items()), *(turn.user for turn in history)]
-        thought = last_step(question, " ".join(seen))
-        messages += [("user", text), ("assistant", write_answer(thought, question.answer))]
+        messages += [("user", text), ("assistant", write_answer(last_step(question, seen), question.answer))]
     return Row(messages, [render(plan.beats[i].scene) for i in kept if turns[i].images])
 
 

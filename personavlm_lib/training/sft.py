@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig, PeftModel
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from personavlm_lib.models.local import content_parts, load_model, load_processor, made_of, write_source
@@ -75,9 +75,14 @@ def lora(config: dict) -> LoraConfig | None:
     )  # fmt: skip
 
 
-def precision() -> dict:
-    """bfloat16 on a GPU, float32 elsewhere: processors that only emulate bfloat16 are many times slower with it."""
-    return dict(bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+def load_to_train(config: dict) -> tuple[PreTrainedModel, dict]:
+    """The model of `config`, and the trainer's arguments for its precision, which is that of its own weights.
+
+    Weights that are trained themselves, without an adapter, are float32 meanwhile: a bfloat16 loses its small steps.
+    """
+    model = load_model(config["model"])
+    arguments = dict(bf16=model.dtype == torch.bfloat16, use_cpu=not torch.cuda.is_available())
+    return model if config["lora_rank"] else model.float(), arguments
 
 
 def in_batches(samples: pd.DataFrame, batch: int, steps: int, seed: int) -> pd.DataFrame:
@@ -120,6 +125,8 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
         trainer.model.load_state_dict(load_model(checkpoint).state_dict())
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier training
+    if trainer.args.bf16 and not adapted:  # as it was given
+        trainer.model.bfloat16()
     trainer.save_model(str(folder / ("adapter" if adapted else "model")))
     if adapted:
         write_source(folder / "model", base, folder / "adapter")
@@ -130,7 +137,7 @@ def train(config: dict, folder: Path) -> None:
     made = key(**config | {"model": made_of(config["model"]), "samples": Path(config["samples"])})
     processor = load_processor(config["model"])
     samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
-    model = load_model(config["model"])
+    model, precision = load_to_train(config)
     for name, weight in model.named_parameters():  # what a thousand pictures teach is less than what they undo
         weight.requires_grad_("visual" not in name and "vision" not in name)
     trainer = SFTTrainer(
@@ -142,7 +149,7 @@ def train(config: dict, folder: Path) -> None:
             lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
             logging_steps=config["log_every"], report_to="none",
             gradient_checkpointing=config["gradient_checkpointing"],
-            train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision(),
+            train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision,
             **saving(folder, made, config["steps"], config["log_every"]),
         ),
         train_dataset=to_dataset(samples),

@@ -202,6 +202,12 @@ def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):
             LocalModel(name)
 
 
+def test_attention_that_plans_anew_at_every_length_is_off(checkpoint):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    LocalModel(checkpoint)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_four_bits_need_a_package_of_their_own(checkpoint):
     if importlib.util.find_spec("bitsandbytes") is not None:
         pytest.skip("bitsandbytes is installed")

@@ -5,6 +5,8 @@ Their numbers mean nothing; that every stage reads what the profile names, and h
 
 import json
 import os
+import subprocess
+import sys
 from unittest import mock
 
 import pandas as pd
@@ -25,7 +27,7 @@ from personavlm_lib.memory.search import PAPER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.local import LocalModel, follow_source, load_processor
 from personavlm_lib.models.nano import SPECIAL, ImageOnlyProcessor, build_model
-from personavlm_lib.study.profiles import PROFILES, load_profile, memory_folder, stage_folder
+from personavlm_lib.study.profiles import PROFILES, ROOT, load_profile, memory_folder, stage_folder
 from personavlm_lib.study.runner import run_stage
 
 SIZES = {
@@ -151,3 +153,15 @@ def test_memories_are_seen_and_searched_with_what_the_profile_names(chain):
 
 def test_pictures_are_bounded_as_in_the_paper(chain):
     assert load_processor(chain["model"]).image_processor.size["longest_edge"] == 230_400
+
+
+def test_the_steps_of_both_trainings_are_measured_in_the_parts_of_the_profile(chain, tmp_path):
+    command = [sys.executable, str(ROOT / "speed" / "training.py"), "--run", "tiny", "--size", "tiny", "--steps", "2"]
+    command += ["--samples", "4", "6", "--max-tokens", "6", "--json", str(tmp_path / "training.json")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    sft, grpo = json.loads((tmp_path / "training.json").read_text())["rows"]
+    given = load_profile("one-gpu").stages
+    for row, size in ((sft, given["02_sft"]["batch"]), (grpo, 6 * given["03_grpo"]["groups"])):
+        assert row["step_of"] == size and row["per_sample_s"] > 0 and row["tokens_per_sample"] > 100
+        assert abs(row["step_s"] - size * row["per_sample_s"]) < 1e-6
+    assert sft["batch"] == sft["accumulate"] == 4 and grpo["accumulate"] == 6  # one sample a part, as in the profile
