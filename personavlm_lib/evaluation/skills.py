@@ -35,7 +35,7 @@ from personavlm_lib.world.tasks import MAKERS
 SEEDS = 20_000_000  # lives of the suite are numbered from here on: no other stage goes so far
 # What a picture is asked for, by the list that the answer is in.
 IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
-PER_LIFE = 4  # questions of one skill about one life, but for those that share a skill:
+PER_LIFE = 2  # questions of one skill about one life, but for those that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
 
@@ -133,11 +133,15 @@ def _once(ask: Ask) -> Trajectory[str]:
 
 
 def _questions(life: Life, rng: random.Random) -> list[Question]:
-    """All that can be asked of a life at night, on the morning after and two weeks after its turns, shuffled."""
+    """What can be asked of a life at night, on the morning after and two weeks after its turns, shuffled.
+
+    Nothing twice: of the same picture, say, from day to day, which would count one glance as many.
+    """
     days = sorted({turn.time.date() for turn in life.turns[12:]})
     moments = [datetime.combine(d + timedelta(days=i), time(h)) for d in days for i, h in ((0, 23), (1, 7), (14, 7))]
     quiet = [m for m in moments if all(abs(turn.time - m) > 2 * SESSION_GAP for turn in life.turns)]
     asked = [question for moment in quiet for maker in MAKERS for question in maker(life.plan, rng, moment)]
+    asked = list({(q.text, q.answer, q.hops): q for q in asked}.values())
     return rng.sample(asked, len(asked))
 
 

@@ -55,6 +55,12 @@ def test_without_retrieval_the_turns_stand_in_the_first_prompt_and_no_answer_is_
             assert told[0].split("recent\n")[1].count(" assistant ") == 8 and "answer now" in told[0]
 
 
+def test_of_a_picture_nothing_is_asked_twice(tmp_path):
+    asked = [(i.user, i.asked.split(" options ")[0]) for i in skills.suite(tmp_path, 16, 7) if "<img>" in i.asked]
+    asked = [(user, text) for user, text in asked if "options" not in text and "ask" not in text]
+    assert len(asked) == len(set(asked)) > 16
+
+
 def test_lives_are_those_of_the_seed(tmp_path):
     one, same, other = (skills.suite(tmp_path / str(i), 4, seed) for i, seed in enumerate((1, 1, 2)))
     assert [(item.asked, item.gold) for item in one] == [(item.asked, item.gold) for item in same]
