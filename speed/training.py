@@ -5,8 +5,8 @@
 
 The model is built from its configuration with random weights, on which neither depends, but for one thing: a rollout of
 an untrained policy is one generation, as long as it may be, because it neither searches nor answers. The tokenizer is
-a byte-level BPE of the prompts and samples, so their lengths are about those of the real one. `--samples` of a step are
-enough, because a step is that of its parts over and over; they are the profile's.
+nano's, of the whole words of prompts and samples, so they are somewhat shorter than with the real one. `--samples` of a
+step are enough, because a step is that of its parts over and over; they are the profile's.
 """
 
 import argparse
@@ -21,14 +21,10 @@ import pandas as pd
 import torch
 import transformers
 from inference import GPU, SEVEN_B, memory_mib
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as kinds
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, TrainerCallback
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from personavlm_lib.models.local import MAX_PIXELS, load_processor
-from personavlm_lib.models.nano import SPECIAL, ImageOnlyProcessor, build_model
-from personavlm_lib.study.profiles import BACKBONE, load_profile, require, stage_parameters
+from personavlm_lib.models.nano import build_model, build_processor, build_tokenizer
+from personavlm_lib.study.profiles import load_profile, require, stage_parameters
 from personavlm_lib.training import grpo, sft
 
 
@@ -48,15 +44,8 @@ class Clock(TrainerCallback):
 
 def build(folder: Path, size: str, texts: list[str]) -> int:
     """A model and its processor in `folder`; its number of parameters."""
-    tokenizer = Tokenizer(kinds.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    learner = trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, special_tokens=list(SPECIAL))
-    tokenizer.train_from_iterator(texts, learner)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        additional_special_tokens=[t for t in SPECIAL if t not in ("<|im_end|>", "<|endoftext|>")],
-    )  # fmt: skip
+    processor = build_processor(build_tokenizer(texts))
+    tokenizer = processor.tokenizer
     torch.manual_seed(0)
     model = build_model(tokenizer, 64, 2)
     if size == "7b":
@@ -69,9 +58,7 @@ def build(folder: Path, size: str, texts: list[str]) -> int:
             tokenizer.eos_token_id, tokenizer.pad_token_id,
         )  # fmt: skip
     model.save_pretrained(folder)
-    template = load_processor(BACKBONE).chat_template
-    images = Qwen2VLImageProcessorPil(max_pixels=MAX_PIXELS)
-    ImageOnlyProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
