@@ -26,7 +26,7 @@ reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default)
 
 test: $(STAMP)  ## unit tests, then every notebook on the smoke profile
 	@set -o pipefail; $(VENV)/bin/python -m pytest -q | tee $(VENV)/pytest.txt
-	@$(STUDY) reproduce --profile smoke --anew
+	@$(STUDY) reproduce --profile smoke --force
 	@echo "All notebooks ran. The unit tests:"; tail -n 1 $(VENV)/pytest.txt
 
 figures: $(STAMP)  ## draw figures/ anew from results/reference/

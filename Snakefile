@@ -12,9 +12,9 @@ import os
 import sys
 
 from personavlm_lib.study.profiles import ROOT, load_profile, notebook, stage_folder, stage_parameters
-from personavlm_lib.work import follow
+from personavlm_lib.processes import exit_with_parent
 
-follow()  # a killed chain leaves nothing behind
+exit_with_parent()  # a killed chain leaves nothing behind
 PROFILE = load_profile(config.get("profile", "nano"), config.get("seed"))
 RUN = str(config.get("run", PROFILE.name))
 PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN) for stage in PROFILE.stages}

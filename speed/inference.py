@@ -24,9 +24,10 @@ import psutil
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from personavlm_lib.models import Ask
-from personavlm_lib.models.local import LocalModel, load_processor
+from personavlm_lib.models.chat import ChatRequest
+from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models.nano import build_model
+from personavlm_lib.models.weights import load_processor
 
 KEPT = Path(__file__).parents[1] / "results" / "backbone"
 SEVEN_B = dict(
@@ -49,10 +50,15 @@ def build(size: str) -> LocalModel:
     else:
         torch.manual_seed(0)
         if size == "7b":
-            ids = {f"{kind}_token_id": getattr(processor, f"{kind}_token_id") for kind in ("image", "video")}
+            ids = {
+                f"{kind}_token_id": getattr(processor, f"{kind}_token_id")
+                for kind in ("image", "video")
+            }
             with torch.device("cuda" if GPU else "cpu"):
                 torch.set_default_dtype(torch.bfloat16)
-                model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**SEVEN_B, **ids)).eval()
+                model = Qwen2_5_VLForConditionalGeneration(
+                    Qwen2_5_VLConfig(**SEVEN_B, **ids)
+                ).eval()
                 torch.set_default_dtype(torch.float32)
         else:
             model = build_model(processor.tokenizer, 64, 2).eval()
@@ -76,7 +82,9 @@ def timed(work, repeats: int) -> float:
 def memory_mib() -> float:
     """The most that was held: by tensors on a GPU, else by the process."""
     return (
-        torch.cuda.max_memory_allocated() / 2**20 if GPU else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.max_memory_allocated() / 2**20
+        if GPU
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )
 
 
@@ -84,18 +92,24 @@ class Measure:
     def __init__(self, local: LocalModel, decode: int, repeats: int):
         self.local, self.decode, self.repeats, self.rng = local, decode, repeats, random.Random(0)
         tokenizer = local.processor.tokenizer
-        self.words = [w for w in ("tea", "cup", "red", "drink", "my", "is", "ask") if len(tokenizer(w).input_ids) == 1]
+        self.words = [
+            w
+            for w in ("tea", "cup", "red", "drink", "my", "is", "ask")
+            if len(tokenizer(w).input_ids) == 1
+        ]
 
-    def ask(self, tokens: int, written: int) -> Ask:
+    def ask(self, tokens: int, written: int) -> ChatRequest:
         """A message of so many words, each of one token, that is answered with so many tokens."""
-        return Ask(" ".join(self.rng.choices(self.words, k=tokens)), max_tokens=written)
+        return ChatRequest(" ".join(self.rng.choices(self.words, k=tokens)), max_tokens=written)
 
-    def reply(self, asks: list[Ask]) -> None:
+    def reply(self, asks: list[ChatRequest]) -> None:
         self.local.reply([(self.local.start(), ask) for ask in asks])
 
     def speed(self, context: int, batch: int) -> dict:
         first, all_ = (
-            timed(lambda n=n: self.reply([self.ask(context, n) for _ in range(batch)]), self.repeats)
+            timed(
+                lambda n=n: self.reply([self.ask(context, n) for _ in range(batch)]), self.repeats
+            )
             for n in (1, 1 + self.decode)
         )
         return dict(
@@ -107,7 +121,14 @@ class Measure:
         asks = [self.ask(context, self.decode) for _ in range(users)]
         one = timed(lambda: [self.reply([ask]) for ask in asks], 1)
         many = timed(lambda: self.reply(asks), self.repeats)
-        return dict(what="users", context=context, batch=users, apart_s=one, together_s=many, gain=one / many)
+        return dict(
+            what="users",
+            context=context,
+            batch=users,
+            apart_s=one,
+            together_s=many,
+            gain=one / many,
+        )
 
     def prefix(self, context: int, batch: int) -> dict:
         """Three reasoning steps: a prompt, and two messages that bring something back."""
@@ -118,9 +139,18 @@ class Measure:
             for step in steps:
                 self.local.reply(list(zip(transcripts, step, strict=True)))
 
-        kept, scratch = (timed(lambda keep=keep: three(keep), self.repeats) for keep in (True, False))
+        kept, scratch = (
+            timed(lambda keep=keep: three(keep), self.repeats) for keep in (True, False)
+        )
         self.local.keep = True
-        return dict(what="prefix", context=context, batch=batch, scratch_s=scratch, kept_s=kept, gain=scratch / kept)
+        return dict(
+            what="prefix",
+            context=context,
+            batch=batch,
+            scratch_s=scratch,
+            kept_s=kept,
+            gain=scratch / kept,
+        )
 
 
 def main() -> None:

@@ -35,13 +35,19 @@ from systems import SYSTEMS, WIDTH, Given, K
 
 BATCH, ONE_BY_ONE = 1000, 200
 WINDOWS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
-SEARCHES = {"ours": 60, "limit": 60, "approximate": 60}  # a peer is asked 15 times: some take seconds
+SEARCHES = {
+    "ours": 60,
+    "limit": 60,
+    "approximate": 60,
+}  # a peer is asked 15 times: some take seconds
 PACKAGES = dict(chroma="chromadb", qdrant="qdrant-client", lancedb="lancedb", mem0="mem0ai")
 
 
 def clustered(vectors: np.ndarray) -> np.ndarray:
     """Unit vectors; with CLUSTERS in the environment each about as far from a centre as that is long."""
-    centres = _unit(np.random.default_rng(2).normal(size=(int(os.environ.get("CLUSTERS", 0)), WIDTH)))
+    centres = _unit(
+        np.random.default_rng(2).normal(size=(int(os.environ.get("CLUSTERS", 0)), WIDTH))
+    )
     if not len(centres):
         return _unit(vectors)
     chosen = np.random.default_rng(len(vectors)).integers(len(centres), size=len(vectors))
@@ -53,7 +59,9 @@ def entries(n: int) -> tuple[list[str], np.ndarray]:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
     chosen = _zipf(rng, (n, 12))
-    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], clustered(vectors)
+    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], clustered(
+        vectors
+    )
 
 
 def queries(n: int) -> tuple[list[str], np.ndarray]:
@@ -87,7 +95,9 @@ def write(system: str, n: int, folder: Path) -> dict:
     one = (time.perf_counter() - middle[0], time.process_time() - middle[1])
     last = time.perf_counter(), time.process_time()
     target.finish()
-    batch = [m - s + time_() - e for m, s, e, time_ in zip(middle, start, last, CLOCKS, strict=True)]
+    batch = [
+        m - s + time_() - e for m, s, e, time_ in zip(middle, start, last, CLOCKS, strict=True)
+    ]
     return dict(
         batched_per_s=(n - singly) / batch[0],
         batched_per_cpu_s=(n - singly) / batch[1],
@@ -105,11 +115,16 @@ def read(system: str, n: int, folder: Path) -> list[dict]:
     encoder = Given(asked, wanted)
     _, vectors = entries(n)
     windows = {
-        name: [(int((n - n * part) * i / len(asked)), max(1, int(n * part))) for i in range(len(asked))]
+        name: [
+            (int((n - n * part) * i / len(asked)), max(1, int(n * part))) for i in range(len(asked))
+        ]
         for name, part in WINDOWS.items()
     }
     exact = {
-        name: [set((lo + np.argsort(-(vectors[lo : lo + size] @ q))[:K]).tolist()) for (lo, size), q in pairs]
+        name: [
+            set((lo + np.argsort(-(vectors[lo : lo + size] @ q))[:K]).tolist())
+            for (lo, size), q in pairs
+        ]
         for name, spans in windows.items()
         for pairs in [list(zip(spans, wanted, strict=True))]
     }
@@ -169,14 +184,24 @@ def plot(rows: list[dict], stem: Path) -> None:
     """Median processor time of a search against the number of entries, one panel for each window."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(WINDOWS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(WINDOWS), figsize=(11, 3.6), sharey=True, layout="constrained"
+    )
     series = dict.fromkeys((row["system"], row["variant"]) for row in rows if "variant" in row)
     for axis, window in zip(axes, WINDOWS, strict=True):
         for system, variant in series:
-            mine = [r for r in rows if (r["system"], r.get("variant"), r.get("window")) == (system, variant, window)]
+            mine = [
+                r
+                for r in rows
+                if (r["system"], r.get("variant"), r.get("window")) == (system, variant, window)
+            ]
             style = {"ours": "-", "approximate": "-.", "limit": "--"}.get(system, ":")
             axis.loglog(
-                [r["n"] for r in mine], [r["cpu_p50_ms"] for r in mine], style, marker="o", label=f"{system} {variant}"
+                [r["n"] for r in mine],
+                [r["cpu_p50_ms"] for r in mine],
+                style,
+                marker="o",
+                label=f"{system} {variant}",
             )
         axis.set(title=f"{window} of the timeline", xlabel="entries")
     axes[0].set_ylabel("a search, median (ms of processor time)")
@@ -191,13 +216,27 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--json", type=Path, help="where the rows go, and as CSV beside it")
     parser.add_argument("--plot", type=Path, help="the figure's path without its ending")
-    parser.add_argument("--limit", type=int, default=1800, help="seconds that a system may take to be filled or read")
-    parser.add_argument("--clusters", type=int, default=0, help="around how many centres the vectors lie; 0: anywhere")
-    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)  # what runs in a process of its own
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=1800,
+        help="seconds that a system may take to be filled or read",
+    )
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        default=0,
+        help="around how many centres the vectors lie; 0: anywhere",
+    )
+    parser.add_argument(
+        "--part", nargs=4, help=argparse.SUPPRESS
+    )  # what runs in a process of its own
     given = parser.parse_args()
     if given.part:
         part, system, n, folder = given.part
-        print(json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))), flush=True)
+        print(
+            json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))), flush=True
+        )
         os._exit(0)  # some of them fail while the interpreter is taken down, when all is done
     os.environ["CLUSTERS"] = str(given.clusters)  # for the processes of the parts
     rows, versions = [], {}

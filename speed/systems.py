@@ -16,7 +16,9 @@ import numpy as np
 WIDTH, K = 384, 10
 START = datetime(2024, 1, 1)
 
-Search = Callable[[str, np.ndarray, int, int], list[int]]  # (text, vector, lo, hi) -> rows, best first
+Search = Callable[
+    [str, np.ndarray, int, int], list[int]
+]  # (text, vector, lo, hi) -> rows, best first
 
 
 def moment(i: int) -> datetime:
@@ -86,14 +88,18 @@ class Limit:
         self.faiss, self.index, self.file = faiss, faiss.IndexFlatIP(WIDTH), folder / "vectors.npy"
         folder.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(folder / "text.db")
-        self.db.execute("CREATE VIRTUAL TABLE IF NOT EXISTS t USING fts5(text, tokenize = 'porter unicode61')")
+        self.db.execute(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS t USING fts5(text, tokenize = 'porter unicode61')"
+        )
         if self.file.exists():
             self.index.add(np.load(self.file))
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
         self.index.add(vectors)
         with self.db:
-            self.db.executemany("INSERT INTO t (rowid, text) VALUES (?, ?)", enumerate(texts, first))
+            self.db.executemany(
+                "INSERT INTO t (rowid, text) VALUES (?, ?)", enumerate(texts, first)
+            )
 
     def finish(self) -> None:
         np.save(self.file, self.index.reconstruct_n(0, self.index.ntotal))
@@ -101,12 +107,18 @@ class Limit:
     def searcher(self, variant: str) -> Search:
         def faiss(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
             whole = lo == 0 and hi == self.index.ntotal
-            within = None if whole else self.faiss.SearchParameters(sel=self.faiss.IDSelectorRange(lo, hi))
+            within = (
+                None
+                if whole
+                else self.faiss.SearchParameters(sel=self.faiss.IDSelectorRange(lo, hi))
+            )
             return self.index.search(vector[None], K, params=within)[1][0].tolist()
 
         def fts5(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
             sql = "SELECT rowid FROM t WHERE t MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rank LIMIT ?"
-            return [row for (row,) in self.db.execute(sql, (" OR ".join(text.split()), lo, hi - 1, K))]
+            return [
+                row for (row,) in self.db.execute(sql, (" OR ".join(text.split()), lo, hi - 1, K))
+            ]
 
         return {"faiss": faiss, "fts5": fts5}[variant]
 
@@ -117,8 +129,12 @@ class Chroma:
     def __init__(self, folder: Path, encoder: Given) -> None:
         import chromadb
 
-        client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
-        self.rows = client.get_or_create_collection("memory", metadata={"hnsw:space": "ip"}, embedding_function=None)
+        client = chromadb.PersistentClient(
+            str(folder), chromadb.Settings(anonymized_telemetry=False)
+        )
+        self.rows = client.get_or_create_collection(
+            "memory", metadata={"hnsw:space": "ip"}, embedding_function=None
+        )
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
         names = [str(first + i) for i in range(len(texts))]
@@ -132,8 +148,17 @@ class Chroma:
         n = self.rows.count()
 
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            window = {"where": {"$and": [{"t": {"$gte": lo}}, {"t": {"$lt": hi}}]}} if hi - lo < n else {}
-            return [int(name) for name in self.rows.query(query_embeddings=[vector], n_results=K, **window)["ids"][0]]
+            window = (
+                {"where": {"$and": [{"t": {"$gte": lo}}, {"t": {"$lt": hi}}]}}
+                if hi - lo < n
+                else {}
+            )
+            return [
+                int(name)
+                for name in self.rows.query(query_embeddings=[vector], n_results=K, **window)[
+                    "ids"
+                ][0]
+            ]
 
         return search
 
@@ -146,12 +171,17 @@ class Qdrant:
 
         self.models, self.client = models, QdrantClient(path=str(folder))
         if not self.client.collection_exists("m"):
-            self.client.create_collection("m", models.VectorParams(size=WIDTH, distance=models.Distance.DOT))
+            self.client.create_collection(
+                "m", models.VectorParams(size=WIDTH, distance=models.Distance.DOT)
+            )
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
         rows = enumerate(zip(texts, vectors.tolist(), strict=True), first)
         wait_for_disk(self.client, len(texts) == 1)
-        points = [self.models.PointStruct(id=i, vector=v, payload={"t": i, "text": text}) for i, (text, v) in rows]
+        points = [
+            self.models.PointStruct(id=i, vector=v, payload={"t": i, "text": text})
+            for i, (text, v) in rows
+        ]
         self.client.upsert("m", points)
 
     def finish(self) -> None:
@@ -161,8 +191,17 @@ class Qdrant:
         n, m = self.client.count("m").count, self.models
 
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            window = m.Filter(must=[m.FieldCondition(key="t", range=m.Range(gte=lo, lt=hi))]) if hi - lo < n else None
-            return [p.id for p in self.client.query_points("m", vector.tolist(), query_filter=window, limit=K).points]
+            window = (
+                m.Filter(must=[m.FieldCondition(key="t", range=m.Range(gte=lo, lt=hi))])
+                if hi - lo < n
+                else None
+            )
+            return [
+                p.id
+                for p in self.client.query_points(
+                    "m", vector.tolist(), query_filter=window, limit=K
+                ).points
+            ]
 
         return search
 
@@ -188,7 +227,9 @@ class LanceDB:
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
         flat = self.pa.FixedSizeListArray.from_arrays(self.pa.array(vectors.ravel()), WIDTH)
         times = self.pa.array(range(first, first + len(texts)))
-        self.table.add(self.pa.Table.from_arrays([times, self.pa.array(texts), flat], schema=self.schema))
+        self.table.add(
+            self.pa.Table.from_arrays([times, self.pa.array(texts), flat], schema=self.schema)
+        )
 
     def finish(self) -> None:
         self.table.create_scalar_index("t")
@@ -211,7 +252,11 @@ class Mem0:
     variants = ("qdrant",)
 
     def __init__(self, folder: Path, encoder: Given) -> None:
-        os.environ |= {"MEM0_TELEMETRY": "False", "OPENAI_API_KEY": "none is used", "MEM0_DIR": str(folder)}
+        os.environ |= {
+            "MEM0_TELEMETRY": "False",
+            "OPENAI_API_KEY": "none is used",
+            "MEM0_DIR": str(folder),
+        }
         from mem0 import Memory
 
         store = {"path": str(folder / "qdrant"), "embedding_model_dims": WIDTH, "on_disk": True}
@@ -245,12 +290,20 @@ class Mem0:
     def searcher(self, variant: str) -> Search:
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
             window = {"user_id": "u", "t": {"gte": lo, "lte": hi - 1}}
-            found = self.memory.search(text, filters=window, top_k=K, threshold=0.0)  # drops what points away
+            found = self.memory.search(
+                text, filters=window, top_k=K, threshold=0.0
+            )  # drops what points away
             return [hit["metadata"]["t"] for hit in found["results"]]
 
         return search
 
 
 SYSTEMS = dict(
-    limit=Limit, ours=Ours, approximate=Approximate, chroma=Chroma, qdrant=Qdrant, lancedb=LanceDB, mem0=Mem0
+    limit=Limit,
+    ours=Ours,
+    approximate=Approximate,
+    chroma=Chroma,
+    qdrant=Qdrant,
+    lancedb=LanceDB,
+    mem0=Mem0,
 )

@@ -49,7 +49,9 @@ def build(folder: Path, size: str, texts: list[str]) -> int:
     torch.manual_seed(0)
     model = build_model(tokenizer, 64, 2)
     if size == "7b":
-        given = {key: value for key, value in vars(model.config).items() if key.endswith("_token_id")}
+        given = {
+            key: value for key, value in vars(model.config).items() if key.endswith("_token_id")
+        }
         with torch.device("cuda" if GPU else "cpu"):
             torch.set_default_dtype(torch.bfloat16)
             model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**SEVEN_B, **given))
@@ -64,11 +66,20 @@ def build(folder: Path, size: str, texts: list[str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="a run whose 01_synthesize was made with prompts=full")
+    parser.add_argument(
+        "--run", required=True, help="a run whose 01_synthesize was made with prompts=full"
+    )
     parser.add_argument("--profile", default="one-gpu")
     parser.add_argument("--size", choices=("tiny", "7b"), default="7b" if GPU else "tiny")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first warms up and does not count")
-    parser.add_argument("--samples", type=int, nargs=2, default=[16, 12], help="per step of SFT, of GRPO")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=3,
+        help="optimizer steps; the first warms up and does not count",
+    )
+    parser.add_argument(
+        "--samples", type=int, nargs=2, default=[16, 12], help="per step of SFT, of GRPO"
+    )
     parser.add_argument("--max-tokens", type=int, help="of one generation, if not the profile's")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -84,11 +95,17 @@ def main() -> None:
             machine=torch.cuda.get_device_name() if GPU else platform.machine(), python=platform.python_version(),
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
         )  # fmt: skip
-        for stage, module, count in zip(("02_sft", "03_grpo"), (sft, grpo), given.samples, strict=True):
+        for stage, module, count in zip(
+            ("02_sft", "03_grpo"), (sft, grpo), given.samples, strict=True
+        ):
             config = stage_parameters(profile, stage, given.run)
             size = config["batch"] if module is sft else config["group"] * config["groups"]
-            inputs = dict(samples=world / "sft.parquet", lives=world / "train.jsonl", memory=world / "memory")
-            config |= dict(steps=given.steps, log_every=1, accumulate=count * config["accumulate"] // size)
+            inputs = dict(
+                samples=world / "sft.parquet", lives=world / "train.jsonl", memory=world / "memory"
+            )
+            config |= dict(
+                steps=given.steps, log_every=1, accumulate=count * config["accumulate"] // size
+            )
             config |= dict(batch=count) if module is sft else dict(groups=count // config["group"])
             config |= dict(max_tokens=given.max_tokens) if given.max_tokens else {}
             Clock.steps.clear()
@@ -106,7 +123,9 @@ def main() -> None:
             print({key: rows[-1][key] for key in list(rows[-1])[:7]}, flush=True)
             if given.json:
                 given.json.parent.mkdir(parents=True, exist_ok=True)
-                given.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1, default=str) + "\n")
+                given.json.write_text(
+                    json.dumps(dict(about=about, rows=rows), indent=1, default=str) + "\n"
+                )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import transformers
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
+)
 
-from personavlm_lib.models import Ask, Reply
+from personavlm_lib.benchmark import recordings
+from personavlm_lib.benchmark.lives import simulate_life
+from personavlm_lib.models.chat import ChatReply, ChatRequest
 from personavlm_lib.models.nano import build_model, build_processor, build_tokenizer
 from personavlm_lib.training.backbone import corpus
-from personavlm_lib.world import dataset
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Script:
     """A ChatModel that recites `lines`, one per ask, and keeps the asks."""
 
     lines: Iterable[str]
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[ChatRequest] = field(default_factory=list)
 
     def __post_init__(self):
         self.lines = iter(self.lines)
@@ -34,7 +37,7 @@ class Script:
 
     def reply(self, asked):
         self.asks += [ask for _, ask in asked]
-        return [Reply(next(self.lines), 7, 3) for _ in asked]
+        return [ChatReply(next(self.lines), 7, 3) for _ in asked]
 
 
 @pytest.fixture
@@ -72,14 +75,14 @@ def checkpoint(tmp_path_factory, processor):
 def lives(tmp_path_factory):
     """Two short lives."""
     folder = tmp_path_factory.mktemp("lives")
-    return [dataset.make_life(seed, folder / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
+    return [simulate_life(seed, folder / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="session")
 def memories(lives, tmp_path_factory):
     """user -> gold memory; all of them lie in one folder, each named after its user. Nobody writes to them."""
     folder = tmp_path_factory.mktemp("memories")
-    return {life.user: dataset.gold_memory(life, folder / life.user, None) for life in lives}
+    return {life.user: recordings.gold_memory(life, folder / life.user, None) for life in lives}
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +91,35 @@ def grounding_dino(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grounding_dino")
     torch.manual_seed(0)  # else what it finds depends on the tests before
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cup", "object", ".", "?"]
-    tiny = dict(encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, encoder_n_points=2, d_model=32)
-    tiny |= dict(decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, decoder_n_points=2, num_queries=5)
-    swin = dict(model_type="swin", embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, image_size=64)
-    bert = dict(model_type="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    tiny = dict(
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        encoder_n_points=2,
+        d_model=32,
+    )
+    tiny |= dict(
+        decoder_layers=2,
+        decoder_ffn_dim=16,
+        decoder_attention_heads=2,
+        decoder_n_points=2,
+        num_queries=5,
+    )
+    swin = dict(
+        model_type="swin",
+        embed_dim=8,
+        depths=[1] * 4,
+        num_heads=[1] * 4,
+        window_size=4,
+        image_size=64,
+    )
+    bert = dict(
+        model_type="bert",
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     config = transformers.GroundingDinoConfig(
         backbone_config=swin | dict(out_features=["stage2", "stage3", "stage4"]),
         text_config=bert | dict(vocab_size=len(words)),

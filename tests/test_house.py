@@ -15,7 +15,7 @@ import yaml
 from personavlm_lib.study.profiles import NOTEBOOKS, ROOT, STAGES
 
 PACKAGE = ROOT / "personavlm_lib"
-ORDER = ("memory", "models", "agent", "world", "evaluation", "training", "study")
+ORDER = ("memory", "models", "agent", "simulation", "benchmark", "evaluation", "training", "study")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -27,7 +27,9 @@ def imported_packages(source: str, module: tuple[str, ...]) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(module[: -node.level]) + "." if node.level else ""
-            names |= {f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names}
+            names |= {
+                f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names
+            }
     return {name.split(".")[1] for name in names if name.startswith("personavlm_lib.")} & set(ORDER)
 
 
@@ -45,10 +47,15 @@ def test_imported_packages_sees_absolute_and_relative_imports():
     module = ("personavlm_lib", "agent", "respond")
     assert imported_packages("from personavlm_lib.study import profiles", module) == {"study"}
     assert imported_packages("from ..memory.store import MemoryStore", module) == {"memory"}
-    assert imported_packages("from .. import world\nimport personavlm_lib.models", module) == {"world", "models"}
+    assert imported_packages("from .. import simulation\nimport personavlm_lib.models", module) == {
+        "simulation",
+        "models",
+    }
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent != PACKAGE], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parent != PACKAGE], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_a_package_imports_only_what_stands_before_it(path):
     module = path.relative_to(ROOT).with_suffix("").parts
     allowed = ORDER[: ORDER.index(module[1]) + 1]
@@ -57,11 +64,22 @@ def test_a_package_imports_only_what_stands_before_it(path):
 
 def code_lines(source: str) -> int:
     """Lines that hold code: neither blank nor only a comment or docstring, which the house asks for."""
-    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in silent]
+    silent = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    tokens = [
+        t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in silent
+    ]
     lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
             lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
 
@@ -69,7 +87,9 @@ def code_lines(source: str) -> int:
 def test_code_lines_are_those_of_code():
     code = ["x = 1  # why", "y = (", "    2,", ")", "def f():", "    return x"]
     rest = ['"""Says."""', "", "# why", '    """Is."""']
-    assert code_lines("\n".join([*rest[:2], code[0], rest[2], *code[1:5], rest[3], code[5]])) == len(code)
+    assert code_lines(
+        "\n".join([*rest[:2], code[0], rest[2], *code[1:5], rest[3], code[5]])
+    ) == len(code)
 
 
 def test_the_package_is_thin():
@@ -95,7 +115,9 @@ def test_notebook_keeps_to_the_skeleton(stage):
     book = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] is not None for cell in code)
-    assert book["cells"][0]["cell_type"] == "markdown" and book["cells"][0]["source"][0].startswith("# ")
+    assert book["cells"][0]["cell_type"] == "markdown" and book["cells"][0]["source"][0].startswith(
+        "# "
+    )
     lines = [len("".join(cell["source"]).splitlines()) for cell in code]
     assert statistics.median(lines) <= 10 and max(lines) <= 40
     (parameters,) = (cell for cell in code if "parameters" in cell["metadata"].get("tags", []))
@@ -111,7 +133,9 @@ def test_every_key_of_a_profile_is_commented():
     for path in (ROOT / "profiles").glob("*.yaml"):
         for line in path.read_text().splitlines():
             if re.match(r"\s*\w+:\s*\S", line):
-                assert re.search(r"\s# \S", line), f"{path.name}: no comment beside {line.strip()!r}"
+                assert re.search(r"\s# \S", line), (
+                    f"{path.name}: no comment beside {line.strip()!r}"
+                )
 
 
 def test_no_large_file_in_git():
@@ -124,7 +148,9 @@ def test_no_large_file_in_git():
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
-    assert [str(path) for path in files if path.is_file() and path.stat().st_size > 10 * 2**20] == []
+    assert [
+        str(path) for path in files if path.is_file() and path.stat().st_size > 10 * 2**20
+    ] == []
 
 
 def test_the_ci_runs_the_command_of_the_readme():

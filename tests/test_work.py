@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from personavlm_lib import work
+from personavlm_lib import caching, progress
 
 
 def test_the_key_is_that_of_contents_settings_and_code(tmp_path, monkeypatch):
@@ -17,23 +17,29 @@ def test_the_key_is_that_of_contents_settings_and_code(tmp_path, monkeypatch):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "weights").write_text("1")
     os.utime(tmp_path / "b" / "deep" / "weights", (0, 0))
-    first = work.key(model=tmp_path / "a", rate=1e-3)
-    assert first == work.key(rate=1e-3, model=tmp_path / "b") != work.key(rate=1e-4, model=tmp_path / "a")
+    first = caching.cache_key(model=tmp_path / "a", rate=1e-3)
+    assert (
+        first
+        == caching.cache_key(rate=1e-3, model=tmp_path / "b")
+        != caching.cache_key(rate=1e-4, model=tmp_path / "a")
+    )
     (tmp_path / "b" / "deep" / "weights").write_text("2")
-    assert work.key(model=tmp_path / "b", rate=1e-3) != first
-    monkeypatch.setattr(work, "code", lambda: "changed")
-    assert work.key(model=tmp_path / "a", rate=1e-3) != first
+    assert caching.cache_key(model=tmp_path / "b", rate=1e-3) != first
+    monkeypatch.setattr(caching, "code_fingerprint", lambda: "changed")
+    assert caching.cache_key(model=tmp_path / "a", rate=1e-3) != first
 
 
 def test_only_whole_work_of_the_same_key_is_taken(tmp_path):
     folder = tmp_path / "user"
-    assert not work.finished(folder, "k")
+    assert not caching.reuse_or_clear(folder, "k")
     folder.mkdir()
-    work.finish(folder, "k")
-    assert work.finished(folder, "k")
-    assert not work.finished(folder, "other") and not folder.exists()
+    caching.mark_finished(folder, "k")
+    assert caching.reuse_or_clear(folder, "k")
+    assert not caching.reuse_or_clear(folder, "other") and not folder.exists()
     folder.mkdir()
-    assert not work.finished(folder, "k") and not folder.exists(), "half-made work is removed"
+    assert not caching.reuse_or_clear(folder, "k") and not folder.exists(), (
+        "half-made work is removed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,11 +52,11 @@ def test_only_whole_work_of_the_same_key_is_taken(tmp_path):
     ],
 )
 def test_progress_is_a_plain_line(done, rate, line):
-    assert work.progress_line("02_sft", "step", done, 450, rate) == line
+    assert progress.progress_line("02_sft", "step", done, 450, rate) == line
 
 
 def test_progress_passes_everything_on_and_tells_at_the_end(capsys):
-    assert list(work.progress("abc", "01_synthesize", "life")) == ["a", "b", "c"]
+    assert list(progress.with_progress("abc", "01_synthesize", "life")) == ["a", "b", "c"]
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("01_synthesize  life 3/3")
 

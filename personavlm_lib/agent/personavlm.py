@@ -17,15 +17,16 @@ from datetime import datetime
 from threading import Event, Lock
 from typing import Any
 
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SESSION_GAP, Turn, check_times, split_sessions
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.memory.vision import Eyes
-from personavlm_lib.models import Ask, ChatModel, Reply, Trajectory, run
+from personavlm_lib.memory.vision import ConceptRecognizer
+from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
+from personavlm_lib.models.engine import run_trajectories
 
 
 @dataclass
@@ -38,7 +39,7 @@ class _Shared:
     def start(self) -> Any:
         return self.model.start()
 
-    def reply(self, asked: list[tuple[Any, Ask]]) -> list[Reply]:
+    def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply]:
         with self.lock:
             return self.model.reply(asked)
 
@@ -55,10 +56,15 @@ class PersonaVLM:
         model: ChatModel,
         prompts: PromptSet,
         retriever: Retriever | None = None,
-        eyes: Eyes | None = None,
+        recognizer: ConceptRecognizer | None = None,
         name: str = "",
     ) -> None:
-        self.store, self.retriever, self.eyes, self.name = store, retriever or Retriever(), eyes, name
+        self.store, self.retriever, self.recognizer, self.name = (
+            store,
+            retriever or Retriever(),
+            recognizer,
+            name,
+        )
         self.settings = AgentSettings(prompts)
         self._model, self._closing = _Shared(model), Event()
         self._now = max((turn.time for turn in store.as_of().turns[-1:]), default=datetime.min)
@@ -85,7 +91,9 @@ class PersonaVLM:
         if query.time - self._now >= SESSION_GAP:
             self.flush(query.time)
         self._now = query.time
-        answer = (self._respond(query).answer or "").replace("<img>", "")  # where it is shown, a mark promises an image
+        answer = (self._respond(query).answer or "").replace(
+            "<img>", ""
+        )  # where it is shown, a mark promises an image
         self.store.add_turn(replace(query, assistant=answer), pending=True)
         self._last = self._wake()
         return answer
@@ -110,7 +118,9 @@ class PersonaVLM:
         self._pool.shutdown()
 
     def _query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
-        text += " <img>" * (len(images) - text.count("<img>"))  # images that the text does not place come last
+        text += " <img>" * (
+            len(images) - text.count("<img>")
+        )  # images that the text does not place come last
         query = Turn(time or datetime.now(), text, images=tuple(images))
         check_times(query)
         for path in images:
@@ -120,8 +130,10 @@ class PersonaVLM:
         return query
 
     def _respond(self, query: Turn) -> Response:
-        recognise = self.eyes.recognise if self.eyes else None
-        (response,) = run([respond(query, self.memory, self.retriever, self.settings, recognise)], self._model)
+        recognize = self.recognizer.recognize if self.recognizer else None
+        (response,) = run_trajectories(
+            [respond(query, self.memory, self.retriever, self.settings, recognize)], self._model
+        )
         return response
 
     def _wake(self) -> "Future[None]":
@@ -129,7 +141,7 @@ class PersonaVLM:
 
     def _work(self) -> None:
         while not self._closing.is_set() and (work := self._next()):
-            run([work], self._model)
+            run_trajectories([work], self._model)
 
     def _next(self) -> Trajectory[None] | None:
         """The oldest work that is due, in the order of `live`: each turn, then its session once that is over."""
@@ -140,7 +152,11 @@ class PersonaVLM:
         over = bool(first) and first[-1].time + SESSION_GAP <= self._now
         prompts = self.settings.prompts
         if over and not (turns and turns[0].turn <= first[-1].index):
-            return update_session(self.store, first, prompts, self.name, [waiting[turn.index] for turn in first])
+            return update_session(
+                self.store, first, prompts, self.name, [waiting[turn.index] for turn in first]
+            )
         if turns:
-            return update_turn(self.store, view.turn(turns[0].turn), prompts, self.eyes, self.name, turns[:1])
+            return update_turn(
+                self.store, view.turn(turns[0].turn), prompts, self.recognizer, self.name, turns[:1]
+            )
         return None

@@ -77,7 +77,9 @@ def parse_step(text: str) -> Step:
         errors.append("empty <answer>")
     actions = blocks.keys() & {"answer", "retrieve"}
     if len(actions) != 1:
-        errors.append("both <answer> and <retrieve>" if actions else "neither <answer> nor <retrieve>")
+        errors.append(
+            "both <answer> and <retrieve>" if actions else "neither <answer> nor <retrieve>"
+        )
     return Step(blocks.get("think"), retrieve, answer, tuple(errors))
 
 
@@ -137,7 +139,9 @@ def _retrieve_args(text: str) -> tuple[RetrieveArgs | None, list[str]]:
     return RetrieveArgs(keywords, start, end), errors
 
 
-_DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[T ]*(\d{1,2}):(\d{2})(?::\d{2})?)?(?:\s*\(\w+\))?")
+_DATE = re.compile(
+    r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[T ]*(\d{1,2}):(\d{2})(?::\d{2})?)?(?:\s*\(\w+\))?"
+)
 _FULL_WIDTH = str.maketrans("：，／－（）　０１２３４５６７８９", ":,/-() 0123456789")
 
 
@@ -160,7 +164,9 @@ def _moment(text: str, last: bool) -> tuple[datetime | None, bool]:
 # ---------------------------------------------------------------- key-value replies
 
 _OPEN, _CLOSE = "\"'“‘「", "\"'”’」"
-_QUOTED = "|".join(rf"{o}[ \t]*([^{c}\n]{{1,80}}?)[ \t]*{c}" for o, c in zip(_OPEN, _CLOSE, strict=True))
+_QUOTED = "|".join(
+    rf"{o}[ \t]*([^{c}\n]{{1,80}}?)[ \t]*{c}" for o, c in zip(_OPEN, _CLOSE, strict=True)
+)
 _KEY = re.compile(rf"""(?:(?<=[\s,，;；{{(\["'”])|(?<![\s\S]))(?:{_QUOTED})\s*[:：]""")
 _LINE_KEY = re.compile(r"\n\s*" + _KEY.pattern)
 _VALUE_ENDS = re.compile(r"\s*[,，;；]?\s*(?:$|\n|[}\]]|" + _KEY.pattern + ")")
@@ -182,7 +188,9 @@ def _pairs(text: str, known: Iterable[str] = ()) -> list[tuple[str, str]]:
     key = _KEY
     if known and not _KEY.search(text):
         names = "|".join(re.escape(name) for name in known)
-        key = re.compile(rf"(?:(?<=[\s,，;；{{])|(?<![\s\S]))[*-]*({names})[*]*\s*[:：]", re.IGNORECASE)
+        key = re.compile(
+            rf"(?:(?<=[\s,，;；{{])|(?<![\s\S]))[*-]*({names})[*]*\s*[:：]", re.IGNORECASE
+        )
     found: list[tuple[str, str]] = []
     match = key.search(text)
     while match:
@@ -205,7 +213,11 @@ def _value(text: str, start: int, key: re.Pattern) -> tuple[str, int]:
         for mark in re.finditer(rf"\\.|{closing}", text[start + 1 : limit], re.DOTALL):
             end = start + 1 + mark.end()
             if mark[0] == closing and _VALUE_ENDS.match(text, end, limit):
-                plain = re.sub(r'\\([n"\\])', lambda m: "\n" if m[1] == "n" else m[1], text[start + 1 : end - 1])
+                plain = re.sub(
+                    r'\\([n"\\])',
+                    lambda m: "\n" if m[1] == "n" else m[1],
+                    text[start + 1 : end - 1],
+                )
                 return plain.strip(), end
     elif text.startswith("[", start) and (bracket := text.find("]", start, limit)) >= 0:
         return text[start : bracket + 1], bracket + 1
@@ -223,7 +235,9 @@ def _value(text: str, start: int, key: re.Pattern) -> tuple[str, int]:
 
 def _fields(text: str, known: Sequence[str]) -> dict[str, str]:
     """`parse_pairs` for a reply whose keys are fixed: `Start Time` and `start_time` are one."""
-    return {_field(key): value for key, value in reversed(_pairs(text, known))}  # the first of each counts
+    return {
+        _field(key): value for key, value in reversed(_pairs(text, known))
+    }  # the first of each counts
 
 
 def _field(key: str) -> str:
@@ -240,7 +254,10 @@ def _keywords(text: str) -> str:
 def parse_personality(text: str) -> BigFive | None:
     """The momentary p' of Figure 18; None unless all five traits stand there, each between 1 and 5."""
     fields = _fields(text, TRAITS)
-    numbers = [re.match(r"\D{0,3}?(-?\d{1,3}(?:\.\d{1,6})?)(?!\d)", fields.get(trait, "")) for trait in TRAITS]
+    numbers = [
+        re.match(r"\D{0,3}?(-?\d{1,3}(?:\.\d{1,6})?)(?!\d)", fields.get(trait, ""))
+        for trait in TRAITS
+    ]
     if not all(numbers):
         return None
     scores = [float(number[1]) for number in numbers]
@@ -258,7 +275,9 @@ def parse_semantic(text: str) -> SemanticReply | None:
         return None
     if not decision:
         return SemanticReply(fields.get("reason", ""), False, "", "")
-    return SemanticReply(fields.get("reason", ""), True, content, _keywords(fields.get("keywords", "")))
+    return SemanticReply(
+        fields.get("reason", ""), True, content, _keywords(fields.get("keywords", ""))
+    )
 
 
 def parse_episodes(text: str) -> list[EpisodeReply]:
@@ -273,7 +292,11 @@ def parse_episodes(text: str) -> list[EpisodeReply]:
         EpisodeReply(
             topic["topic_summary"],
             _keywords(topic.get("keywords", "")),
-            tuple(dict.fromkeys(int(n) for n in re.findall(r"\d{1,6}", topic.get("source_dialog_indices", "")))),
+            tuple(
+                dict.fromkeys(
+                    int(n) for n in re.findall(r"\d{1,6}", topic.get("source_dialog_indices", ""))
+                )
+            ),
         )
         for topic in topics
         if topic["topic_summary"]
@@ -282,7 +305,11 @@ def parse_episodes(text: str) -> list[EpisodeReply]:
 
 def parse_core(text: str) -> dict[str, str]:
     """Figure 21: the new profile, less what says nothing (`null`). A key may lack a value: the store refuses that."""
-    return {key: value for key, value in parse_pairs(text).items() if value.lower() not in ("null", "none")}
+    return {
+        key: value
+        for key, value in parse_pairs(text).items()
+        if value.lower() not in ("null", "none")
+    }
 
 
 def parse_procedural(text: str) -> dict[str, str]:
@@ -299,4 +326,7 @@ def image_object(content: str) -> tuple[str, str] | None:
     name = match[1].strip(" <>\"'") if match else ""
     if not name:
         return None
-    return f"{content[: match.start()].strip()} {content[match.end() :].strip(' .。')}".strip(), name
+    return (
+        f"{content[: match.start()].strip()} {content[match.end() :].strip(' .。')}".strip(),
+        name,
+    )

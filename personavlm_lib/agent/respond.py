@@ -8,15 +8,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import Step, parse_step
-from personavlm_lib.memory.personality import BigFive, levels, summarise
+from personavlm_lib.memory.personality import BigFive, summarize_profile, trait_levels
 from personavlm_lib.memory.records import SESSION_GAP, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
-from personavlm_lib.models import Trajectory
+from personavlm_lib.models.chat import Trajectory
 
-Recognise = Callable[[Turn, MemoryView], list[SemanticMemory]]
+Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ class Response:
     @property
     def retrieved_turns(self) -> list[int]:
         """Indices of the raw turns behind everything that was retrieved."""
-        semantic = [i for found in self.retrieved for memory in found.semantic for i in memory.sources]
-        return sorted({*semantic, *(i for found in self.retrieved for e in found.episodic for i in e.turns)})
+        semantic = [
+            i for found in self.retrieved for memory in found.semantic for i in memory.sources
+        ]
+        return sorted(
+            {*semantic, *(i for found in self.retrieved for e in found.episodic for i in e.turns)}
+        )
 
 
 def training_top_k(rng: random.Random) -> TopK:
@@ -66,7 +70,10 @@ def training_top_k(rng: random.Random) -> TopK:
 def _images(found: Retrieved) -> tuple[str, ...]:
     """The images of what was retrieved, in the order in which the prompt marks them."""
     crops = [memory.concept.crop for memory in found.semantic if memory.concept]
-    return (*crops, *(image for episode in found.episodic for turn in episode.raw for image in turn.images))
+    return (
+        *crops,
+        *(image for episode in found.episodic for turn in episode.raw for image in turn.images),
+    )
 
 
 def respond(
@@ -74,7 +81,7 @@ def respond(
     view: MemoryView,
     retriever: Retriever,
     settings: AgentSettings = AgentSettings(),
-    recognise: Recognise | None = None,
+    recognize: Recognize | None = None,
     context: list[Turn] | None = None,
     found: Retrieved | None = None,
     rng: random.Random | None = None,
@@ -89,21 +96,23 @@ def respond(
     if context is None:
         context = [turn for turn in view.turns if query.time - turn.time <= SESSION_GAP]
     top_k = training_top_k(rng or random.Random(0)) if settings.random_top_k else None
-    concepts = recognise(query, view) if recognise and query.images else []
+    concepts = recognize(query, view) if recognize and query.images else []
     profile = view.personality.profile if view.personality else BigFive.neutral()
     images = (*(image for turn in context for image in turn.images), *query.images)
     ask = settings.prompts.ask(
         "respond", images, settings.max_tokens, query, query=query, context=context, concepts=concepts,
         core={**view.core.human, **view.core.persona} if view.core else {},
-        levels=levels(profile), personality=summarise(profile, settings.personality_as),
+        levels=trait_levels(profile), personality=summarize_profile(profile, settings.personality_as),
         closing=settings.max_retrievals == 0,
     )  # fmt: skip
     response, seen = Response(None), {f"semantic:{memory.id}" for memory in concepts}
     if found:
         response.retrieved.append(found)
         more = settings.prompts("retrieved", query=query, found=found, closing=True)
-        shown = {**ask.shown, "closing": True}
-        ask = replace(ask, text=f"{ask.text}\n{more}", images=(*images, *_images(found)), shown=shown)
+        slots = {**ask.slots, "closing": True}
+        ask = replace(
+            ask, text=f"{ask.text}\n{more}", images=(*images, *_images(found)), slots=slots
+        )
     max_retrievals = 0 if found else settings.max_retrievals
     # Lines 5-16: think, then retrieve by words and period, or answer.
     for n in range(max_retrievals + 1):
@@ -127,7 +136,7 @@ def respond(
         response.retrieved.append(found)
         closing = n + 1 == max_retrievals
         text = settings.prompts("retrieved", query=query, found=found, closing=closing)
-        shown = {**ask.shown, "found": found, "closing": closing}
-        ask = replace(ask, text=text, images=_images(found), fresh=False, shown=shown)
+        slots = {**ask.slots, "found": found, "closing": closing}
+        ask = replace(ask, text=text, images=_images(found), new_conversation=False, slots=slots)
     response.unfinished = True
     return response

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import (
     SemanticReply,
     image_object,
@@ -19,31 +19,31 @@ from personavlm_lib.agent.protocol import (
     parse_procedural,
     parse_semantic,
 )
-from personavlm_lib.memory.database import Job
-from personavlm_lib.memory.personality import advance
+from personavlm_lib.memory.database import PendingUpdate
+from personavlm_lib.memory.personality import next_state
 from personavlm_lib.memory.records import (
     SESSION_GAP,
     CoreMemory,
     Episode,
     ProceduralMemory,
-    Refusal,
+    RejectedUpdate,
     SemanticMemory,
     Turn,
     VisualConcept,
     split_sessions,
 )
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.memory.vision import Eyes
-from personavlm_lib.models import Reply, Trajectory
+from personavlm_lib.memory.vision import ConceptRecognizer
+from personavlm_lib.models.chat import ChatReply, Trajectory
 
-PERSONA_KEYS = ("job", "occupation", "profession", "education", "role")
+PERSONA_ATTRIBUTES = ("job", "occupation", "profession", "education", "role")
 
 
 def _profile(view: MemoryView) -> dict[str, str]:
     return {**view.core.human, **view.core.persona} if view.core else {}
 
 
-def _without_marks(reply: Reply) -> str:
+def _without_marks(reply: ChatReply) -> str:
     """What the model wrote, less `<img>` marks: where memories are shown, each mark promises an image."""
     return reply.text.replace("<img>", "")
 
@@ -61,9 +61,9 @@ def update_turn(
     store: MemoryStore,
     turn: Turn,
     prompts: PromptSet,
-    eyes: Eyes | None = None,
+    recognizer: ConceptRecognizer | None = None,
     written_by: str = "",
-    jobs: Sequence[Job] = (),
+    jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
     """Lines 17-19 after one turn: the personality profile evolves, semantic memory grows where that is worth it.
 
@@ -85,29 +85,46 @@ def update_turn(
         if not store.finish(jobs):
             return
         observed, proposed = parse_personality(traits.text), parse_semantic(_without_marks(reply))
-        state = advance(view.personality, observed, turn.index, turn.time)
+        state = next_state(view.personality, observed, turn.index, turn.time)
         store.add_personality(replace(state, written_by=author))
         readings = (("personality", traits, observed), ("semantic", reply, proposed))
-        for purpose, unread in ((purpose, reply.text) for purpose, reply, reading in readings if reading is None):
-            store.append("refused", Refusal(purpose, unread, "cannot be read", turn.time, (turn.index,), author))
+        for purpose, unread in (
+            (purpose, reply.text) for purpose, reply, reading in readings if reading is None
+        ):
+            store.append(
+                "rejected",
+                RejectedUpdate(purpose, unread, "cannot be read", turn.time, (turn.index,), author),
+            )
         if proposed and proposed.decision and proposed.content.strip():
-            kept = _semantic(store, turn, proposed, eyes)
+            kept = _semantic(store, turn, proposed, recognizer)
             store.add_semantic(replace(kept, sources=(turn.index,), written_by=author))
 
 
-def _semantic(store: MemoryStore, turn: Turn, proposed: SemanticReply, eyes: Eyes | None) -> SemanticMemory:
+def _semantic(
+    store: MemoryStore, turn: Turn, proposed: SemanticReply, recognizer: ConceptRecognizer | None
+) -> SemanticMemory:
     content, concept, kind = proposed.content.strip(), None, "fact"
     named = image_object(content)
     if named and turn.images:
         # Appendix C: the class name that the model wrote drives the crop.
         content, kind = named[0], "concept"
-        crop = eyes.crop(turn.images[0], named[1], store.images) if eyes else turn.images[0]
+        crop = (
+            recognizer.crop(turn.images[0], named[1], store.images)
+            if recognizer
+            else turn.images[0]
+        )
         concept = VisualConcept(content, named[1], crop) if crop else None
-    return SemanticMemory(content, proposed.keywords, turn.time, turn.time, turn.time, kind, concept)
+    return SemanticMemory(
+        content, proposed.keywords, turn.time, turn.time, turn.time, kind, concept
+    )
 
 
 def update_session(
-    store: MemoryStore, session: list[Turn], prompts: PromptSet, written_by: str = "", jobs: Sequence[Job] = ()
+    store: MemoryStore,
+    session: list[Turn],
+    prompts: PromptSet,
+    written_by: str = "",
+    jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
     """Lines 1-3 at a session's end: core and procedural memory are renewed, the session becomes episodes by topic.
 
@@ -130,31 +147,38 @@ def update_session(
             try:
                 write(store, session, reply, *told)
             except ValueError as error:
-                store.append("refused", Refusal(purpose, reply.text, str(error), *told))
+                store.append("rejected", RejectedUpdate(purpose, reply.text, str(error), *told))
 
 
-def _core(store: MemoryStore, _: list[Turn], reply: Reply, *told) -> None:
+def _core(store: MemoryStore, _: list[Turn], reply: ChatReply, *told) -> None:
     entries = parse_core(_without_marks(reply))
     if not entries:
         raise ValueError("holds no entry")
-    human = {key: value for key, value in entries.items() if key.lower() not in PERSONA_KEYS}
-    persona = {key: value for key, value in entries.items() if key.lower() in PERSONA_KEYS}
+    human = {key: value for key, value in entries.items() if key.lower() not in PERSONA_ATTRIBUTES}
+    persona = {key: value for key, value in entries.items() if key.lower() in PERSONA_ATTRIBUTES}
     store.set_core(CoreMemory(human, persona, *told))
 
 
-def _procedural(store: MemoryStore, _: list[Turn], reply: Reply, *told) -> None:
+def _procedural(store: MemoryStore, _: list[Turn], reply: ChatReply, *told) -> None:
     entries = parse_procedural(_without_marks(reply))
     if not entries and reply.text.strip():  # an empty reply says that there is nothing to keep
         raise ValueError("holds no entry")
     store.set_procedural(ProceduralMemory(entries, *told))
 
 
-def _episodes(store: MemoryStore, session: list[Turn], reply: Reply, known_from: datetime, _, author: str) -> None:
-    topics = [(topic, [session[i] for i in topic.indices if i < len(session)]) for topic in parse_episodes(reply.text)]
+def _episodes(
+    store: MemoryStore, session: list[Turn], reply: ChatReply, known_from: datetime, _, author: str
+) -> None:
+    topics = [
+        (topic, [session[i] for i in topic.indices if i < len(session)])
+        for topic in parse_episodes(reply.text)
+    ]
     for topic, turns in topics:
         if turns:
             span = (tuple(turn.index for turn in turns), turns[0].time, turns[-1].time)
-            store.add_episode(Episode(topic.topic_summary, topic.keywords, *span, known_from, author))
+            store.add_episode(
+                Episode(topic.topic_summary, topic.keywords, *span, known_from, author)
+            )
     if not any(turns for _, turns in topics):
         raise ValueError("holds no topic with a turn of the session")
 
@@ -162,11 +186,11 @@ def _episodes(store: MemoryStore, session: list[Turn], reply: Reply, known_from:
 _WRITERS = {"core": _core, "procedural": _procedural, "episodic": _episodes}
 
 
-def live(
+def replay_conversation(
     store: MemoryStore,
     turns: list[Turn],
     prompts: PromptSet,
-    eyes: Eyes | None = None,
+    recognizer: ConceptRecognizer | None = None,
     written_by: str = "",
     until: datetime | None = None,
 ) -> Trajectory[MemoryStore]:
@@ -178,7 +202,7 @@ def live(
         kept = []
         for turn in session:
             kept.append(store.add_turn(replace(turn, index=-1)))
-            yield from update_turn(store, kept[-1], prompts, eyes, written_by)
+            yield from update_turn(store, kept[-1], prompts, recognizer, written_by)
         if until is None or session[-1].time + SESSION_GAP <= until:
             yield from update_session(store, kept, prompts, written_by)
     return store

@@ -12,9 +12,16 @@ from math import isnan
 
 import pandas as pd
 
-from personavlm_lib.evaluation.statistics import Interval, cluster_bootstrap, difference_of_means, paired_difference
+from personavlm_lib.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    difference_of_means,
+    paired_difference,
+)
 
-NEUTRAL = 3.0  # the middle of the 1..5 scale: where a personality starts (the paper leaves p0 unsaid)
+NEUTRAL = (
+    3.0  # the middle of the 1..5 scale: where a personality starts (the paper leaves p0 unsaid)
+)
 VERDICTS = ("agrees", "disagrees", "undecided", "not measured")
 
 
@@ -46,7 +53,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """A claim with our number."""
 
     claim: Claim
@@ -219,6 +226,6 @@ CLAIMS = (
 )
 
 
-def judge(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> list[Finding]:
+def evaluate_claims(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> list[ClaimResult]:
     """Our number for every claim."""
-    return [Finding(claim, claim.measure(evidence)) for claim in claims]
+    return [ClaimResult(claim, claim.measure(evidence)) for claim in claims]

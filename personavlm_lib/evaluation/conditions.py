@@ -8,21 +8,21 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from personavlm_lib.agent.options import match_option
-from personavlm_lib.agent.prompts import NANO, PromptSet
+from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
-from personavlm_lib.agent.update import live
+from personavlm_lib.agent.update import replay_conversation
+from personavlm_lib.benchmark.lives import Life, as_query
+from personavlm_lib.benchmark.questions import Question, match_option
+from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
 from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Turn
-from personavlm_lib.memory.search import PAPER
+from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.memory.vision import Eyes
-from personavlm_lib.models import ChatModel, run
-from personavlm_lib.work import finish, finished, key
-from personavlm_lib.world.dataset import Life, as_query
-from personavlm_lib.world.questions import Question
+from personavlm_lib.memory.vision import ConceptRecognizer
+from personavlm_lib.models.chat import ChatModel
+from personavlm_lib.models.engine import run_trajectories
 
 ALL_TYPES = ("core", "semantic", "episodic", "procedural")
 
@@ -61,8 +61,10 @@ CONDITIONS = {
         Condition("sft_own", "sft", "own"),
         Condition("rl_gold", "rl", "gold"),
         Condition("rl_own", "rl", "own"),
-        Condition("rl_own_varied", "rl", "own", wording="varied"),
-        Condition("backbone_rag5_varied", "backbone", "context", "rag5", wording="varied"),
+        Condition("rl_own_paraphrased", "rl", "own", wording="paraphrased"),
+        Condition(
+            "backbone_rag5_paraphrased", "backbone", "context", "rag5", wording="paraphrased"
+        ),
         Condition("oracle", "oracle", "gold"),
         *(Condition(f"rl_gold_wo_{kind}", "rl", "gold", without=(kind,)) for kind in ALL_TYPES),
         Condition("rl_gold_wo_reasoning", "rl", "gold", without=("reasoning",)),
@@ -76,7 +78,7 @@ def write_memories(
     folder: Path,
     model: ChatModel,
     name: str,
-    eyes: Eyes | None,
+    recognizer: ConceptRecognizer | None,
     width: int,
     key: str,
     prompts: PromptSet = NANO,
@@ -88,20 +90,23 @@ def write_memories(
     depends, in its last digits, on what shares its batch.
     """
     for group in (lives[start : start + width] for start in range(0, len(lives), width)):
-        if all([finished(folder / life.user, key) for life in group]):
+        if all([reuse_or_clear(folder / life.user, key) for life in group]):
             continue
         for life in group:
             shutil.rmtree(folder / life.user, ignore_errors=True)
         stores = [MemoryStore(folder / life.user, encoder) for life in group]
         pairs = zip(stores, group, strict=True)
-        trajectories = [live(store, list(life.turns), prompts, eyes, name) for store, life in pairs]
+        trajectories = [
+            replay_conversation(store, list(life.turns), prompts, recognizer, name)
+            for store, life in pairs
+        ]
         with ExitStack() as whole:  # one transaction a user, not one a turn
             for store in stores:
                 whole.enter_context(store.transaction())
-            run(trajectories, model, width)
+            run_trajectories(trajectories, model, width)
         for store in stores:
             store.close()
-            finish(store.folder, key)
+            mark_finished(store.folder, key)
 
 
 def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:
@@ -109,12 +114,16 @@ def _context(condition: Condition, question: Question, view: MemoryView) -> list
     if condition.context == "evidence":
         return [view.turn(index) for index in question.evidence][-8:]
     if condition.context in ("rag5", "bm25"):
-        retriever = replace(PAPER, ranking="bm25") if condition.context == "bm25" else PAPER
+        retriever = (
+            replace(PAPER_RETRIEVER, ranking="bm25")
+            if condition.context == "bm25"
+            else PAPER_RETRIEVER
+        )
         return retriever.rank_turns(view, question.text, 5)
     return list(view.turns) if condition.context == "full" else None
 
 
-def answer(
+def answer_questions(
     condition: Condition,
     lives: list[Life],
     memory: Callable[[Condition, Life], MemoryStore],
@@ -142,21 +151,35 @@ def answer(
         context = _context(condition, question, view)
         taken = set(condition.without) - {"reasoning"}
         view = view.without(*taken, *(ALL_TYPES if condition.memory == "none" else ()))
-        found = PAPER.retrieve(view, question.text) if "reasoning" in condition.without else None
-        trajectories.append(respond(as_query(question), view, PAPER, settings, context=context, found=found))
+        found = (
+            PAPER_RETRIEVER.retrieve(view, question.text)
+            if "reasoning" in condition.without
+            else None
+        )
+        trajectories.append(
+            respond(
+                as_query(question), view, PAPER_RETRIEVER, settings, context=context, found=found
+            )
+        )
     start = time.monotonic()
     if condition.model == "oracle":  # it knows one life at a time
-        responses = [run([t], life.oracle)[0] for (life, _), t in zip(pairs, trajectories, strict=True)]
+        responses = [
+            run_trajectories([t], life.oracle)[0]
+            for (life, _), t in zip(pairs, trajectories, strict=True)
+        ]
     else:
         # A question whose trajectory fails counts as wrong, and its record says why.
-        responses = run(trajectories, models(condition.model), width, lambda e, _: Response(None, raw=repr(e)))
+        responses = run_trajectories(
+            trajectories, models(condition.model), width, lambda e, _: Response(None, raw=repr(e))
+        )
     seconds = (time.monotonic() - start) / max(1, len(pairs))
     return [
-        _record(condition, *pair, response, labels, seconds) for pair, response in zip(pairs, responses, strict=True)
+        _record(condition, *pair, response, labels, seconds)
+        for pair, response in zip(pairs, responses, strict=True)
     ]
 
 
-def kept_answers(
+def cached_answers(
     name: str,
     folder: Path,
     made_from: dict,
@@ -174,15 +197,27 @@ def kept_answers(
     """
     condition, kept = CONDITIONS[name], folder / name
     weights = made_from["weights"].get(condition.model)
-    made = key(**made_from | labels | dict(weights=weights, condition=asdict(condition), size=(width, max_tokens)))
-    if not finished(kept, made):
-        write_records(kept / "records.parquet", answer(condition, lives, *given, labels, width, max_tokens, prompts))
-        finish(kept, made)
+    made = cache_key(
+        **made_from
+        | labels
+        | dict(weights=weights, condition=asdict(condition), size=(width, max_tokens))
+    )
+    if not reuse_or_clear(kept, made):
+        write_records(
+            kept / "records.parquet",
+            answer_questions(condition, lives, *given, labels, width, max_tokens, prompts),
+        )
+        mark_finished(kept, made)
     return load_records(kept / "records.parquet")
 
 
 def _record(
-    condition: Condition, life: Life, question: Question, response: Response, labels: dict, seconds: float
+    condition: Condition,
+    life: Life,
+    question: Question,
+    response: Response,
+    labels: dict,
+    seconds: float,
 ) -> AnswerRecord:
     chosen = match_option(response.answer, list(question.options)) if response.answer else None
     return AnswerRecord(

@@ -6,9 +6,8 @@ answers are words of a known world, so rules decide.
 
 import re
 
-from personavlm_lib.agent.options import match_option
 from personavlm_lib.agent.respond import Response
-from personavlm_lib.world.questions import Question
+from personavlm_lib.benchmark.questions import Question, match_option
 
 
 def accuracy(question: Question, answer: str | None) -> float:
@@ -28,7 +27,9 @@ def consistency(question: Question, response: Response) -> float:
     if response.answer is None:
         return 0.0
     if question.kind == "binary":
-        suits = thought[-3] == thought[-1] if thought[-2:-1] == ["asked"] and len(thought) > 2 else None
+        suits = (
+            thought[-3] == thought[-1] if thought[-2:-1] == ["asked"] and len(thought) > 2 else None
+        )
         return float(suits == ("yes" in _words(response.answer)))
     answer = response.answer
     chosen = match_option(answer, list(question.options)) if question.options else None

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from personavlm_lib.benchmark.conversations import CATEGORIES, read_conversations
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
 from personavlm_lib.memory.encoder import MINILM
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.world.conversations import CATEGORIES, read_conversations
 
 CUTS = (5, 10, 20)
 FIELDS = {"recall": "mean", "low": "low", "high": "high"}
@@ -34,11 +34,26 @@ def recalls(path: str | Path, retriever: Retriever) -> pd.DataFrame:
             if retriever.ranking != "bm25":
                 view.encoder.encode([probe.question for probe in probes])  # together, and kept
             for probe in probes:
-                ranked = [t.index for t in retriever.rank_turns(view, probe.question, max(CUTS), by_time=False)]
-                found = {f"recall@{k}": len({*ranked[:k]} & {*probe.evidence}) / len(probe.evidence) for k in CUTS}
-                rows.append(dict(user=conversation.user, category=probe.category, question=probe.question, **found))
+                ranked = [
+                    t.index
+                    for t in retriever.rank_turns(view, probe.question, max(CUTS), by_time=False)
+                ]
+                found = {
+                    f"recall@{k}": len({*ranked[:k]} & {*probe.evidence}) / len(probe.evidence)
+                    for k in CUTS
+                }
+                rows.append(
+                    dict(
+                        user=conversation.user,
+                        category=probe.category,
+                        question=probe.question,
+                        **found,
+                    )
+                )
     if not rows:
-        raise ValueError(f"{path} holds no question that names its evidence: evidence recall needs LoCoMo's shape")
+        raise ValueError(
+            f"{path} holds no question that names its evidence: evidence recall needs LoCoMo's shape"
+        )
     return pd.DataFrame(rows)
 
 
@@ -48,17 +63,21 @@ def recall_table(frame: pd.DataFrame) -> pd.DataFrame:
     Conversations are resampled; of a single one, its questions.
     """
     cluster = "user" if frame["user"].nunique() > 1 else "question"
-    groups = {name: frame[frame["category"] == name] for name in CATEGORIES.values()} | {"all": frame}
+    groups = {name: frame[frame["category"] == name] for name in CATEGORIES.values()} | {
+        "all": frame
+    }
     rows = []
     for name, group in groups.items():
         if len(group):
             found = {f"@{k}": cluster_bootstrap(group, f"recall@{k}", cluster) for k in CUTS}
-            numbers = {f"{n}{k}": getattr(v, f) for k, v in found.items() for n, f in FIELDS.items()}
+            numbers = {
+                f"{n}{k}": getattr(v, f) for k, v in found.items() for n, f in FIELDS.items()
+            }
             rows.append(dict(category=name, n=len(group), **numbers))
     return pd.DataFrame(rows)
 
 
-def measure(path: str | Path, ranking: str = "hybrid") -> dict:
+def measure_recall(path: str | Path, ranking: str = "hybrid") -> dict:
     """`recall_table` of a file with what made it: file, ranking, encoder, conversations, seconds, rows."""
     retriever, start = Retriever(ranking=ranking), time.monotonic()
     frame = recalls(path, retriever)
@@ -69,9 +88,9 @@ def measure(path: str | Path, ranking: str = "hybrid") -> dict:
     )  # fmt: skip
 
 
-def locomo(file: Path, ranking: str = "hybrid", json: Path | None = None) -> None:
+def report_locomo(file: Path, ranking: str = "hybrid", json: Path | None = None) -> None:
     """Evidence recall of a RANKING (dense, bm25 or hybrid) on a FILE of LoCoMo's shape."""
-    result = measure(file, ranking)
+    result = measure_recall(file, ranking)
     print(pd.DataFrame(result["rows"]).round(3).to_string(index=False))
     if json:
         json.write_text(serial.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-QUESTION = ["benchmark", "case", "kind", "seed"]  # these four name one question; with `condition`, one row
+QUESTION = [
+    "benchmark",
+    "case",
+    "kind",
+    "seed",
+]  # these four name one question; with `condition`, one row
 
 
 @dataclass
@@ -70,7 +75,9 @@ def write_records(path: Path, records: Iterable[AnswerRecord]) -> None:
     twice = table.select(key).to_pandas().duplicated()
     if twice.any():
         example = table.select(key).to_pylist()[twice.argmax()]
-        raise ValueError(f"{int(twice.sum())} questions answered twice by one condition, such as {example}")
+        raise ValueError(
+            f"{int(twice.sum())} questions answered twice by one condition, such as {example}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

@@ -39,12 +39,18 @@ def cluster_bootstrap(
     """
     if frame.empty:
         raise ValueError(f"no rows to take the mean of {value!r} from")
-    groups = frame.assign(_value=frame[value].astype(float)).groupby(cluster)["_value"].agg(["sum", "count"])
+    groups = (
+        frame.assign(_value=frame[value].astype(float))
+        .groupby(cluster)["_value"]
+        .agg(["sum", "count"])
+    )
     sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
     mean = sums.sum() / counts.sum()
     if len(groups) < 2:
         return Interval(mean, nan, nan, len(frame))
-    if np.ptp(sums / counts) == 0:  # all clusters alike: the interval is the point, and scipy would warn
+    if (
+        np.ptp(sums / counts) == 0
+    ):  # all clusters alike: the interval is the point, and scipy would warn
         return Interval(mean, mean, mean, len(frame))
     found = bootstrap(
         (sums, counts),
@@ -59,7 +65,13 @@ def cluster_bootstrap(
 
 
 def paired_difference(
-    frame: pd.DataFrame, a: str, b: str, value: str = "correct", cluster: str = "user", n: int = 2000, seed: int = 0
+    frame: pd.DataFrame,
+    a: str,
+    b: str,
+    value: str = "correct",
+    cluster: str = "user",
+    n: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Condition `a` minus condition `b` on the questions that both answered, users resampled.
 
@@ -67,17 +79,23 @@ def paired_difference(
 
     ValueError if they share no question.
     """
-    wide = frame[frame["condition"].isin([a, b])].pivot(index=[*QUESTION, cluster], columns="condition", values=value)
+    wide = frame[frame["condition"].isin([a, b])].pivot(
+        index=[*QUESTION, cluster], columns="condition", values=value
+    )
     if not {a, b} <= set(wide.columns) or (wide := wide.dropna()).empty:
         raise ValueError(f"conditions {a!r} and {b!r} share no question")
     first, second = wide[a].astype(float), wide[b].astype(float)
-    found = cluster_bootstrap((first - second).rename("difference").reset_index(), "difference", cluster, n, seed)
+    found = cluster_bootstrap(
+        (first - second).rename("difference").reset_index(), "difference", cluster, n, seed
+    )
     table = [[0, int((first > second).sum())], [int((first < second).sum()), 0]]
     p = float(mcnemar(table, exact=True).pvalue) if sum(map(sum, table)) else 1.0
     return Interval(found.mean, found.low, found.high, found.n, p)
 
 
-def difference_of_means(after: Sequence[float], before: Sequence[float], n: int = 2000, seed: int = 0) -> Interval:
+def difference_of_means(
+    after: Sequence[float], before: Sequence[float], n: int = 2000, seed: int = 0
+) -> Interval:
     """Mean of `after` minus mean of `before`, two independent samples, each resampled by itself."""
     after, before = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
     mean, count = float(after.mean() - before.mean()), len(after) + len(before)
@@ -96,7 +114,9 @@ def difference_of_means(after: Sequence[float], before: Sequence[float], n: int 
     return Interval(mean, float(found.low), float(found.high), count)
 
 
-def accuracy_table(frame: pd.DataFrame, by: Sequence[str] = ("condition",), value: str = "correct") -> pd.DataFrame:
+def accuracy_table(
+    frame: pd.DataFrame, by: Sequence[str] = ("condition",), value: str = "correct"
+) -> pd.DataFrame:
     """One row per group, in the order of first appearance: the columns of `by`, then n, accuracy, low, high (0..1)."""
     rows = []
     for names, group in frame.groupby(list(by), sort=False):
@@ -115,11 +135,19 @@ def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
         len(set(got) & set(want)) / len(set(want))
         for got, want in zip(rows["retrieved_turns"], rows["evidence_turns"], strict=True)
     ]
-    return accuracy_table(rows.assign(recall=found), value="recall").rename(columns={"accuracy": "recall"})
+    return accuracy_table(rows.assign(recall=found), value="recall").rename(
+        columns={"accuracy": "recall"}
+    )
 
 
 def mean_absolute_error_interval(
-    frame: pd.DataFrame, estimated: str = "estimated", true: str = "true", cluster: str = "user", seed: int = 0
+    frame: pd.DataFrame,
+    estimated: str = "estimated",
+    true: str = "true",
+    cluster: str = "user",
+    seed: int = 0,
 ) -> Interval:
     """Mean absolute error of `estimated` against `true` (same unit as both), users resampled."""
-    return cluster_bootstrap(frame.assign(error=(frame[estimated] - frame[true]).abs()), "error", cluster, seed=seed)
+    return cluster_bootstrap(
+        frame.assign(error=(frame[estimated] - frame[true]).abs()), "error", cluster, seed=seed
+    )

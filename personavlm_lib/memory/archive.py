@@ -26,8 +26,13 @@ def export_archive(store: MemoryStore, path: str | Path) -> Path:
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive, store.transaction():
             files = {f"{kind}.jsonl": _lines(store, kind) for kind in KINDS}
-            files["journal.jsonl"] = "".join(f"{json.dumps(job)}\n" for job in store.pending()).encode()
-            files |= {f"images/{image.name}": image.read_bytes() for image in sorted(store.images.iterdir())}
+            files["journal.jsonl"] = "".join(
+                f"{json.dumps(job)}\n" for job in store.pending()
+            ).encode()
+            files |= {
+                f"images/{image.name}": image.read_bytes()
+                for image in sorted(store.images.iterdir())
+            }
             for name, content in files.items():
                 archive.writestr(name, content)
                 sums[name] = hashlib.sha256(content).hexdigest()
@@ -45,7 +50,9 @@ def _lines(store: MemoryStore, kind: str) -> bytes:
     return "".join(f'{{"id": {row}, "record": {record}}}\n' for row, record in rows).encode()
 
 
-def import_archive(path: str | Path, folder: str | Path, encoder: Encoder | None = None) -> MemoryStore:
+def import_archive(
+    path: str | Path, folder: str | Path, encoder: Encoder | None = None
+) -> MemoryStore:
     """Makes the memory of an archive in `folder`, which must be new or empty, and opens it.
 
     StoreError, and nothing written, for an archive that is damaged, of a newer schema, or none of ours.
@@ -85,21 +92,42 @@ def _verified(path: Path) -> Content:
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")
         if manifest["schema"] > SCHEMA:
-            raise ValueError(f"its schema is {manifest['schema']}, this version reads up to {SCHEMA}")
+            raise ValueError(
+                f"its schema is {manifest['schema']}, this version reads up to {SCHEMA}"
+            )
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         if wrong := {name for name, _ in sums.items() ^ manifest["sha256"].items()}:
             raise ValueError(f"{', '.join(sorted(wrong))}: not as the manifest says")
         # JSON leaves characters such as U+2028 as they are, at which splitlines would split
-        lines = {n: [json.loads(x) for x in c.split(b"\n")[:-1]] for n, c in files.items() if n.endswith(".jsonl")}
+        lines = {
+            n: [json.loads(x) for x in c.split(b"\n")[:-1]]
+            for n, c in files.items()
+            if n.endswith(".jsonl")
+        }
         records = [
             (kind, line["id"], from_json(KINDS[kind], json.dumps(line["record"])))
             for kind in KINDS
             for line in lines[f"{kind}.jsonl"]
         ]
-        images = {Path(name).name: content for name, content in files.items() if name.startswith("images/")}
+        images = {
+            Path(name).name: content
+            for name, content in files.items()
+            if name.startswith("images/")
+        }
         return records, lines["journal.jsonl"], images, manifest["last_ids"]
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise StoreError(f"{path} cannot be read as an archive ({error}): nothing was imported") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise StoreError(
+            f"{path} cannot be read as an archive ({error}): nothing was imported"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise StoreError(f"{path} is no archive of a memory, or is damaged ({what}): nothing was imported") from error
+        raise StoreError(
+            f"{path} is no archive of a memory, or is damaged ({what}): nothing was imported"
+        ) from error

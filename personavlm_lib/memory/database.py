@@ -18,7 +18,7 @@ class StoreError(RuntimeError):
     """A memory database that cannot be used; the message names the file."""
 
 
-class Job(NamedTuple):
+class PendingUpdate(NamedTuple):
     """Work that a turn still waits for: "turn" (lines 17-19 of Algorithm 1) or "session" (lines 1-3)."""
 
     id: int
@@ -41,7 +41,9 @@ class Database:
         self._lock, self._depth = threading.RLock(), 0
         self._copied: list[Path] = []  # files that go if the open transaction fails
         try:
-            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path, timeout=wait, isolation_level=None, check_same_thread=False
+            )
         except sqlite3.OperationalError as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error
         try:
@@ -107,8 +109,12 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            code = "_".join(error.sqlite_errorname.split("_")[:2])  # SQLITE_READONLY_DBMOVED and its like
-            raise StoreError(f"{self.path}: {error}; {TROUBLE.get(code, 'nothing was written')}") from error
+            code = "_".join(
+                error.sqlite_errorname.split("_")[:2]
+            )  # SQLITE_READONLY_DBMOVED and its like
+            raise StoreError(
+                f"{self.path}: {error}; {TROUBLE.get(code, 'nothing was written')}"
+            ) from error
 
     def _undo(self) -> None:
         if self._db.in_transaction:  # SQLite may have rolled back by itself
@@ -123,15 +129,23 @@ class Database:
         for work in ("turn", "session"):
             self.sql("INSERT INTO journal (work, turn) VALUES (?, ?)", work, turn)
 
-    def pending(self) -> list[Job]:
+    def pending(self) -> list[PendingUpdate]:
         """What the turns still wait for, oldest turn first."""
-        return [Job(*row) for row in self.sql("SELECT id, work, turn FROM journal ORDER BY turn, id")]
+        return [
+            PendingUpdate(*row)
+            for row in self.sql("SELECT id, work, turn FROM journal ORDER BY turn, id")
+        ]
 
-    def finish(self, jobs: Iterable[Job]) -> bool:
+    def finish(self, jobs: Iterable[PendingUpdate]) -> bool:
         """Takes jobs off, in the transaction that writes what they led to. False, and then write nothing: one is not
         there any more, because another process did it or something was forgotten meanwhile."""
         with self.transaction():
-            return all([self._db.execute("DELETE FROM journal WHERE id = ?", (job.id,)).rowcount for job in jobs])
+            return all(
+                [
+                    self._db.execute("DELETE FROM journal WHERE id = ?", (job.id,)).rowcount
+                    for job in jobs
+                ]
+            )
 
     def drop_pending(self, turns: Iterable[int]) -> int:
         """Takes the work for forgotten turns off: how many jobs. What is left becomes new jobs, so that nothing which

@@ -40,7 +40,11 @@ class TextEncoder:
         missing = list(dict.fromkeys(text for text in texts if text not in self._vectors))
         if missing:
             new = _load(self.name).encode(
-                missing, batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+                missing,
+                batch_size=64,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
             )
             self._vectors.update(zip(missing, new.astype(np.float32), strict=True))
         for text in texts:

@@ -19,7 +19,9 @@ def read_image(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError) as error:  # which one depends on the format
         reason = "it is not there" if isinstance(error, FileNotFoundError) else "it is none"
         reason = "it is cut short" if "truncated" in str(error) else reason
-        raise ValueError(f"image {path} cannot be read ({reason}): put a whole one in its place") from error
+        raise ValueError(
+            f"image {path} cannot be read ({reason}): put a whole one in its place"
+        ) from error
 
 
 def copy_image(source: Path, target: Path) -> None:

@@ -10,8 +10,13 @@ from datetime import datetime
 
 from personavlm_lib.memory.records import TRAITS, BigFive, PersonalityState
 
-NEUTRAL = 3
-WORDS = ((1.8, "very low"), (2.6, "low"), (3.4, "moderate"), (4.2, "high"))  # equal fifths of [1, 5]
+NEUTRAL_SCORE = 3
+WORDS = (
+    (1.8, "very low"),
+    (2.6, "low"),
+    (3.4, "moderate"),
+    (4.2, "high"),
+)  # equal fifths of [1, 5]
 
 
 def smoothing(m: int) -> float:
@@ -32,13 +37,13 @@ def evolve(profile: BigFive, observed: BigFive, m: int, skip: str = "paper") -> 
     kept = smoothing(m)
     return BigFive(
         *(
-            p if skip == "trait" and seen == NEUTRAL else kept * p + (1 - kept) * seen
+            p if skip == "trait" and seen == NEUTRAL_SCORE else kept * p + (1 - kept) * seen
             for p, seen in zip(profile.as_tuple(), observed.as_tuple(), strict=True)
         )
     )
 
 
-def advance(
+def next_state(
     before: PersonalityState | None,
     observed: BigFive | None,
     turn: int,
@@ -61,7 +66,7 @@ def advance(
     return PersonalityState(evolve(profile, observed, m, skip), observed, turn, m, known_from)
 
 
-def summarise(profile: BigFive, as_: str = "text") -> str:
+def summarize_profile(profile: BigFive, as_: str = "text") -> str:
     """The profile as the prompt shows it, one trait a line (findings D5).
 
     "text" (the paper's words): `openness: very high`; "numbers" (its Fig. 16): `openness: 3.96`; "cut" (the release):
@@ -73,10 +78,12 @@ def summarise(profile: BigFive, as_: str = "text") -> str:
     return "\n".join(f"{trait}: {show[as_](getattr(profile, trait))}" for trait in TRAITS)
 
 
-def levels(profile: BigFive) -> dict[str, str]:
+def trait_levels(profile: BigFive) -> dict[str, str]:
     """Each trait as low (under 2.5), mid or high (over 3.5)."""
     scores = zip(TRAITS, profile.as_tuple(), strict=True)
-    return {trait: "low" if score < 2.5 else "high" if score > 3.5 else "mid" for trait, score in scores}
+    return {
+        trait: "low" if score < 2.5 else "high" if score > 3.5 else "mid" for trait, score in scores
+    }
 
 
 def _word(score: float) -> str:
@@ -84,4 +91,4 @@ def _word(score: float) -> str:
 
 
 def _is_neutral(observed: BigFive) -> bool:
-    return all(score == NEUTRAL for score in observed.as_tuple())
+    return all(score == NEUTRAL_SCORE for score in observed.as_tuple())

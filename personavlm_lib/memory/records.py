@@ -30,7 +30,9 @@ class BigFive:
     def __post_init__(self) -> None:
         for trait in TRAITS:
             if not 1 <= getattr(self, trait) <= 5:
-                raise ValueError(f"{trait} is {getattr(self, trait)}; a Big Five score lies between 1 and 5")
+                raise ValueError(
+                    f"{trait} is {getattr(self, trait)}; a Big Five score lies between 1 and 5"
+                )
 
     @classmethod
     def neutral(cls) -> "BigFive":
@@ -99,7 +101,9 @@ class SemanticMemory:
 
     def __post_init__(self) -> None:
         if self.kind not in SEMANTIC_KINDS:
-            raise ValueError(f"semantic memory of kind {self.kind!r}; choose from {', '.join(SEMANTIC_KINDS)}")
+            raise ValueError(
+                f"semantic memory of kind {self.kind!r}; choose from {', '.join(SEMANTIC_KINDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ class Edit:
     value: str = ""  # empty where it removes
 
 
-Origins = dict[str, dict[str, tuple[int, ...]]]  # block -> key -> the turns that its present words come from
+Origins = dict[
+    str, dict[str, tuple[int, ...]]
+]  # block -> key -> the turns that its present words come from
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class PersonalityState:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RejectedUpdate:
     """What a model proposed and was not taken over: for what, its raw words, and why not."""
 
     purpose: str
@@ -194,7 +200,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ForgetReceipt:
     """What a forgetting took: numbers and ids, and nothing of what was said. `known_from` is when it was done.
 
     `ids` names rows (turns, semantic, episodic); `counts` all else too: entries and versions of core and procedural
@@ -208,7 +214,16 @@ class Receipt:
     known_from: datetime
 
 
-Record = Turn | SemanticMemory | Episode | CoreMemory | ProceduralMemory | PersonalityState | Refusal | Receipt
+Record = (
+    Turn
+    | SemanticMemory
+    | Episode
+    | CoreMemory
+    | ProceduralMemory
+    | PersonalityState
+    | RejectedUpdate
+    | ForgetReceipt
+)
 R = TypeVar("R", bound=Record)
 
 
@@ -227,9 +242,15 @@ def check_times(record: Record) -> None:
     for name in ("time", "happened_from", "happened_to", "known_from"):
         value = getattr(record, name, datetime.min)
         if not isinstance(value, datetime) or value.tzinfo:
-            raise ValueError(f"{name} of a {type(record).__name__} is {value!r}: give a datetime without a time zone")
-    if getattr(record, "happened_to", datetime.max) < getattr(record, "happened_from", datetime.min):
-        raise ValueError(f"a {type(record).__name__} of {record.happened_from} ends before that: {record.happened_to}")
+            raise ValueError(
+                f"{name} of a {type(record).__name__} is {value!r}: give a datetime without a time zone"
+            )
+    if getattr(record, "happened_to", datetime.max) < getattr(
+        record, "happened_from", datetime.min
+    ):
+        raise ValueError(
+            f"a {type(record).__name__} of {record.happened_from} ends before that: {record.happened_to}"
+        )
 
 
 _REBUILD = {
@@ -239,7 +260,9 @@ _REBUILD = {
     "concept": lambda fields: VisualConcept(**fields),
     "edits": lambda edits: tuple(Edit(**edit) for edit in edits),
     "ids": lambda ids: {kind: tuple(rows) for kind, rows in ids.items()},
-    "origins": lambda blocks: {b: {k: tuple(turns) for k, turns in keys.items()} for b, keys in blocks.items()},
+    "origins": lambda blocks: {
+        b: {k: tuple(turns) for k, turns in keys.items()} for b, keys in blocks.items()
+    },
 }
 
 
@@ -255,4 +278,6 @@ def _plain(value: object) -> object:
 def from_json(kind: type[R], text: str) -> R:
     """The record of that kind. ValueError, KeyError or TypeError if the text is not one."""
     fields = json.loads(text)
-    return kind(**{k: _REBUILD[k](v) if k in _REBUILD and v is not None else v for k, v in fields.items()})
+    return kind(
+        **{k: _REBUILD[k](v) if k in _REBUILD and v is not None else v for k, v in fields.items()}
+    )

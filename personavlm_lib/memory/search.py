@@ -84,11 +84,17 @@ class Retriever:
         }
         for setting, known in choices.items():
             if getattr(self, setting) not in known:
-                raise ValueError(f"{setting} is {getattr(self, setting)!r}; choose {' or '.join(known)}")
+                raise ValueError(
+                    f"{setting} is {getattr(self, setting)!r}; choose {' or '.join(known)}"
+                )
         if self.index == "approximate" and self.ranking != "dense":
-            raise ValueError(f"index 'approximate' serves ranking 'dense' alone; {self.ranking!r} takes index 'exact'")
+            raise ValueError(
+                f"index 'approximate' serves ranking 'dense' alone; {self.ranking!r} takes index 'exact'"
+            )
         if unknown := set(self.kinds) - set(SEMANTIC_KINDS):
-            raise ValueError(f"kinds has {', '.join(sorted(unknown))}; choose from {', '.join(SEMANTIC_KINDS)}")
+            raise ValueError(
+                f"kinds has {', '.join(sorted(unknown))}; choose from {', '.join(SEMANTIC_KINDS)}"
+            )
 
     def retrieve(
         self,
@@ -109,7 +115,9 @@ class Retriever:
         if self.time_filter == "released":
             start = end = None
         k, context = top_k or self.top_k, set(context_turns)
-        texts = {"keywords": [keywords], "query": [query], "both": [keywords, query]}[self.search_with]
+        texts = {"keywords": [keywords], "query": [query], "both": [keywords, query]}[
+            self.search_with
+        ]
         sought = self._query(view, [text for text in texts if text.strip()] or [keywords])
 
         def barred(record: SemanticMemory | Episode) -> bool:
@@ -123,7 +131,10 @@ class Retriever:
         return Retrieved(
             self._procedural(view, texts, k.procedural, end, exclude),
             _best(view, "semantic", sought, k.semantic, start, end, barred),
-            [RetrievedEpisode(**vars(e), raw=tuple(view.turn(i) for i in e.turns)) for e in episodes],
+            [
+                RetrievedEpisode(**vars(e), raw=tuple(view.turn(i) for i in e.turns))
+                for e in episodes
+            ],
         )
 
     def rank_turns(
@@ -138,16 +149,25 @@ class Retriever:
     ) -> list[Turn]:
         """Raw turns as units (the RAG baselines): the best `k` for `query`, in order of time, or else best first."""
         sought = self._query(view, [query])
-        return _best(view, "turns", sought, k, start, end, lambda turn: turn.index in exclude_turns, by_time)
+        return _best(
+            view, "turns", sought, k, start, end, lambda turn: turn.index in exclude_turns, by_time
+        )
 
     def _procedural(
-        self, view: MemoryView, texts: list[str], k: int, end: datetime | None, exclude: Collection[str]
+        self,
+        view: MemoryView,
+        texts: list[str],
+        k: int,
+        end: datetime | None,
+        exclude: Collection[str],
     ) -> list[tuple[str, str]]:
         since, known = view.procedural_since, view.procedural.entries if view.procedural else {}
         entries = [(key, text) for key, text in known.items() if f"procedural:{key}" not in exclude]
         if self.filter_procedural and end is not None:
             entries = [(key, text) for key, text in entries if since[key] <= end]
-        if len(entries) > k:  # else there is nothing to rank; five sentences at most are ranked by likeness alone
+        if (
+            len(entries) > k
+        ):  # else there is nothing to rank; five sentences at most are ranked by likeness alone
             encode = self._encoder(view).encode
             scores = (encode([f"{text} {key}" for key, text in entries]) @ encode(texts).T).max(1)
             best = np.argsort(-scores, kind="stable")[:k]
@@ -162,11 +182,13 @@ class Retriever:
 
     def _encoder(self, view: MemoryView) -> Encoder:
         if self.encoder and self.encoder.name != view.encoder.name:
-            raise ValueError(f"the retriever encodes with {self.encoder.name}, the store with {view.encoder.name}")
+            raise ValueError(
+                f"the retriever encodes with {self.encoder.name}, the store with {view.encoder.name}"
+            )
         return self.encoder or view.encoder
 
 
-PAPER = Retriever(ranking="dense")
+PAPER_RETRIEVER = Retriever(ranking="dense")
 
 
 def _best(

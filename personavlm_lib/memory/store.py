@@ -19,7 +19,7 @@ from pathlib import Path
 from personavlm_lib.memory.database import StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
 from personavlm_lib.memory.images import copy_image, image_paths, read_image, relocate
-from personavlm_lib.memory.indexed import Indexed
+from personavlm_lib.memory.indexes import Indexed
 from personavlm_lib.memory.records import (
     CoreMemory,
     Edit,
@@ -34,7 +34,7 @@ from personavlm_lib.memory.records import (
     to_json,
 )
 from personavlm_lib.memory.timeline import Timeline, search_text
-from personavlm_lib.memory.versions import Version, apply, check, link
+from personavlm_lib.memory.versions import Version, apply_edits, link_origins, validate_version
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
 
 SCHEMA = 2
@@ -58,7 +58,11 @@ class MemoryStore(Indexed):
     schema = SCHEMA
 
     def __init__(
-        self, folder: str | Path, encoder: Encoder | None = None, create: bool = True, wait: float = 30.0
+        self,
+        folder: str | Path,
+        encoder: Encoder | None = None,
+        create: bool = True,
+        wait: float = 30.0,
     ) -> None:
         self.folder = Path(folder)
         self.images = self.folder / "images"
@@ -67,11 +71,15 @@ class MemoryStore(Indexed):
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be the folder of a memory: {error.strerror}") from error
+            raise StoreError(
+                f"{self.folder} cannot be the folder of a memory: {error.strerror}"
+            ) from error
         self._open(str(self.folder / "memory.db"), encoder, wait)
 
     @classmethod
-    def in_memory(cls, encoder: Encoder | None = None, images: str | Path | None = None) -> "MemoryStore":
+    def in_memory(
+        cls, encoder: Encoder | None = None, images: str | Path | None = None
+    ) -> "MemoryStore":
         """A store that leaves no database and copies no images.
 
         `images`: the folder for what others draw for it (crops); by default one that goes when the store does.
@@ -86,7 +94,9 @@ class MemoryStore(Indexed):
     def _open(self, path: str, encoder: Encoder | None, wait: float = 0) -> None:
         self.encoder = encoder
         self._tables: dict[str, Table] = {}
-        self._fresh: dict[str, list[Record]] = defaultdict(list)  # written since the table was loaded
+        self._fresh: dict[str, list[Record]] = defaultdict(
+            list
+        )  # written since the table was loaded
         self._version = -1
         super().__init__(path, wait)
         self.encoder = encoder or text_encoder(*filter(None, [self.meta("encoder")]))
@@ -103,7 +113,9 @@ class MemoryStore(Indexed):
     def _create(self) -> None:
         schema = self.sql("PRAGMA user_version")[0][0]
         if schema > SCHEMA:
-            raise StoreError(f"{self.path} has schema {schema}, this version reads up to {SCHEMA}: update the package")
+            raise StoreError(
+                f"{self.path} has schema {schema}, this version reads up to {SCHEMA}: update the package"
+            )
         if schema == SCHEMA:
             return
         if schema == 0 and self.sql("SELECT 1 FROM sqlite_master"):
@@ -113,20 +125,24 @@ class MemoryStore(Indexed):
             self.set_meta("encoder", (self.encoder or text_encoder()).name)
         self.sql(f"CREATE TABLE journal ({JOURNAL})")
         for kind in KINDS:
-            known = schema == 1 and kind not in ("refused", "receipts")
+            known = schema == 1 and kind not in ("rejected", "receipts")
             if known:
                 self.sql(f"ALTER TABLE {kind} RENAME TO old_{kind}")
             self.sql(f"CREATE TABLE {kind} ({COLUMNS})")
             if known:
-                self.sql(f"INSERT INTO {kind} SELECT id, known_from, record, vector FROM old_{kind}")
+                self.sql(
+                    f"INSERT INTO {kind} SELECT id, known_from, record, vector FROM old_{kind}"
+                )
                 self.sql(f"DROP TABLE old_{kind}")
         for kind in ("core", "procedural"):  # schema 1 did not know which turns an entry came from
             before = None
             for row, version in self.rows(kind):
-                before = link(before, version, self._words)
+                before = link_origins(before, version, self._words)
                 self.rewrite(kind, row, before)
         for kind in TIMELINES:  # the lexical indices, with the same row numbers
-            self.sql(f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text, tokenize = 'porter unicode61')")
+            self.sql(
+                f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text, tokenize = 'porter unicode61')"
+            )
             for row, record in self.rows(kind):
                 self._index_text(kind, row, record)
         self.sql(f"PRAGMA user_version = {SCHEMA}")
@@ -148,9 +164,13 @@ class MemoryStore(Indexed):
         with self.transaction():
             last = self.sql("SELECT known_from FROM turns ORDER BY id DESC LIMIT 1")
             if last and turn.time < (before := datetime.fromisoformat(last[0][0])):
-                raise ValueError(f"turns come in order of time: one of {turn.time} after one of {before}")
+                raise ValueError(
+                    f"turns come in order of time: one of {turn.time} after one of {before}"
+                )
             turn = replace(turn, index=self._next_id("turns"))
-            images = (self._keep(path, f"turn{turn.index:05d}_{n}") for n, path in enumerate(turn.images))
+            images = (
+                self._keep(path, f"turn{turn.index:05d}_{n}") for n, path in enumerate(turn.images)
+            )
             if pending:
                 self.add_pending(turn.index)
             return self._add("turns", turn.index, replace(turn, images=tuple(images)))
@@ -167,9 +187,13 @@ class MemoryStore(Indexed):
     def add_episode(self, episode: Episode) -> Episode:
         """Appends an episode and gives it its id. ValueError if it names a turn that is not there."""
         with self.transaction():
-            if strange := [i for i in episode.turns if not self.sql("SELECT 1 FROM turns WHERE id = ?", i)]:
+            if strange := [
+                i for i in episode.turns if not self.sql("SELECT 1 FROM turns WHERE id = ?", i)
+            ]:
                 count = self._next_id("turns")
-                raise ValueError(f"episode {episode.summary!r} names turns {strange}; of 0 to {count - 1} none is such")
+                raise ValueError(
+                    f"episode {episode.summary!r} names turns {strange}; of 0 to {count - 1} none is such"
+                )
             episode = replace(episode, id=self._next_id("episodic"))
             return self._add("episodic", episode.id, episode)
 
@@ -188,9 +212,15 @@ class MemoryStore(Indexed):
         ValueError, and the memory as it was, for an edit that does not fit and for what `versions.check` refuses.
         """
         with self.transaction():
-            blank = CoreMemory({}, {}, known_from) if kind == "core" else ProceduralMemory({}, known_from)
-            edited = apply(self._current(kind, known_from) or blank, edits)
-            return self._add_version(kind, replace(edited, **{"known_from": known_from, **provenance}))
+            blank = (
+                CoreMemory({}, {}, known_from)
+                if kind == "core"
+                else ProceduralMemory({}, known_from)
+            )
+            edited = apply_edits(self._current(kind, known_from) or blank, edits)
+            return self._add_version(
+                kind, replace(edited, **{"known_from": known_from, **provenance})
+            )
 
     def _current(self, kind: str, time: datetime) -> Version | None:
         known = [version for version in self._table(kind).records if version.known_from <= time]
@@ -201,9 +231,13 @@ class MemoryStore(Indexed):
         check_times(version)
         with self.transaction():
             before = self._current(kind, version.known_from)
-            check(before, version)
-            version = link(before, version, self._words)
-            return self._add(kind, self._next_id(kind), version) if version.edits else before or version
+            validate_version(before, version)
+            version = link_origins(before, version, self._words)
+            return (
+                self._add(kind, self._next_id(kind), version)
+                if version.edits
+                else before or version
+            )
 
     def _words(self, turn: int) -> str:
         found = self.sql("SELECT record FROM turns WHERE id = ?", turn)
@@ -214,7 +248,7 @@ class MemoryStore(Indexed):
         return self.append("personality", state)
 
     def append(self, kind: str, record: Record) -> Record:
-        """A refusal ("refused"), a receipt ("receipts") or a personality."""
+        """A refusal ("rejected"), a receipt ("receipts") or a personality."""
         with self.transaction():
             return self._add(kind, self._next_id(kind), record)
 
@@ -259,7 +293,9 @@ class MemoryStore(Indexed):
         if time is not None and not isinstance(time, datetime):
             raise ValueError(f"as of {time!r}: give a datetime, or None for all there is")
         with self._lock:
-            return MemoryView(time or datetime.max, {kind: self._table(kind) for kind in KINDS}, self.encoder)
+            return MemoryView(
+                time or datetime.max, {kind: self._table(kind) for kind in KINDS}, self.encoder
+            )
 
     def _table(self, kind: str) -> Table:
         """The loaded rows of one type; read anew when another process has written."""
@@ -273,7 +309,9 @@ class MemoryStore(Indexed):
             table, fresh = self._tables[kind], self._fresh[kind]
             records = (*table.records, *fresh)
             ordered = all(_when(a) <= _when(b) for a, b in pairwise((*table.records[-1:], *fresh)))
-            self._tables[kind] = replace(table, records=records) if ordered else self._as_table(kind, records)
+            self._tables[kind] = (
+                replace(table, records=records) if ordered else self._as_table(kind, records)
+            )
         self._fresh[kind].clear()
         return self._tables[kind]
 
@@ -296,7 +334,10 @@ class MemoryStore(Indexed):
     def _as_table(self, kind: str, records: Iterable[Record]) -> Table:
         # the sort is stable: of the same moment, what was written first stays first
         encode, matches = partial(self._encode, kind), partial(self._matches, kind)
-        return Table(tuple(sorted(records, key=_when)), Timeline(encode, matches, self._lock, near=kind == "turns"))
+        return Table(
+            tuple(sorted(records, key=_when)),
+            Timeline(encode, matches, self._lock, near=kind == "turns"),
+        )
 
     # Forgetting, the part that reaches the disk
 
@@ -315,8 +356,17 @@ class MemoryStore(Indexed):
         Returns how many image files went. StoreError if another process reads on; the next opening tries again.
         """
         with self.transaction():
-            used = {path for kind in ("turns", "semantic") for _, r in self.rows(kind) for path in image_paths(r)}
-            unused = [path for path in self.images.iterdir() if str(path) not in used] if self.folder else []
+            used = {
+                path
+                for kind in ("turns", "semantic")
+                for _, r in self.rows(kind)
+                for path in image_paths(r)
+            }
+            unused = (
+                [path for path in self.images.iterdir() if str(path) not in used]
+                if self.folder
+                else []
+            )
             for path in unused:
                 path.unlink()
             for kind in TIMELINES:  # FTS5 keeps deleted words until it is rebuilt

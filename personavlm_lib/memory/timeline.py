@@ -17,7 +17,7 @@ from datetime import datetime
 import faiss
 import numpy as np
 
-from personavlm_lib.memory.approximate import Cells
+from personavlm_lib.memory.ivf import IvfIndex
 from personavlm_lib.memory.records import Episode, SemanticMemory, Turn
 
 RANKINGS = ("dense", "bm25", "hybrid")
@@ -47,7 +47,11 @@ def search_text(record: Turn | SemanticMemory | Episode) -> str:
 
 def search_words(text: str) -> list[str]:
     """The words of a query that say something, each once. Stems are FTS5's affair."""
-    return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower())) if word not in STOP_WORDS]
+    return [
+        word
+        for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+        if word not in STOP_WORDS
+    ]
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,29 @@ class Timeline:
         near: bool = False,
     ) -> None:
         self._encode, self._matches, self._lock, self._near = encode, matches, lock, near
-        self._starts, self._ends, self._latest_end, self._known = Column(), Column(), Column(), Column()
-        self._ids, self._lengths, self._vectors, self._cells = Column(), Column(), Column(), Cells()
-        self._postings: dict[str, tuple[int, np.ndarray]] = {}  # word -> rows looked through, rows that hold it
+        self._starts, self._ends, self._latest_end, self._known = (
+            Column(),
+            Column(),
+            Column(),
+            Column(),
+        )
+        self._ids, self._lengths, self._vectors, self._cells = (
+            Column(),
+            Column(),
+            Column(),
+            IvfIndex(),
+        )
+        self._postings: dict[
+            str, tuple[int, np.ndarray]
+        ] = {}  # word -> rows looked through, rows that hold it
 
     def rank(
-        self, records: tuple, query: Query, start: datetime | None, end: datetime | None, time: datetime
+        self,
+        records: tuple,
+        query: Query,
+        start: datetime | None,
+        end: datetime | None,
+        time: datetime,
     ) -> Iterator[int]:
         """Rows of `records` that overlap the period and are known at `time`, best first, for as long as one asks.
 
@@ -128,7 +149,9 @@ class Timeline:
             if not (new := records[len(self._ids.rows) :]):
                 return
             ends = _micros(record.happened_to for record in new)
-            latest = np.maximum.accumulate(np.append(self._latest_end.rows[-1:].astype(ends.dtype), ends))[-len(new) :]
+            latest = np.maximum.accumulate(
+                np.append(self._latest_end.rows[-1:].astype(ends.dtype), ends)
+            )[-len(new) :]
             self._starts.extend(_micros(record.happened_from for record in new))
             self._known.extend(_micros(record.known_from for record in new))
             self._lengths.extend(np.array([len(search_text(record)) for record in new], np.float32))
@@ -148,7 +171,9 @@ class Timeline:
         visible &= self._ends.rows[lo:hi] >= first
         return lo, hi, visible
 
-    def _scores(self, records: tuple, query: Query, lo: int, hi: int, visible: np.ndarray) -> np.ndarray:
+    def _scores(
+        self, records: tuple, query: Query, lo: int, hi: int, visible: np.ndarray
+    ) -> np.ndarray:
         if query.ranking == "dense":
             return self._dense(records, query.vectors, lo, hi)
         near = NEAR_WORDS if self._near and query.ranking == "hybrid" else ()
@@ -182,7 +207,9 @@ class Timeline:
             self._vectors.extend(self._encode(new))
         return self._vectors.rows
 
-    def _lexical(self, words: list[str], lo: int, hi: int, visible: np.ndarray, near: tuple[float, ...]) -> np.ndarray:
+    def _lexical(
+        self, words: list[str], lo: int, hi: int, visible: np.ndarray, near: tuple[float, ...]
+    ) -> np.ndarray:
         """(hi - lo,) BM25; with `near` a word also counts, for less, where only a neighbour says it."""
         total, count = np.zeros(hi - lo, np.float32), np.count_nonzero(visible)
         lengths = self._lengths.rows[lo:hi]

@@ -10,10 +10,10 @@ from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import (
     CoreMemory,
     Episode,
+    ForgetReceipt,
     PersonalityState,
     ProceduralMemory,
-    Receipt,
-    Refusal,
+    RejectedUpdate,
     SemanticMemory,
     Turn,
 )
@@ -26,11 +26,15 @@ KINDS = {
     "core": CoreMemory,
     "procedural": ProceduralMemory,
     "personality": PersonalityState,
-    "refused": Refusal,
-    "receipts": Receipt,
+    "rejected": RejectedUpdate,
+    "receipts": ForgetReceipt,
 }
 HIDEABLE = ("core", "semantic", "episodic", "procedural", "personality")
-TIMELINES = ("turns", "semantic", "episodic")  # these are searched by likeness; the others are dated versions
+TIMELINES = (
+    "turns",
+    "semantic",
+    "episodic",
+)  # these are searched by likeness; the others are dated versions
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class MemoryView:
     def without(self, *kinds: str) -> "MemoryView":
         """The view of an ablation. ValueError for anything but core, semantic, episodic, procedural, personality."""
         if unknown := set(kinds) - set(HIDEABLE):
-            raise ValueError(f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(HIDEABLE)}")
+            raise ValueError(
+                f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(HIDEABLE)}"
+            )
         return replace(self, tables=self.tables | dict.fromkeys(kinds, Table(())))
 
     def _known(self, kind: str) -> list:
@@ -91,11 +97,11 @@ class MemoryView:
         return self._known("personality")
 
     @property
-    def refused(self) -> list[Refusal]:
-        return self._known("refused")
+    def rejected(self) -> list[RejectedUpdate]:
+        return self._known("rejected")
 
     @property
-    def receipts(self) -> list[Receipt]:
+    def receipts(self) -> list[ForgetReceipt]:
         return self._known("receipts")
 
     @property
@@ -117,6 +123,8 @@ class MemoryView:
         before: dict[str, str] = {}  # the entries of the version before
         for version in self._known("procedural"):
             entries = version.entries.items()
-            since = {k: since[k] if before.get(k) == text else version.known_from for k, text in entries}
+            since = {
+                k: since[k] if before.get(k) == text else version.known_from for k, text in entries
+            }
             before = version.entries
         return since

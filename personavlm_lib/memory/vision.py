@@ -16,7 +16,12 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPModel,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from personavlm_lib.memory.images import read_image
@@ -73,8 +78,13 @@ class ClassicalDetector:
             pad = self.margin * max(width, height)
             edges = (x - pad, y - pad, x + w + pad, y + h + pad)
             limits = (image.width, image.height) * 2
-            box = tuple(int(min(max(0, round(scale * v)), end)) for v, end in zip(edges, limits, strict=True))
-            found.append((area, Detection(box, float(min(1.0, distance[labels == i].mean() / 100)))))
+            box = tuple(
+                int(min(max(0, round(scale * v)), end))
+                for v, end in zip(edges, limits, strict=True)
+            )
+            found.append(
+                (area, Detection(box, float(min(1.0, distance[labels == i].mean() / 100))))
+            )
         return [detection for _, detection in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -89,15 +99,27 @@ class GroundingDinoDetector:
     @torch.inference_mode()
     def detect(self, image: Image.Image, names: Sequence[str] = ()) -> list[Detection]:
         """Without `names` it looks for "object", the salient ones of A.2."""
-        image, labels = image.convert("RGB"), [[f"a {name.lower()}" for name in names or ("object",)]]
-        inputs = self.processor(images=image, text=labels, return_tensors="pt").to(self.model.device)
+        image, labels = (
+            image.convert("RGB"),
+            [[f"a {name.lower()}" for name in names or ("object",)]],
+        )
+        inputs = self.processor(images=image, text=labels, return_tensors="pt").to(
+            self.model.device
+        )
         [result] = self.processor.post_process_grounded_object_detection(
-            self.model(**inputs), inputs.input_ids, threshold=self.threshold, target_sizes=[(image.height, image.width)]
+            self.model(**inputs),
+            inputs.input_ids,
+            threshold=self.threshold,
+            target_sizes=[(image.height, image.width)],
         )
         detections = []
-        for corners, score, label in zip(result["boxes"], result["scores"], result["text_labels"], strict=True):
+        for corners, score, label in zip(
+            result["boxes"], result["scores"], result["text_labels"], strict=True
+        ):
             limits = (image.width, image.height) * 2
-            box = tuple(min(max(0, round(v)), end) for v, end in zip(corners.tolist(), limits, strict=True))
+            box = tuple(
+                min(max(0, round(v)), end) for v, end in zip(corners.tolist(), limits, strict=True)
+            )
             if box[0] < box[2] and box[1] < box[3]:
                 detections.append(Detection(box, float(score), label or None))
         return sorted(detections, key=lambda d: -(d.box[2] - d.box[0]) * (d.box[3] - d.box[1]))
@@ -116,7 +138,9 @@ class ImageEncoder:
         """(n, d) float32 for n images of any size."""
         if not images:
             return np.zeros((0, self.model.config.projection_dim), np.float32)
-        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt").pixel_values
+        pixels = self.processor(
+            [image.convert("RGB") for image in images], return_tensors="pt"
+        ).pixel_values
         return _unit(self.model.get_image_features(pixels.to(self.model.device)).pooler_output)
 
     @torch.inference_mode()
@@ -124,15 +148,24 @@ class ImageEncoder:
         """(n, d) float32 for n texts; what is longer than the text tower's positions is cut."""
         if not texts:
             return np.zeros((0, self.model.config.projection_dim), np.float32)
-        ids, mask = tokenize(self.tokenizer, texts, self.model.config.text_config.max_position_embeddings)
+        ids, mask = tokenize(
+            self.tokenizer, texts, self.model.config.text_config.max_position_embeddings
+        )
         device = self.model.device
-        return _unit(self.model.get_text_features(ids.to(device), attention_mask=mask.to(device)).pooler_output)
+        return _unit(
+            self.model.get_text_features(
+                ids.to(device), attention_mask=mask.to(device)
+            ).pooler_output
+        )
 
 
 def tokenize(tokenizer, texts: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, t) ids and mask. Each row ends with the end token, where CLIP pools, also of a tokenizer that adds none."""
     end = tokenizer.eos_token_id
-    rows = [[*(i for i in tokenizer(text).input_ids if i != end)][: length - 1] + [end] for text in texts]
+    rows = [
+        [*(i for i in tokenizer(text).input_ids if i != end)][: length - 1] + [end]
+        for text in texts
+    ]
     width = max(map(len, rows))
     ids = torch.tensor([row + [end] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -148,7 +181,9 @@ def crops(image: Image.Image, detections: Sequence[Detection]) -> list[Image.Ima
     return [image.crop(detection.box) for detection in detections]
 
 
-def crop_concept(image: Image.Image, class_name: str, detector: Detector, encoder: ImageEncoder) -> Image.Image | None:
+def crop_concept(
+    image: Image.Image, class_name: str, detector: Detector, encoder: ImageEncoder
+) -> Image.Image | None:
     """The object that the model's class name means: the patch nearest to `a {class_name}` in CLIP space (B.1).
 
     None where the detector finds nothing.
@@ -174,7 +209,9 @@ def match_concepts(
     """
     if metric not in ("cosine", "squared_l2"):
         raise ValueError(f"metric is {metric!r}; choose cosine or squared_l2")
-    least = threshold if metric == "cosine" else 1 - threshold / 2  # |a - b|^2 = 2 - 2 cos for unit vectors
+    least = (
+        threshold if metric == "cosine" else 1 - threshold / 2
+    )  # |a - b|^2 = 2 - 2 cos for unit vectors
     if not concepts:
         return []
     names = sorted({concept.class_name for concept, _ in concepts})
@@ -186,14 +223,19 @@ def match_concepts(
     return [(concept, float(value)) for (concept, _), value in ranked if value > least]
 
 
-class Eyes:
+class ConceptRecognizer:
     """What the agent sees with: a detector, an encoder, and the settings of `match_concepts`.
 
     Embeddings of stored crops are kept by path, because the same memory is asked at every turn that shows an image.
     """
 
     def __init__(
-        self, detector: Detector, encoder: ImageEncoder, threshold: float = 0.5, metric: str = "cosine", top_k: int = 4
+        self,
+        detector: Detector,
+        encoder: ImageEncoder,
+        threshold: float = 0.5,
+        metric: str = "cosine",
+        top_k: int = 4,
     ):
         self.detector, self.encoder = detector, encoder
         self.threshold, self.metric, self.top_k = threshold, metric, top_k
@@ -222,7 +264,7 @@ class Eyes:
             self._vectors[key] = self.encoder.images([read_image(path)])[0]
         return self._vectors[key]
 
-    def recognise(self, query: Turn, view) -> list[SemanticMemory]:
+    def recognize(self, query: Turn, view) -> list[SemanticMemory]:
         """The semantic memories of the MemoryView `view` whose concept one of the query's images shows, best first.
 
         The crops of one description and class are one concept: its nearest crop decides, and that memory stands for it.
@@ -231,9 +273,14 @@ class Eyes:
         known = [(concept, self.vector(concept.crop)) for concept in memories]
         best: dict[tuple[str, str], tuple[float, VisualConcept]] = {}
         for path in query.images:
-            found = match_concepts(read_image(path), known, self.detector, self.encoder, self.threshold, self.metric)
+            found = match_concepts(
+                read_image(path), known, self.detector, self.encoder, self.threshold, self.metric
+            )
             for concept, similarity in found:
                 thing = (concept.description.casefold(), concept.class_name.casefold())
                 if thing not in best or similarity > best[thing][0]:
                     best[thing] = similarity, concept
-        return [memories[concept] for _, concept in sorted(best.values(), key=lambda hit: -hit[0])[: self.top_k]]
+        return [
+            memories[concept]
+            for _, concept in sorted(best.values(), key=lambda hit: -hit[0])[: self.top_k]
+        ]

@@ -15,17 +15,49 @@ from urllib.parse import urlsplit
 import openai
 
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.models import Ask, Reply
+from personavlm_lib.models.chat import ChatReply, ChatRequest
 from personavlm_lib.models.local import content_parts
 
-KEY = "PERSONAVLM_API_KEY"  # the environment variable that holds the key, where a server asks for one
+API_KEY_VARIABLE = (
+    "PERSONAVLM_API_KEY"  # the environment variable that holds the key, where a server asks for one
+)
 FAILURES = (  # the first that fits: error, kind, what happened, mend
-    (openai.APITimeoutError, "timeout", "did not answer within {timeout:g} s", "allow more time, or ask less at once"),
-    (openai.APIConnectionError, "unreachable", "cannot be reached", "start it, or correct its address"),
-    ((openai.AuthenticationError, openai.PermissionDeniedError), "key refused", "refuses the key", f"set {KEY} anew"),
-    (openai.NotFoundError, "unknown model", "does not know model {model!r}", "{url}/models lists those it knows"),
-    (openai.APIStatusError, "request refused", "refuses the request, or fails at it", "see what it says, and its log"),
-    (Exception, "nonsense", "answered with nonsense", "check that its address is that of the API (many end in /v1)"),
+    (
+        openai.APITimeoutError,
+        "timeout",
+        "did not answer within {timeout:g} s",
+        "allow more time, or ask less at once",
+    ),
+    (
+        openai.APIConnectionError,
+        "unreachable",
+        "cannot be reached",
+        "start it, or correct its address",
+    ),
+    (
+        (openai.AuthenticationError, openai.PermissionDeniedError),
+        "key refused",
+        "refuses the key",
+        f"set {API_KEY_VARIABLE} anew",
+    ),
+    (
+        openai.NotFoundError,
+        "unknown model",
+        "does not know model {model!r}",
+        "{url}/models lists those it knows",
+    ),
+    (
+        openai.APIStatusError,
+        "request refused",
+        "refuses the request, or fails at it",
+        "see what it says, and its log",
+    ),
+    (
+        Exception,
+        "nonsense",
+        "answered with nonsense",
+        "check that its address is that of the API (many end in /v1)",
+    ),
 )
 
 
@@ -52,26 +84,34 @@ class EndpointModel:
     ):  # fmt: skip
         self.url, _, self.model = source.partition("#")
         if "@" in urlsplit(self.url).netloc:
-            raise ValueError(f"a server's address holds no key or password: name it without, and set {KEY}")
+            raise ValueError(
+                f"a server's address holds no key or password: name it without, and set {API_KEY_VARIABLE}"
+            )
         if not is_endpoint(source) or not self.model:
-            raise ValueError(f"{source!r} names no model of a server: write it as http://host:port/v1#model")
+            raise ValueError(
+                f"{source!r} names no model of a server: write it as http://host:port/v1#model"
+            )
         self.name = name or self.model
         self.temperature, self.concurrency, self.timeout = temperature, concurrency, timeout
-        key = os.environ.get(KEY) or "no-key-is-set"  # the client wants one even where the server does not
-        self.client = openai.OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=timeout)
+        key = (
+            os.environ.get(API_KEY_VARIABLE) or "no-key-is-set"
+        )  # the client wants one even where the server does not
+        self.client = openai.OpenAI(
+            base_url=self.url, api_key=key, max_retries=retries, timeout=timeout
+        )
 
     def start(self) -> list[dict]:
         return []
 
-    def reply(self, asked: list[tuple[list[dict], Ask]]) -> list[Reply | Exception]:
+    def reply(self, asked: list[tuple[list[dict], ChatRequest]]) -> list[ChatReply | Exception]:
         """One reply for each ask, in order. A failed ask's place holds the EndpointError, or the ValueError for an
         image that cannot be read, and its transcript is as before: it may be asked again."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             return list(pool.map(lambda pair: self._one(*pair), asked))
 
-    def _one(self, transcript: list[dict], ask: Ask) -> Reply | Exception:
+    def _one(self, transcript: list[dict], ask: ChatRequest) -> ChatReply | Exception:
         try:
-            message = {"role": "user", "content": content(ask)}
+            message = {"role": "user", "content": message_content(ask)}
         except ValueError as error:
             return error
         try:
@@ -86,7 +126,11 @@ class EndpointModel:
         except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
             return self._told(error)
         transcript += [message, {"role": "assistant", "content": text}]
-        return Reply(text, used.prompt_tokens or 0, used.completion_tokens or 0) if used else Reply(text)
+        return (
+            ChatReply(text, used.prompt_tokens or 0, used.completion_tokens or 0)
+            if used
+            else ChatReply(text)
+        )
 
     def _told(self, error: Exception) -> EndpointError:
         """The error without its cause, which holds the request and so the key."""
@@ -96,7 +140,7 @@ class EndpointModel:
         return EndpointError(kind, f"server {self.url} {what} ({detail}): {mend}")
 
 
-def content(ask: Ask) -> str | list[dict]:
+def message_content(ask: ChatRequest) -> str | list[dict]:
     """The ask as a message's content: its text, or parts with images as data URLs. ValueError as `read_image`."""
     parts, urls = content_parts(ask.text), []
     for path in ask.images:

@@ -5,27 +5,22 @@ ids of what is new, framed as the template frames it between turns. Tried with Q
 LLaVA-OneVision and Idefics3 (which SmolVLM follows). The KV cache of a transcript is kept until the next reply.
 """
 
-import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-import transformers
-from peft import PeftModel
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.models import Ask, Reply
-from personavlm_lib.models.nano import TAGS, ImageOnly
-from personavlm_lib.work import fingerprint
+from personavlm_lib.models.chat import ChatReply, ChatRequest
+from personavlm_lib.models.nano import TAGS
+from personavlm_lib.models.weights import load_model, load_processor
 
 
 @dataclass(eq=False)  # a transcript is itself and no other: what is kept of it goes with it
@@ -42,66 +37,6 @@ class Transcript:
 
 # A transcript's part of a batch's KV cache: the cache, the row, and the (n,) columns that hold its first n tokens.
 Kept = tuple[DynamicCache, int, torch.Tensor]
-SOURCE = "source.json"
-MAX_PIXELS = 230_400  # of one image (paper, Table 3): at most 294 tokens
-
-
-def write_source(folder: Path, base: str | Path, adapter: str | Path = "") -> None:
-    """Makes `folder` a model without weights of its own: `base`, and `adapter` (if any), which is merged into it
-    whenever it is loaded. Each is a hub id or a folder, which is then kept as seen from this one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    named = {"base": base, "adapter": adapter}
-    named = {key: os.path.relpath(n, folder) if n and Path(n).exists() else str(n) for key, n in named.items()}
-    (folder / SOURCE).write_text(json.dumps(named))
-
-
-def follow_source(source: str | Path) -> tuple[str, list[str]]:
-    """Where the weights and the processor of a model lie, and the adapters on the way there, the innermost first."""
-    adapters: list[str] = []
-    while (file := Path(source) / SOURCE).is_file():
-        named = json.loads(file.read_text())
-        base, adapter = (str(p) if name and (p := file.parent / name).exists() else name for name in named.values())
-        adapters, source = [adapter] * bool(adapter) + adapters, base
-    return str(source), adapters
-
-
-def made_of(source: str | Path) -> list[str]:
-    """Fingerprints of all that a model's weights come from: the base, then the adapters."""
-    base, adapters = follow_source(source)
-    return [fingerprint(Path(part)) for part in (base, *adapters)]
-
-
-def load_model(source: str | Path, *more: str | Path, four_bit: bool = False):
-    """The model of a hub id or folder with its adapters, and `more` of them, merged: on a GPU in the precision that its
-    weights are kept in, else in float32, because processors that only emulate bfloat16 are many times slower with it.
-
-    `four_bit` loads the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without). Turns cuDNN's
-    attention off for the process.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew, for 80 ms, at every length not met before: at each token
-    base, adapters = follow_source(source)
-    dtype = "auto" if torch.cuda.is_available() else torch.float32
-    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    given = dict(quantization_config=bits) if four_bit else {}
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **given)
-    for adapter in (*adapters, *more):
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model
-
-
-def load_processor(source: str | Path):
-    """The processor of a hub id or folder, for images alone: no video is ever shown. ValueError for none."""
-    base = follow_source(source)[0]
-    try:
-        kind = getattr(transformers, PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(base).model_type])
-    except OSError as error:
-        missing = "is no folder with a model, nor one of the hub that is in its cache or can be reached"
-        raise ValueError(f"model {base} {missing}: check the name, or fetch it first") from error
-    processor = type("ImageOnlyProcessor", (ImageOnly, kind), {}).from_pretrained(base)
-    size = processor.image_processor.size
-    if "longest_edge" in size:  # so the Qwen-VL family calls it, and it bounds the area; a true edge is far below it
-        size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)
-    return processor
 
 
 REPLY = "REPLY"  # stands for what the model said, where the template is asked what comes after it
@@ -130,8 +65,16 @@ class LocalModel:
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         self.name = name or str(adapter or source)
-        self.temperature, self.repetition_penalty, self.seed, self.width = temperature, repetition_penalty, seed, width
-        tokenizer, self.config = self.processor.tokenizer, model.config.get_text_config(decoder=True)
+        self.temperature, self.repetition_penalty, self.seed, self.width = (
+            temperature,
+            repetition_penalty,
+            seed,
+            width,
+        )
+        tokenizer, self.config = (
+            self.processor.tokenizer,
+            model.config.get_text_config(decoder=True),
+        )
         eos = model.generation_config.eos_token_id or tokenizer.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         # A turn ends with what the template puts after it, if that is a special token.
@@ -140,34 +83,53 @@ class LocalModel:
         self.end = first if first in tokenizer.all_special_ids else eos[0]
         self.stops = sorted({self.end, *eos})
         # A sampled placeholder would promise an image that is not there.
-        self.barred = list({getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")} - {None})
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.barred = list(
+            {getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")}
+            - {None}
+        )
+        special = {
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        }
         self.markers = sorted(special - {"<img>"})
-        self.closing = [tag for tag in CLOSING if len(tokenizer.tokenize(tag)) > 1]  # else the end token comes at once
+        self.closing = [
+            tag for tag in CLOSING if len(tokenizer.tokenize(tag)) > 1
+        ]  # else the end token comes at once
         self.kept: WeakKeyDictionary[Transcript, Kept] = WeakKeyDictionary()
-        self.keep = keep and {type(layer) for layer in DynamicCache(config=self.config).layers} <= {DynamicLayer}
+        self.keep = keep and {type(layer) for layer in DynamicCache(config=self.config).layers} <= {
+            DynamicLayer
+        }
         if keep > self.keep:
-            logging.getLogger(__name__).warning("%s: no KV cache is kept between asks: it slides or recurs", self.name)
+            logging.getLogger(__name__).warning(
+                "%s: no KV cache is kept between asks: it slides or recurs", self.name
+            )
         self.replies = 0
 
     def start(self) -> Transcript:
         return Transcript()
 
-    def give(self, transcript: Transcript, ask: Ask) -> None:
+    def give(self, transcript: Transcript, ask: ChatRequest) -> None:
         """Appends the ask to the transcript, as tokens; the model's turn comes next. ValueError, and the transcript is
         as before, for an image that cannot be read and for a context that is too long."""
         tokenizer, known = self.processor.tokenizer, len(transcript.ids)
         images = [read_image(path) for path in ask.images]
-        messages = OPENING * bool(known) + [{"role": "user", "content": content_parts(ask.text, self.markers)}]
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        messages = OPENING * bool(known) + [
+            {"role": "user", "content": content_parts(ask.text, self.markers)}
+        ]
+        text = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
         if known:
             text = text.partition(REPLY)[2].removeprefix(tokenizer.convert_ids_to_tokens(self.end))
         given = dict(images=[images]) if images else {}
         # The template says what comes first, or leaves it to the tokenizer.
-        given["add_special_tokens"] = not known and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+        given["add_special_tokens"] = not known and not (
+            tokenizer.bos_token and text.startswith(tokenizer.bos_token)
+        )
         seen = (self.processor if images else tokenizer)(text=[text], return_tensors="pt", **given)
         ids = seen["input_ids"][0].tolist()
-        if (length := known + len(ids) + ask.max_tokens) > (most := self.config.max_position_embeddings):
+        if (length := known + len(ids) + ask.max_tokens) > (
+            most := self.config.max_position_embeddings
+        ):
             what = f"{ask.purpose or 'ask'}: {length} tokens, those to be written among them,"
             raise ValueError(f"{what} are more than the {most} of model {self.name}: show it less")
         transcript.ids += ids
@@ -175,12 +137,14 @@ class LocalModel:
         transcript.images += images
         transcript.prompt = transcript.prompt or len(ids)
         if images:
-            transcript.seen.append((known, {key: seen[key] for key in seen if key not in PER_TOKEN}))
+            transcript.seen.append(
+                (known, {key: seen[key] for key in seen if key not in PER_TOKEN})
+            )
 
     @torch.inference_mode()
-    def reply(self, asked: list[tuple[Transcript, Ask]]) -> list[Reply | Exception]:
+    def reply(self, asked: list[tuple[Transcript, ChatRequest]]) -> list[ChatReply | Exception]:
         """One generation for each ask, or the ValueError that it fails with alone; in batches of like length."""
-        replies: dict[int, Reply | Exception] = {}
+        replies: dict[int, ChatReply | Exception] = {}
         for n, (transcript, ask) in enumerate(asked):
             try:
                 self.give(transcript, ask)
@@ -193,7 +157,9 @@ class LocalModel:
             replies |= zip(rows, self._generate([asked[n] for n in rows], before), strict=True)
         return [replies[n] for n in range(len(asked))]
 
-    def _generate(self, asked: list[tuple[Transcript, Ask]], before: WeakKeyDictionary) -> list[Reply]:
+    def _generate(
+        self, asked: list[tuple[Transcript, ChatRequest]], before: WeakKeyDictionary
+    ) -> list[ChatReply]:
         transcripts, tokenizer = [transcript for transcript, _ in asked], self.processor.tokenizer
         past = [before.pop(transcript, None) for transcript in transcripts]
         lengths = [len(kept[2]) if kept else 0 for kept in past]
@@ -220,39 +186,62 @@ class LocalModel:
             text = tokenizer.decode(new, skip_special_tokens=True)
             while new[-1:] == [tokenizer.pad_token_id] and any(tag in text for tag in self.closing):
                 new.pop()  # the turn ended with the tag; this waits for the others of the batch
-            replies.append(Reply(text, len(transcript.ids), len(new)))
-            transcript.ids, transcript.written = transcript.ids + new, transcript.written + [1] * len(new)
+            replies.append(ChatReply(text, len(transcript.ids), len(new)))
+            transcript.ids, transcript.written = (
+                transcript.ids + new,
+                transcript.written + [1] * len(new),
+            )
             if self.keep and (held := cache.get_seq_length()):
                 mask = batch["attention_mask"][row]
-                columns = torch.arange(len(mask), min(len(mask) + len(new), held), device=mask.device)
+                columns = torch.arange(
+                    len(mask), min(len(mask) + len(new), held), device=mask.device
+                )
                 self.kept[transcript] = cache, row, torch.cat([mask.nonzero()[:, 0], columns])
-            if new[-1:] != [self.end]:  # cut short: the turn is closed for it, and the mask says by whom
-                transcript.ids, transcript.written = transcript.ids + [self.end], transcript.written + [0]
+            if new[-1:] != [
+                self.end
+            ]:  # cut short: the turn is closed for it, and the mask says by whom
+                transcript.ids, transcript.written = (
+                    transcript.ids + [self.end],
+                    transcript.written + [0],
+                )
         return replies
 
-    def _batch(self, transcripts: list[Transcript], past: list[int] | None = None) -> dict[str, torch.Tensor]:
+    def _batch(
+        self, transcripts: list[Transcript], past: list[int] | None = None
+    ) -> dict[str, torch.Tensor]:
         """The model's inputs, each row padded on the left of its first `past` tokens and again on the left of the rest:
         so the first stand where a cache of them does."""
         past = past or [0] * len(transcripts)
         sizes = [(p, len(t.ids) - p) for t, p in zip(transcripts, past, strict=True)]
         most, rest = map(max, zip(*sizes, strict=True))
-        mask = torch.tensor([[0] * (most - p) + [1] * p + [0] * (rest - n) + [1] * n for p, n in sizes])
+        mask = torch.tensor(
+            [[0] * (most - p) + [1] * p + [0] * (rest - n) + [1] * n for p, n in sizes]
+        )
         ids = torch.full_like(mask, self.processor.tokenizer.pad_token_id)
         ids[mask.bool()] = torch.tensor([token for t in transcripts for token in t.ids])
         batch = {"input_ids": ids, "attention_mask": mask}
         if getattr(self.processor, "return_mm_token_type_ids", False):
             # Without token types positions silently fall back from three dimensions to one.
-            batch["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()))
+            batch["mm_token_type_ids"] = torch.tensor(
+                self.processor.create_mm_token_type_ids(ids.tolist())
+            )
         batch = {key: value.to(self.model.device) for key, value in batch.items()}
         if any(past):
             # From all images; left to itself, `generate` would count on from the positions of another batch.
             whole = batch | self._seen(transcripts, [0] * len(past))
-            batch["position_ids"] = self.model._prepare_position_ids_for_generation(batch["input_ids"], whole)
+            batch["position_ids"] = self.model._prepare_position_ids_for_generation(
+                batch["input_ids"], whole
+            )
         return batch | self._seen(transcripts, past)
 
     def _seen(self, transcripts: list[Transcript], past: list[int]) -> dict[str, torch.Tensor]:
         """What the processor made of the images from `past` on, one ask after another, padded to one shape."""
-        parts = [part for t, p in zip(transcripts, past, strict=True) for start, part in t.seen if start >= p]
+        parts = [
+            part
+            for t, p in zip(transcripts, past, strict=True)
+            for start, part in t.seen
+            if start >= p
+        ]
         joined = {}
         for key in parts[0] if parts else ():
             rows = [part[key] for part in parts]
@@ -270,7 +259,10 @@ def fill(cache: DynamicCache, past: list[Kept | None]) -> None:
     for n in range(len(some[0].layers)):
         states = []
         for name in ("keys", "values"):  # (heads, tokens, d) of a row
-            rows = [getattr(cached.layers[n], name)[row].transpose(0, 1)[columns] for cached, row, columns in past]
+            rows = [
+                getattr(cached.layers[n], name)[row].transpose(0, 1)[columns]
+                for cached, row, columns in past
+            ]
             states.append(pad_sequence(rows, batch_first=True, padding_side="left").transpose(1, 2))
         cache.update(*states, n)
 

@@ -68,9 +68,13 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     dates = [f" {FIRST_DAY + timedelta(days=i):%Y-%m-%d}" for i in range(DAYS)]
     times = [f" {h:02d}:{m:02d}" for h in range(24) for m in (*range(0, 60, 5), 59)]
     vocabulary = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocabulary += sorted(pieces.union(dates, times, (f" {n}" for n in range(101)), "abcdefghijklmnopqrstuvwxyz"))
+    vocabulary += sorted(
+        pieces.union(dates, times, (f" {n}" for n in range(101)), "abcdefghijklmnopqrstuvwxyz")
+    )
     tokenizer = Tokenizer(
-        models.BPE({p: i for i, p in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True)
+        models.BPE(
+            {p: i for i, p in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True
+        )
     )
     tokenizer.normalizer = normaliser
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
@@ -100,7 +104,10 @@ def build_model(
     `look_back`: the first two layers start as heads that look up (see `_look_back`), if it has four heads and two
     layers; without, at random like the rest.
     """
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("vision_start", "vision_end")
+    }
     config = Qwen2_5_VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
@@ -142,9 +149,13 @@ def _look_back(model: Qwen2_5_VLForConditionalGeneration) -> None:
     config = model.config.text_config
     width, heads = config.hidden_size, config.num_attention_heads
     size, half = width // heads, width // heads // 2
-    turn = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)  # radians a word, fastest first
+    turn = config.rope_parameters["rope_theta"] ** (
+        -torch.arange(half) / half
+    )  # radians a word, fastest first
     first, second = (layer.self_attn for layer in model.model.language_model.layers[:2])
-    space = torch.linalg.qr(torch.randn(width, width))[0].split(size, dim=1)  # the word's own, then those before it
+    space = torch.linalg.qr(torch.randn(width, width))[0].split(
+        size, dim=1
+    )  # the word's own, then those before it
     strength = (5 * size**0.5 / (1 - turn.cos()).sum()) ** 0.5  # a neighbour's logit is five lower
     for head in range(3):
         rows, back = slice(head * size, (head + 1) * size), head + 1
@@ -152,14 +163,18 @@ def _look_back(model: Qwen2_5_VLForConditionalGeneration) -> None:
         first.k_proj.bias[rows] = strength * torch.cat([torch.ones(half), torch.zeros(half)])
         first.v_proj.weight[rows] = space[0].T
         first.o_proj.weight[:, rows] = 0.3 * space[back]
-    slow = [i + offset for offset in (0, half) for i in range(half) if turn[i] < 1.1e-3]  # hardly turned in 1,000 words
+    slow = [
+        i + offset for offset in (0, half) for i in range(half) if turn[i] < 1.1e-3
+    ]  # hardly turned in 1,000 words
     copied = torch.linalg.qr(torch.randn(width, width))[0]
     for head in range(heads):
         rows = slice(head * size, (head + 1) * size)
         for back in range(3):
             compared = torch.randn(len(slow), size) / len(slow) ** 0.5
             # of the word itself somewhat less: two words before count for more than one
-            second.q_proj.weight[rows][slow] += compared @ space[back].T * (0.67 if back == 0 else 1)
+            second.q_proj.weight[rows][slow] += (
+                compared @ space[back].T * (0.67 if back == 0 else 1)
+            )
             second.k_proj.weight[rows][slow] += compared @ space[back + 1].T
         second.v_proj.weight[rows] = copied[rows]
         second.o_proj.weight[:, rows] = copied[rows].T

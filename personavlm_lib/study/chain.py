@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.study.profiles import (
     ROOT,
     ProfileError,
@@ -23,7 +24,6 @@ from personavlm_lib.study.profiles import (
     stage_folder,
     stage_parameters,
 )
-from personavlm_lib.work import follow
 
 HELD = "PERSONAVLM_HELD"  # environment variable: the run's folder that a process before this one has locked
 STOPPING = 15.0  # seconds that a stopped chain has to end its children itself
@@ -46,7 +46,9 @@ def hold(run: str) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = f"process {lock.read()} works on {folder}"
-            raise ProfileError(f"{holder}: wait for it, stop it, or name another run with --run") from None
+            raise ProfileError(
+                f"{holder}: wait for it, stop it, or name another run with --run"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -57,22 +59,39 @@ def hold(run: str) -> Iterator[None]:
             del os.environ[HELD]
 
 
-def reproduce(name: str, run: str, stages: list[str], seed: int | None, anew: bool) -> int:
+def reproduce(name: str, run: str, stages: list[str], seed: int | None, force: bool) -> int:
     """Runs what is not done of a profile's chain, or of `stages` and what they need; the exit code.
 
-    `anew` runs the named stages, or all, again, and uses nothing that they kept. Raises ProfileError before anything is
+    `force` reruns the named stages, or all, again, and uses nothing that they kept. Raises ProfileError before anything is
     touched.
     """
     profile = load_profile(name, seed)
     run = run or profile.name
     for stage in [*profile.stages, *stages]:
         stage_parameters(profile, stage, run)
-    chosen, folders = stages or list(profile.stages), [stage_folder(run, stage) for stage in profile.stages]
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--rerun-incomplete", "--nolock"]
-    command += [*stages, *(["--forcerun", *chosen] if anew else []), "--config", f"profile={name}", f"run={run}"]
+    chosen, folders = (
+        stages or list(profile.stages),
+        [stage_folder(run, stage) for stage in profile.stages],
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "all",
+        "--rerun-incomplete",
+        "--nolock",
+    ]
+    command += [
+        *stages,
+        *(["--forcerun", *chosen] if force else []),
+        "--config",
+        f"profile={name}",
+        f"run={run}",
+    ]
     command += [] if seed is None else [f"seed={seed}"]
     with hold(run):
-        if anew:
+        if force:
             kept = [memory_folder(run, "")] if "05_evaluate" in chosen else []
             for folder in kept + [stage_folder(run, stage) for stage in chosen]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -93,9 +112,11 @@ def _times(folders: list[Path]) -> list[float]:
 
 def _snakemake(command: list[str], log: Path) -> int:
     """Snakemake in a session of its own, so that Ctrl-C reaches us alone and all of it can be ended at once."""
-    follow()
+    exit_with_parent()
     with log.open("w") as said:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -106,7 +127,11 @@ def _snakemake(command: list[str], log: Path) -> int:
     if code not in (0, 130):
         lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
         failed = [line for line in lines if " failed: " in line]
-        print(*failed or [f"The chain stopped: {lines[-1] if lines else 'killed'} ({log})"], sep="\n", file=sys.stderr)
+        print(
+            *failed or [f"The chain stopped: {lines[-1] if lines else 'killed'} ({log})"],
+            sep="\n",
+            file=sys.stderr,
+        )
     return code
 
 

@@ -16,13 +16,15 @@ import ipywidgets
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from personavlm_lib.memory.personality import summarise
+from personavlm_lib.memory.personality import summarize_profile
 from personavlm_lib.memory.records import TRAITS, BigFive, CoreMemory, ProceduralMemory
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.study.figures import TRAIT_COLOURS
 
 THUMBNAIL = 128  # pixels of the longer side: twice what is shown, for dense screens
-Change = tuple[str, str | None, str | None]  # (key, its words before, its words after); None: not there
+Change = tuple[
+    str, str | None, str | None
+]  # (key, its words before, its words after); None: not there
 
 
 def explorer(users: list[Path], first: int = 0) -> ipywidgets.VBox:
@@ -33,16 +35,24 @@ def explorer(users: list[Path], first: int = 0) -> ipywidgets.VBox:
     """
     if not users:
         raise FileNotFoundError("no memories to explore: run 'make reproduce' first")
-    who = ipywidgets.Dropdown(options=[(path.name, path) for path in users], value=users[first], description="user")
-    when = ipywidgets.SelectionSlider(options=[("end", datetime.max)], description="time", layout={"width": "95%"})
+    who = ipywidgets.Dropdown(
+        options=[(path.name, path) for path in users], value=users[first], description="user"
+    )
+    when = ipywidgets.SelectionSlider(
+        options=[("end", datetime.max)], description="time", layout={"width": "95%"}
+    )
     shown = ipywidgets.HTML()
     views: dict[datetime, MemoryView] = {}
 
     def choose_user(_: object = None) -> None:
         views.clear()
-        with _open(who.value) as store:  # a view keeps what it needs, so that no database stays open
+        with _open(
+            who.value
+        ) as store:  # a view keeps what it needs, so that no database stays open
             # of several turns in one minute the last stands for all
-            moments = {f"{turn.time:%Y-%m-%d %H:%M}": turn.time for turn in store.as_of().turns} | {"end": datetime.max}
+            moments = {f"{turn.time:%Y-%m-%d %H:%M}": turn.time for turn in store.as_of().turns} | {
+                "end": datetime.max
+            }
             views.update({time: store.as_of(time) for time in moments.values()})
         when.options = list(moments.items())
         when.value = datetime.max
@@ -70,17 +80,24 @@ def snapshot(folder: Path, time: datetime | None = None) -> str:
 def panel(view: MemoryView, user: str, page: bool = False) -> str:
     """The view as HTML: a fragment for a notebook, or a whole `page`."""
     profile = view.personality.profile if view.personality else BigFive.neutral()
-    words = dict(line.split(": ") for line in summarise(profile).splitlines())
+    words = dict(line.split(": ") for line in summarize_profile(profile).splitlines())
     loader = PackageLoader("personavlm_lib.study", ".")
-    template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("explorer.html.j2")
+    template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(
+        "explorer.html.j2"
+    )
     return template.render(
         view=view,
         user=user,
         page=page,
-        moment="at the end" if view.time == datetime.max else f"on {view.time:%Y-%m-%d} at {view.time:%H:%M}",
+        moment="at the end"
+        if view.time == datetime.max
+        else f"on {view.time:%Y-%m-%d} at {view.time:%H:%M}",
         traits=[(trait, getattr(profile, trait), words[trait]) for trait in TRAITS],
         colours=TRAIT_COLOURS,
-        days=[(day, list(part)) for day, part in groupby(_learned(view), lambda entry: entry[1].date())],
+        days=[
+            (day, list(part))
+            for day, part in groupby(_learned(view), lambda entry: entry[1].date())
+        ],
         thumbnail=thumbnail,
     ).strip()
 
@@ -96,9 +113,17 @@ def _learned(view: MemoryView) -> list[tuple[str, datetime, object]]:
     """(kind, since when it is known, what) of all that was learned, newest first: the order of the timeline."""
     found = [("semantic", memory.known_from, memory) for memory in view.semantic]
     found += [("episode", episode.known_from, episode) for episode in view.episodes]
-    found += [("change core", when, what) for when, what in _changes(view, "core", lambda v: {**v.human, **v.persona})]
-    found += [("change procedural", when, what) for when, what in _changes(view, "procedural", lambda v: v.entries)]
-    return sorted(found, key=lambda entry: entry[1])[::-1]  # of the same moment, too, the later written comes first
+    found += [
+        ("change core", when, what)
+        for when, what in _changes(view, "core", lambda v: {**v.human, **v.persona})
+    ]
+    found += [
+        ("change procedural", when, what)
+        for when, what in _changes(view, "procedural", lambda v: v.entries)
+    ]
+    return sorted(found, key=lambda entry: entry[1])[
+        ::-1
+    ]  # of the same moment, too, the later written comes first
 
 
 def _changes(
@@ -111,7 +136,10 @@ def _changes(
             after = entries(version)
             changed = [key for key in before | after if before.get(key) != after.get(key)]
             if changed:
-                yield version.known_from, [(key, before.get(key), after.get(key)) for key in changed]
+                yield (
+                    version.known_from,
+                    [(key, before.get(key), after.get(key)) for key in changed],
+                )
             before = after
 
 

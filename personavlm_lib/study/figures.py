@@ -18,7 +18,9 @@ from matplotlib.lines import Line2D
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.study import tables
 
-BLUE, SKY, GREEN, ORANGE, RED, PURPLE, GREY = "#0072B2 #56B4E9 #009E73 #E69F00 #D55E00 #CC79A7 #8A8F98".split()
+BLUE, SKY, GREEN, ORANGE, RED, PURPLE, GREY = (
+    "#0072B2 #56B4E9 #009E73 #E69F00 #D55E00 #CC79A7 #8A8F98".split()
+)
 TRAIT_COLOURS = dict(zip(TRAITS, (BLUE, GREEN, ORANGE, PURPLE, RED), strict=True))
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -50,12 +52,19 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-        figure.set_layout_engine("none")  # the layout is found by now; to find it again takes as long as to draw
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        figure.set_layout_engine(
+            "none"
+        )  # the layout is found by now; to find it again takes as long as to draw
+        figure.savefig(
+            folder / f"{name}.pdf",
+            metadata={"CreationDate": None, "Producer": None, "Creator": None},
+        )
     return folder / f"{name}.png"
 
 
-def _axes(rows: int = 1, columns: int = 1, height: float = 3.0, **options) -> tuple[Figure, np.ndarray]:
+def _axes(
+    rows: int = 1, columns: int = 1, height: float = 3.0, **options
+) -> tuple[Figure, np.ndarray]:
     """A figure that notebooks show once, when it is returned, and its axes as an array of two dimensions."""
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
     plt.close(figure)
@@ -64,22 +73,33 @@ def _axes(rows: int = 1, columns: int = 1, height: float = 3.0, **options) -> tu
 
 def _colour(condition: str) -> str:
     family = {"chance": GREY, "no_memory": GREY, "gold_evidence": GREEN, "oracle": GREEN}
-    return family.get(condition) or {"backbone": ORANGE, "sft": SKY, "rl": BLUE}.get(condition.split("_")[0], PURPLE)
+    return family.get(condition) or {"backbone": ORANGE, "sft": SKY, "rl": BLUE}.get(
+        condition.split("_")[0], PURPLE
+    )
 
 
 @styled
 def accuracy_by_condition(records: pd.DataFrame) -> Figure:
     """Multiple-choice accuracy of each condition with its 95% interval over users; ablations have their own figure."""
-    found = tables.condition_table(records[records["condition"].isin(tables.condition_order(records))])
+    found = tables.condition_table(
+        records[records["condition"].isin(tables.condition_order(records))]
+    )
     figure, [[ax]] = _axes(height=0.9 + 0.3 * len(found))
     place = np.arange(len(found))
-    error = np.nan_to_num(np.abs([found["accuracy"] - found["low"], found["high"] - found["accuracy"]]))
+    error = np.nan_to_num(
+        np.abs([found["accuracy"] - found["low"], found["high"] - found["accuracy"]])
+    )
     lines = {"ecolor": "#222222", "elinewidth": 1.1, "capsize": 2.5}
     colours = found["condition"].map(_colour)
     bars = ax.barh(place, found["accuracy"], xerr=error, error_kw=lines, color=colours, height=0.66)
     ax.bar_label(bars, fmt="{:.0f}", padding=4, color="#333333")
     ax.axvline(25, color="#444444", linewidth=1, linestyle=":")
-    ax.set(yticks=place, yticklabels=map(tables.label, found["condition"]), xlim=(0, 109), xticks=range(0, 101, 25))
+    ax.set(
+        yticks=place,
+        yticklabels=map(tables.label, found["condition"]),
+        xlim=(0, 109),
+        xticks=range(0, 101, 25),
+    )
     ax.set_xlabel(f"right answers (%), n = {found['n'].max()}; dotted: chance")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -104,7 +124,9 @@ def accuracy_by_task(records: pd.DataFrame) -> Figure:
 
 
 @styled
-def figure_14_personality(personality: pd.DataFrame, users: int = 10, source: str = "own") -> Figure:
+def figure_14_personality(
+    personality: pd.DataFrame, users: int = 10, source: str = "own"
+) -> Figure:
     """As the paper's Fig. 14: each trait of some users over their turns, true (dashed) and estimated by PEM (solid)."""
     rows = personality[personality["source"] == source]
     chosen = list(rows["user"].unique()[:users])
@@ -112,7 +134,14 @@ def figure_14_personality(personality: pd.DataFrame, users: int = 10, source: st
     figure, axes = _axes(lines, 2, height=1.0 + 1.3 * lines, sharey=True)
     for ax, user in zip(axes.flat, chosen, strict=False):
         for trait, curve in rows[rows["user"] == user].sort_values("turn").groupby("trait"):
-            ax.plot(curve["turn"], curve["true"], color=TRAIT_COLOURS[trait], linestyle="--", linewidth=1.1, alpha=0.8)
+            ax.plot(
+                curve["turn"],
+                curve["true"],
+                color=TRAIT_COLOURS[trait],
+                linestyle="--",
+                linewidth=1.1,
+                alpha=0.8,
+            )
             ax.plot(curve["turn"], curve["estimated"], color=TRAIT_COLOURS[trait])
         ax.set(title=str(user), ylim=(0.8, 5.2), yticks=[1, 3, 5])
     for ax in axes.flat[len(chosen) :]:
@@ -120,7 +149,10 @@ def figure_14_personality(personality: pd.DataFrame, users: int = 10, source: st
     figure.supxlabel("turn in the user's life", fontsize=9)
     figure.supylabel("trait (1 to 5)", fontsize=9)
     handles = [Line2D([], [], color=colour, label=trait) for trait, colour in TRAIT_COLOURS.items()]
-    handles += [Line2D([], [], color="#444444", linestyle=s, label=t) for s, t in (("--", "true"), ("-", "estimated"))]
+    handles += [
+        Line2D([], [], color="#444444", linestyle=s, label=t)
+        for s, t in (("--", "true"), ("-", "estimated"))
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
@@ -131,7 +163,11 @@ def training_curves(sft_metrics: pd.DataFrame, grpo_metrics: pd.DataFrame) -> Fi
     panels = [("SFT: loss (nats per token)", sft_metrics, {"loss": BLUE})]
     panels += [
         ("GRPO: mean reward (0 to 1.5)", grpo_metrics, {"reward": BLUE}),
-        ("GRPO: parts of the reward", grpo_metrics, {"reward_accuracy": GREEN, "reward_format": ORANGE}),
+        (
+            "GRPO: parts of the reward",
+            grpo_metrics,
+            {"reward_accuracy": GREEN, "reward_format": ORANGE},
+        ),
         ("GRPO: retrievals per rollout", grpo_metrics, {"retrievals": RED}),
         ("GRPO: entropy (nats per token)", grpo_metrics, {"entropy": PURPLE}),
         ("GRPO: groups without spread", grpo_metrics, {"zero_spread": GREY}),
@@ -141,7 +177,9 @@ def training_curves(sft_metrics: pd.DataFrame, grpo_metrics: pd.DataFrame) -> Fi
     for ax, (title, metrics, columns) in zip(axes.flat, panels, strict=False):
         for name in [name for name in columns if name in metrics]:
             curve = metrics[["step", name]].dropna().sort_values("step")
-            smooth = curve[name].rolling(max(1, len(curve) // 10), min_periods=1, center=True).mean()
+            smooth = (
+                curve[name].rolling(max(1, len(curve) // 10), min_periods=1, center=True).mean()
+            )
             ax.plot(curve["step"], curve[name], color=columns[name], linewidth=0.6, alpha=0.45)
             ax.plot(curve["step"], smooth, color=columns[name], label=name.removeprefix("reward_"))
         ax.set(xlabel="step")
@@ -156,17 +194,33 @@ def training_curves(sft_metrics: pd.DataFrame, grpo_metrics: pd.DataFrame) -> Fi
 @styled
 def table_8_ablations(records: pd.DataFrame, paper: pd.DataFrame) -> Figure:
     """As the paper's Tables 8 and 9: change in accuracy without a part; ours with its interval, and theirs."""
-    found = tables.table_8_ablations(records)
+    found = tables.ablation_table(records)
     figure, [[ax]] = _axes(height=1.5 + 0.42 * len(found))
     error = np.nan_to_num(np.abs([found["change"] - found["low"], found["high"] - found["change"]]))
-    ax.errorbar(found["change"], found.index, xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95% interval")
+    ax.errorbar(
+        found["change"],
+        found.index,
+        xerr=error,
+        fmt="o",
+        color=BLUE,
+        capsize=3,
+        label="ours, 95% interval",
+    )
     printed = paper[paper["source"].isin(["Table 8", "Table 9"]) & (paper["change"] != "")]
     printed = printed[printed["column"].isin(["Overall", "P-SOUPS Overall"])]
     for context, marker in {"32k": "s", "128k": "D", "": "^"}.items():
         change = printed[printed["context"] == context].set_index("setting")["change"].astype(float)
         theirs, label = found["removed"].map(change), f"paper, {context or 'P-SOUPS'}"
         if theirs.notna().any():
-            ax.plot(theirs, found.index + 0.2, marker, color=ORANGE, markersize=5, mfc="none", label=label)
+            ax.plot(
+                theirs,
+                found.index + 0.2,
+                marker,
+                color=ORANGE,
+                markersize=5,
+                mfc="none",
+                label=label,
+            )
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set(yticks=range(len(found)), yticklabels=found["removed"], ylim=(len(found) - 0.4, -0.6))
     ax.set_xlabel("change in right answers (percentage points)")
@@ -178,14 +232,18 @@ def table_8_ablations(records: pd.DataFrame, paper: pd.DataFrame) -> Figure:
 def table_11_efficiency(records: pd.DataFrame) -> Figure:
     """As the paper's Table 11: tokens and milliseconds per answer, means, per condition, and without reasoning."""
     shown = [*tables.condition_order(records), f"{tables.FULL}_wo_reasoning"]
-    found = tables.table_11_efficiency(records[records["condition"].isin(shown)])
+    found = tables.efficiency_table(records[records["condition"].isin(shown)])
     figure, axes = _axes(1, 2, height=1.2 + 0.3 * len(found), sharey=True)
     place = np.arange(len(found))
     left, right = axes[0]
     left.barh(place, found["tokens_in"], color=SKY, height=0.6, label="read")
-    left.barh(place, found["tokens_out"], left=found["tokens_in"], color=BLUE, height=0.6, label="written")
+    left.barh(
+        place, found["tokens_out"], left=found["tokens_in"], color=BLUE, height=0.6, label="written"
+    )
     right.barh(place, 1000 * found["seconds"], color=GREY, height=0.6)
-    left.set(yticks=place, yticklabels=map(tables.label, found["condition"]), xlabel="tokens per answer")
+    left.set(
+        yticks=place, yticklabels=map(tables.label, found["condition"]), xlabel="tokens per answer"
+    )
     right.set(xlabel="ms per answer")
     left.invert_yaxis()
     for ax in (left, right):
@@ -199,9 +257,13 @@ def table_11_efficiency(records: pd.DataFrame) -> Figure:
 def backbone_curves(metrics: pd.DataFrame) -> Figure:
     """How the backbone learned: share of right reasoning steps per skill over tokens seen (one row per probe)."""
     figure, axes = _axes(height=2.8)
-    skills = [c for c in ("table", "copy", "read_8", "read_all", "date", "see", "recall") if c in metrics]
+    skills = [
+        c for c in ("table", "copy", "read_8", "read_all", "date", "see", "recall") if c in metrics
+    ]
     for skill, colour in zip(skills, (GREEN, GREY, BLUE, SKY, PURPLE, ORANGE, RED), strict=False):
-        axes[0, 0].plot(metrics.tokens / 1e6, 100 * metrics[skill], color=colour, label=skill, marker=".")
+        axes[0, 0].plot(
+            metrics.tokens / 1e6, 100 * metrics[skill], color=colour, label=skill, marker="."
+        )
     axes[0, 0].set(xlabel="million tokens", ylabel="right (%)", ylim=(-2, 102))
     axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.3))
     return figure
@@ -220,7 +282,13 @@ def skills_radar(skills: pd.DataFrame) -> Figure:
         score = 100 * wide[name].fillna(0)
         ax.plot([*angles, 0], [*score, score.iloc[0]], color=colour, marker=".", label=name)
     ax.plot(angles, 100 * target, "_", color="#222222", markersize=9, label="aim")
-    ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=(0, 100), yticks=(25, 50, 75), rlabel_position=9)
+    ax.set(
+        theta_offset=np.pi / 2,
+        theta_direction=-1,
+        ylim=(0, 100),
+        yticks=(25, 50, 75),
+        rlabel_position=9,
+    )
     ax.set_xticks(angles, [name.replace(" ", "\n", 1) for name in wide.index], fontsize=7)
     ax.tick_params("x", pad=9)  # the names stay off the rim
     figure.legend(loc="outside lower center", ncols=4)

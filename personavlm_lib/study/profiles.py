@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
-PAPER = ROOT / "results" / "paper"  # the paper's printed numbers
+PAPER_TABLES = ROOT / "results" / "paper"  # the paper's printed numbers
 BACKBONE = ROOT / "results" / "backbone"  # the kept weights of the nano model
 STAGES = (
     "00_backbone",
@@ -33,7 +33,12 @@ STAGES = (
     "09_report",
 )
 
-FITTING = {"int": ("int",), "float": ("float", "int"), "bool": ("bool",), "str": ("str",)}  # annotation: types of YAML
+FITTING = {
+    "int": ("int",),
+    "float": ("float", "int"),
+    "bool": ("bool",),
+    "str": ("str",),
+}  # annotation: types of YAML
 
 
 class ProfileError(ValueError):
@@ -64,15 +69,21 @@ def load_profile(name: str, seed: int | None = None) -> Profile:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise ProfileError(f"profile {name!r} is not known {nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}")
+        raise ProfileError(
+            f"profile {name!r} is not known {nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}"
+        )
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except yaml.MarkedYAMLError as error:
-        raise ProfileError(f"{path} is not YAML (line {error.problem_mark.line + 1}: {error.problem})") from None
+        raise ProfileError(
+            f"{path} is not YAML (line {error.problem_mark.line + 1}: {error.problem})"
+        ) from None
     if not isinstance(given, dict):
         raise ProfileError(f"{path} must be a mapping of seed, offline, common, stages")
     for key in given.keys() - {"seed", "offline", "common", "stages"}:
-        raise ProfileError(f"{path}: unknown key {key!r} {nearest(key, ('seed', 'offline', 'common', 'stages'))}")
+        raise ProfileError(
+            f"{path}: unknown key {key!r} {nearest(key, ('seed', 'offline', 'common', 'stages'))}"
+        )
     for key in {"seed", "stages"} - given.keys():
         raise ProfileError(f"{path}: the key {key!r} is missing")
     for stage in given["stages"]:
@@ -99,9 +110,15 @@ def notebook_parameters(path: Path) -> dict[str, str]:
     Read with `ast`, because papermill's own inspection loses annotations such as `int | None`.
     Raises ProfileError unless there is exactly one such cell.
     """
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    cells = [
+        cell
+        for cell in json.loads(path.read_text())["cells"]
+        if "parameters" in cell["metadata"].get("tags", [])
+    ]
     if len(cells) != 1:
-        raise ProfileError(f"{path}: {len(cells)} cells are tagged 'parameters', there must be exactly one")
+        raise ProfileError(
+            f"{path}: {len(cells)} cells are tagged 'parameters', there must be exactly one"
+        )
     names = {}
     for node in ast.parse("".join(cells[0]["source"])).body:
         if isinstance(node, ast.AnnAssign):
@@ -119,19 +136,25 @@ def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | Non
     does not fit the notebook's annotation (YAML reads `2e-5`, without a dot, as text).
     """
     if stage not in profile.stages:
-        raise ProfileError(f"profile '{profile.name}' has no stage {stage!r} {nearest(stage, profile.stages)}")
+        raise ProfileError(
+            f"profile '{profile.name}' has no stage {stage!r} {nearest(stage, profile.stages)}"
+        )
     names = notebook_parameters(notebook(stage))
     own = {**profile.stages[stage], **(changes or {})}
     for name in own:
         if name not in names or name == "run":
-            raise ProfileError(f"{stage} has no parameter {name!r} {nearest(name, names.keys() - {'run'})}")
+            raise ProfileError(
+                f"{stage} has no parameter {name!r} {nearest(name, names.keys() - {'run'})}"
+            )
     given = {"seed": profile.seed, **profile.common, **own, "run": run}
     for name, annotation in names.items():
         if name not in given:
             lack = f"{stage} needs the parameter {name!r}, which profile '{profile.name}' does not give"
             raise ProfileError(f"{lack} {nearest(name, given)}")
         if type(given[name]).__name__ not in FITTING.get(annotation, (type(given[name]).__name__,)):
-            raise ProfileError(f"{stage}: the parameter {name!r} is {given[name]!r}, the notebook takes {annotation}")
+            raise ProfileError(
+                f"{stage}: the parameter {name!r} is {given[name]!r}, the notebook takes {annotation}"
+            )
     return {name: given[name] for name in names}
 
 

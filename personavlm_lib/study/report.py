@@ -14,7 +14,13 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from personavlm_lib.evaluation import audit
-from personavlm_lib.evaluation.claims import NEUTRAL, Evidence, Finding, judge, last_profiles
+from personavlm_lib.evaluation.claims import (
+    NEUTRAL,
+    ClaimResult,
+    Evidence,
+    evaluate_claims,
+    last_profiles,
+)
 from personavlm_lib.evaluation.records import read_records
 from personavlm_lib.evaluation.statistics import (
     Interval,
@@ -22,8 +28,8 @@ from personavlm_lib.evaluation.statistics import (
     mean_absolute_error_interval,
     paired_difference,
 )
-from personavlm_lib.study import figures, tables, world_figures, world_tables
-from personavlm_lib.study.profiles import PAPER, STAGES, run_folder, stage_folder
+from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
+from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
@@ -36,7 +42,7 @@ CAPTIONS = {
     "training_curves": "Training: thin lines are single steps, bold ones a running mean over a tenth of them.",
     "table_8_ablations": "What taking one part away costs: our change with interval, and the paper's (Tables 8, 9).",
     "table_11_efficiency": "What an answer costs: tokens and time, means (the paper's Table 11).",
-} | world_figures.CAPTIONS
+} | dataset_figures.CAPTIONS
 
 
 def load_evidence(run: str) -> Evidence:
@@ -46,16 +52,24 @@ def load_evidence(run: str) -> Evidence:
         path = stage_folder(run, stage) / "metrics.jsonl"
         return pd.read_json(path, lines=True) if path.is_file() else pd.DataFrame()
 
-    answers = [stage_folder(run, stage) / "records.parquet" for stage in ("05_evaluate", "06_ablations")]
+    answers = [
+        stage_folder(run, stage) / "records.parquet" for stage in ("05_evaluate", "06_ablations")
+    ]
     answers = [read_records(path) for path in answers if path.is_file()]
     records = pd.concat(answers, ignore_index=True) if answers else pd.DataFrame()
     personality = stage_folder(run, "07_personality") / "personality.parquet"
     return Evidence(
-        records.drop_duplicates(["condition", "benchmark", "case", "kind", "seed"]) if answers else records,
+        records.drop_duplicates(["condition", "benchmark", "case", "kind", "seed"])
+        if answers
+        else records,
         metrics("02_sft"),
         metrics("03_grpo"),
         pd.read_parquet(personality) if personality.is_file() else pd.DataFrame(),
-        pd.DataFrame(json.loads(p.read_text()) for s in STAGES if (p := stage_folder(run, s) / "run.json").is_file()),
+        pd.DataFrame(
+            json.loads(p.read_text())
+            for s in STAGES
+            if (p := stage_folder(run, s) / "run.json").is_file()
+        ),
     )
 
 
@@ -66,13 +80,20 @@ def build_report(run: str) -> Path:
     """
     evidence = load_evidence(run)
     if evidence.stages.empty:
-        raise FileNotFoundError(f"{run_folder(run)} holds no finished stage: run 'make reproduce' first")
+        raise FileNotFoundError(
+            f"{run_folder(run)} holds no finished stage: run 'make reproduce' first"
+        )
     folder, world = stage_folder(run, "09_report"), stage_folder(run, "01_synthesize") / "world"
-    drawn = {name: figures.save(figure, folder / "figures", name) for name, figure in draw(run, evidence).items()}
-    found = judge(evidence)
-    _write_json(folder / "summary.json", summarise(run, evidence))
+    drawn = {
+        name: figures.save(figure, folder / "figures", name)
+        for name, figure in draw(run, evidence).items()
+    }
+    found = evaluate_claims(evidence)
+    _write_json(folder / "summary.json", summarize(run, evidence))
     _write_json(folder / "claims.json", [_claim_row(finding) for finding in found])
-    page = Environment(loader=PackageLoader("personavlm_lib.study", "."), autoescape=True, trim_blocks=True)
+    page = Environment(
+        loader=PackageLoader("personavlm_lib.study", "."), autoescape=True, trim_blocks=True
+    )
     page = page.get_template("report.html.j2").render(
         run=run,
         about=_about(evidence.stages),
@@ -80,8 +101,8 @@ def build_report(run: str) -> Path:
         figures=[(name, CAPTIONS[name], _data_uri(path)) for name, path in drawn.items()],
         tasks=tables.task_table(evidence.records) if len(evidence.records) else None,
         label=tables.label,
-        world=world_tables.tables(world_tables.read_world(world)),
-        audit=audit.summary(checks := audit.audit(PAPER)),
+        world=dataset_tables.tables(dataset_tables.read_world(world)),
+        audit=audit.audit_summary(checks := audit.audit_tables(PAPER_TABLES)),
         checks=len(checks),
         stages=evidence.stages,
     )
@@ -96,27 +117,37 @@ def draw(run: str, evidence: Evidence) -> dict[str, Figure]:
         drawn["accuracy_by_condition"] = figures.accuracy_by_condition(records)
         drawn["accuracy_by_task"] = figures.accuracy_by_task(records)
     if len(evidence.sft_metrics) or len(evidence.grpo_metrics):
-        drawn["training_curves"] = figures.training_curves(evidence.sft_metrics, evidence.grpo_metrics)
+        drawn["training_curves"] = figures.training_curves(
+            evidence.sft_metrics, evidence.grpo_metrics
+        )
     for source in ("own", "gold"):
         if source in set(evidence.personality.get("source", ())):
             name = f"figure_14_personality_{source}"
             drawn[name] = figures.figure_14_personality(evidence.personality, source=source)
-    if len(records) and len(tables.table_8_ablations(records)):
-        drawn["table_8_ablations"] = figures.table_8_ablations(records, audit.read_paper(PAPER))
-    if len(records) and len(tables.table_11_efficiency(records)):
+    if len(records) and len(tables.ablation_table(records)):
+        drawn["table_8_ablations"] = figures.table_8_ablations(
+            records, audit.read_paper(PAPER_TABLES)
+        )
+    if len(records) and len(tables.efficiency_table(records)):
         drawn["table_11_efficiency"] = figures.table_11_efficiency(records)
-    return drawn | world_figures.draw(world_tables.read_world(stage_folder(run, "01_synthesize") / "world"))
+    return drawn | dataset_figures.draw(
+        dataset_tables.read_world(stage_folder(run, "01_synthesize") / "world")
+    )
 
 
-def summarise(run: str, evidence: Evidence) -> dict:
+def summarize(run: str, evidence: Evidence) -> dict:
     """The run in numbers. Accuracy and recall are shares (0..1), `first` and `last` means over a fifth of the steps."""
     about, records, stages = _about(evidence.stages), evidence.records, evidence.stages
-    summary = {"run": run} | {key: about[key] for key in ("profile", "seed", "git_commit", "git_dirty")}
+    summary = {"run": run} | {
+        key: about[key] for key in ("profile", "seed", "git_commit", "git_dirty")
+    }
     for name, kind in (("conditions", "choice"), ("alignment", "alignment")):
         rows = records[records["kind"] == kind] if len(records) else records
         shares = {}
         for row in tables.condition_table(rows, kind).itertuples() if len(rows) else ():
-            shares[row.condition] = {"n": row.n} | {c: getattr(row, c) / 100 for c in ("accuracy", "low", "high")}
+            shares[row.condition] = {"n": row.n} | {
+                c: getattr(row, c) / 100 for c in ("accuracy", "low", "high")
+            }
         summary[name] = shares
     choice = records[records["kind"] == "choice"] if len(records) else records
     summary["paired_with_rl_own"] = {
@@ -124,32 +155,48 @@ def summarise(run: str, evidence: Evidence) -> dict:
         for name in summary["conditions"] if {name, "rl_own"} <= set(summary["conditions"]) and name != "rl_own"
     }  # fmt: skip
     recall = evidence_recall(records) if len(records) else pd.DataFrame()
-    summary["evidence_recall"] = recall.set_index("condition").to_dict("index") if len(recall) else {}
+    summary["evidence_recall"] = (
+        recall.set_index("condition").to_dict("index") if len(recall) else {}
+    )
     summary["reward"] = _first_and_last(evidence.grpo_metrics, "reward")
     summary["loss"] = _first_and_last(evidence.sft_metrics, "loss")
     summary["personality_error"] = {}
-    for source, rows in last_profiles(evidence.personality).groupby("source") if len(evidence.personality) else ():
+    for source, rows in (
+        last_profiles(evidence.personality).groupby("source") if len(evidence.personality) else ()
+    ):
         errors = {"final": rows, "neutral": rows.assign(estimated=NEUTRAL)}
         errors = {name: mean_absolute_error_interval(frame) for name, frame in errors.items()}
         summary["personality_error"][source] = {
-            name: {"n": e.n, "mean": e.mean, "low": e.low, "high": e.high} for name, e in errors.items()
+            name: {"n": e.n, "mean": e.mean, "low": e.low, "high": e.high}
+            for name, e in errors.items()
         }
-    summary["wall_seconds"] = dict(zip(stages["stage"], stages["wall_seconds"].astype(float), strict=True))
-    summary["peak_memory_gib"] = dict(zip(stages["stage"], stages["peak_memory_gib"].astype(float), strict=True))
-    return summary | {"total_wall_seconds": about["minutes"] * 60, "most_memory_gib": about["memory_gib"]}
+    summary["wall_seconds"] = dict(
+        zip(stages["stage"], stages["wall_seconds"].astype(float), strict=True)
+    )
+    summary["peak_memory_gib"] = dict(
+        zip(stages["stage"], stages["peak_memory_gib"].astype(float), strict=True)
+    )
+    return summary | {
+        "total_wall_seconds": about["minutes"] * 60,
+        "most_memory_gib": about["memory_gib"],
+    }
 
 
-def show(finding: Finding) -> str:
+def show(finding: ClaimResult) -> str:
     """Our number with its interval, as text: `+3.1 points (+0.4 to +5.8)`."""
     ours, unit = finding.ours, finding.claim.unit
     if ours is None:
         return "not measured"
     places = 1 if unit == "points" else 2
-    bounds = f"({ours.low:+.{places}f} to {ours.high:+.{places}f})" if isfinite(ours.low) else "(no interval)"
+    bounds = (
+        f"({ours.low:+.{places}f} to {ours.high:+.{places}f})"
+        if isfinite(ours.low)
+        else "(no interval)"
+    )
     return f"{ours.mean:+.{places}f}{UNITS[unit]} {bounds}".replace("-", "−")
 
 
-def say(finding: Finding) -> str:
+def say(finding: ClaimResult) -> str:
     """A plain sentence on a claim that did not come out as in the paper; empty for one that did."""
     if finding.verdict == "not measured":
         return "Not measured: this run has no answers or readings to test it with."
@@ -162,7 +209,7 @@ def say(finding: Finding) -> str:
     return ""
 
 
-def _claim_row(finding: Finding) -> dict:
+def _claim_row(finding: ClaimResult) -> dict:
     claim, ours = finding.claim, finding.ours or Interval(*[float("nan")] * 3, n=0)
     return {
         "id": claim.id,
@@ -197,7 +244,11 @@ def _first_and_last(metrics: pd.DataFrame, column: str) -> dict:
         return {}
     values = metrics.sort_values("step")[column].dropna()
     fifth = max(1, len(values) // 5)
-    return {"first": values.head(fifth).mean(), "last": values.tail(fifth).mean(), "steps": int(metrics["step"].max())}
+    return {
+        "first": values.head(fifth).mean(),
+        "last": values.tail(fifth).mean(),
+        "steps": int(metrics["step"].max()),
+    }
 
 
 def _data_uri(png: Path) -> str:
@@ -208,5 +259,7 @@ def _write_json(path: Path, value: dict | list) -> None:
     """JSON with five decimals, and null for what is not a number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     orient = "index" if isinstance(value, dict) else "records"
-    text = pd.Series(value, dtype=object).to_json(orient=orient, double_precision=5, indent=2, force_ascii=False)
+    text = pd.Series(value, dtype=object).to_json(
+        orient=orient, double_precision=5, indent=2, force_ascii=False
+    )
     path.write_text(text.replace("\\/", "/") + "\n")

@@ -15,22 +15,27 @@ import ipywidgets
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
+from personavlm_lib.benchmark.lives import Life
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.study.explorer import thumbnail
-from personavlm_lib.world.dataset import Life
-from personavlm_lib.world.questions import Question
 
 KEYS = {"a": "accept", "e": "edit", "d": "drop"}
 
 
-def judge(path: Path, reviewer: str, case: str, verdict: str, **changes: str) -> None:
+def record_decision(path: Path, reviewer: str, case: str, verdict: str, **changes: str) -> None:
     """Adds a verdict; of an edit, `changes` are the question's new `text` and `answer`."""
     if verdict not in KEYS.values() or not reviewer.strip():
-        raise ValueError(f"{reviewer!r} says {verdict!r}: a named reviewer says {', '.join(KEYS.values())}")
+        raise ValueError(
+            f"{reviewer!r} says {verdict!r}: a named reviewer says {', '.join(KEYS.values())}"
+        )
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(reviewer=reviewer.strip(), case=case, verdict=verdict, changes=changes)) + "\n")
+        file.write(
+            json.dumps(dict(reviewer=reviewer.strip(), case=case, verdict=verdict, changes=changes))
+            + "\n"
+        )
 
 
-def verdicts(path: Path) -> pd.DataFrame:
+def read_decisions(path: Path) -> pd.DataFrame:
     """The last verdict of each reviewer on each item: reviewer, case, verdict, changes; empty where none is given."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = pd.DataFrame(map(json.loads, lines), columns=["reviewer", "case", "verdict", "changes"])
@@ -43,7 +48,11 @@ def agreement(given: pd.DataFrame) -> pd.DataFrame:
     for one, other in combinations(wide.columns, 2):
         both = wide[[one, other]].dropna()
         alike = 100 * (both[one] == both[other]).mean()
-        kappa = cohen_kappa_score(both[one], both[other]) if both.stack().nunique() > 1 else float("nan")
+        kappa = (
+            cohen_kappa_score(both[one], both[other])
+            if both.stack().nunique() > 1
+            else float("nan")
+        )
         rows.append((one, other, len(both), alike, kappa))
     return pd.DataFrame(rows, columns=["reviewer", "other", "n", "percent", "kappa"])
 
@@ -55,14 +64,18 @@ def reviewed(lives: Iterable[Life], given: pd.DataFrame) -> list[Life]:
         *given[given["verdict"] == "drop"]["case"],
         *(case for case, all_ in edits.items() if all_[1:] != all_[:-1]),
     }
-    kept = lambda life: (replace(q, **edits.get(q.case, [{}])[0]) for q in life.questions if q.case not in gone)  # noqa: E731
+    kept = lambda life: (
+        replace(q, **edits.get(q.case, [{}])[0]) for q in life.questions if q.case not in gone
+    )  # noqa: E731
     return [replace(life, questions=tuple(kept(life))) for life in lives]
 
 
 def page(life: Life, question: Question) -> str:
     """One item as HTML: the question, its options with the right one in bold, and the evidence with its pictures."""
     named = ((html.escape(option), option == question.answer) for option in question.options)
-    options = "".join(f"<li>{f'<b>{option}</b>' if right else option}</li>" for option, right in named)
+    options = "".join(
+        f"<li>{f'<b>{option}</b>' if right else option}</li>" for option, right in named
+    )
     shown = "".join(_turn(life, index) for index in question.evidence)
     return f"<h4>{question.task}, {question.time}</h4><p>{html.escape(question.text)}</p><ol>{options}</ol>{shown}"
 
@@ -76,10 +89,15 @@ def _turn(life: Life, index: int) -> str:
 def review(path: Path, lives: list[Life], reviewer: str) -> ipywidgets.VBox:
     """Items that `reviewer` has not judged, one at a time: `a` accepts, `d` drops, `e` opens the question and its key,
     which are saved with Enter or the button."""
-    given = verdicts(path)
+    given = read_decisions(path)
     judged = set(given[given["reviewer"] == reviewer]["case"])
-    waiting: Iterator = ((life, q) for life in lives for q in life.questions if q.case not in judged)
-    shown, key = ipywidgets.HTML(), ipywidgets.Text(placeholder="a accept, e edit, d drop", continuous_update=True)
+    waiting: Iterator = (
+        (life, q) for life in lives for q in life.questions if q.case not in judged
+    )
+    shown, key = (
+        ipywidgets.HTML(),
+        ipywidgets.Text(placeholder="a accept, e edit, d drop", continuous_update=True),
+    )
     text, answer = ipywidgets.Text(description="text"), ipywidgets.Dropdown(description="key")
     save = ipywidgets.Button(description="save")
     fields, now = ipywidgets.HBox([text, answer, save]), {}
@@ -90,14 +108,18 @@ def review(path: Path, lives: list[Life], reviewer: str) -> ipywidgets.VBox:
         fields.layout.display = "none"
 
     def decide(verdict: str, **changes: str) -> None:
-        judge(path, reviewer, now["item"][1].case, verdict, **changes)
+        record_decision(path, reviewer, now["item"][1].case, verdict, **changes)
         following()
 
     def pressed(change: dict) -> None:
         verdict, question = KEYS.get(change["new"]), now["item"][1]
         key.value = ""
         if question and verdict == "edit":
-            text.value, answer.options, answer.value = question.text, question.options, question.answer
+            text.value, answer.options, answer.value = (
+                question.text,
+                question.options,
+                question.answer,
+            )
             fields.layout.display = ""
         elif question and verdict:
             decide(verdict)

@@ -67,7 +67,9 @@ class ProcessTree(threading.Thread):
     def __exit__(self, *error) -> None:
         self._over.set()
         self.join()
-        left = [process for process in self._seen if process.is_running()]  # a reused process id is not taken for it
+        left = [
+            process for process in self._seen if process.is_running()
+        ]  # a reused process id is not taken for it
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=3)
@@ -105,7 +107,7 @@ def environment() -> dict:
 
 
 @dataclass
-class Told:
+class ProgressTee:
     """A log of what cells print, of which the lines that begin with `name` (those on progress) are printed here too."""
 
     log: TextIO
@@ -128,10 +130,14 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder, log.open("w") as printed:
         # JUPYTER_PATH comes first in Jupyter's search, so that no kernel named python3 of another environment is taken
-        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        write_kernel_spec(
+            Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"]
+        )
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(
+            filter(None, [folder, os.environ.get("JUPYTER_PATH")])
+        )
         settings = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
-        settings |= {"stdout_file": Told(printed, source.stem), "stderr_file": printed}
+        settings |= {"stdout_file": ProgressTee(printed, source.stem), "stderr_file": printed}
         papermill.execute_notebook(str(source), str(target), parameters, **settings)
 
 
@@ -144,22 +150,43 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     folder = stage_folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
+    )
     if profile.offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # Threads that spin while they wait for each other lose most of the time where the cores are shared: measured here
     # beside one other busy process, training went from 700 to 4,000 tokens a second.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the kernel's debugger warns about frozen modules otherwise
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = (
+        "1"  # the kernel's debugger warns about frozen modules otherwise
+    )
     place = f"[{list(profile.stages).index(stage) + 1}/{len(profile.stages)}] {stage}"
     print(f"{place} ...", flush=True)
-    record = {"stage": stage, "profile": profile.name, "run": run, "seed": parameters.get("seed", profile.seed)}
-    record |= {"parameters": parameters, "changed": sorted(changes or {}), "started": datetime.now(UTC).isoformat()}
+    record = {
+        "stage": stage,
+        "profile": profile.name,
+        "run": run,
+        "seed": parameters.get("seed", profile.seed),
+    }
+    record |= {
+        "parameters": parameters,
+        "changed": sorted(changes or {}),
+        "started": datetime.now(UTC).isoformat(),
+    }
     record |= environment()
     begin = time.monotonic()
     with ProcessTree() as tree:
-        execute(profiles.notebook(stage), folder / "notebook.ipynb", parameters, folder / "notebook.log")
-    record |= {"wall_seconds": round(time.monotonic() - begin, 1), "peak_memory_gib": round(tree.peak_gib, 3)}
-    print(f"{place} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB", flush=True)
+        execute(
+            profiles.notebook(stage), folder / "notebook.ipynb", parameters, folder / "notebook.log"
+        )
+    record |= {
+        "wall_seconds": round(time.monotonic() - begin, 1),
+        "peak_memory_gib": round(tree.peak_gib, 3),
+    }
+    print(
+        f"{place} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB",
+        flush=True,
+    )
     (folder / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder

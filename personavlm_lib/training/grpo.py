@@ -13,18 +13,20 @@ from pathlib import Path
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.benchmark.lives import as_query, read_lives
+from personavlm_lib.benchmark.mixtures import rl_questions
+from personavlm_lib.benchmark.questions import Question
+from personavlm_lib.caching import cache_key
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
-from personavlm_lib.memory.search import PAPER
+from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models import run
-from personavlm_lib.models.local import LocalModel, Transcript, load_processor, made_of
+from personavlm_lib.models.engine import run_trajectories
+from personavlm_lib.models.local import LocalModel, Transcript
+from personavlm_lib.models.weights import load_processor, weights_fingerprint
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import Journal, load_to_train, lora, saving, train_and_save
-from personavlm_lib.work import key
-from personavlm_lib.world.dataset import as_query, read_lives, rl_questions
-from personavlm_lib.world.questions import Question
+from personavlm_lib.training.sft import MetricsLog, load_to_train, lora, saving, train_and_save
 
 # What the trainer calls its metrics -> what the study calls them.
 NAMES = {
@@ -94,8 +96,10 @@ class Rollout:
 
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
         self.stores, self.cases, self.config = stores, cases, config
-        self.settings = AgentSettings(PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"])
-        self.retriever = PAPER
+        self.settings = AgentSettings(
+            PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"]
+        )
+        self.retriever = PAPER_RETRIEVER
 
     def first_ask(self, question: Question) -> str:
         return next(self.trajectory(question, 0, 0)).text
@@ -116,12 +120,18 @@ class Rollout:
         )  # fmt: skip
         model.eval()
         step, first = trainer.state.global_step, trainer.accelerator.process_index * len(questions)
-        trajectories = [self.trajectory(question, step, row) for row, question in enumerate(questions, first)]
-        responses = run(trajectories, policy, self.config["width"])
+        trajectories = [
+            self.trajectory(question, step, row) for row, question in enumerate(questions, first)
+        ]
+        responses = run_trajectories(trajectories, policy, self.config["width"])
         model.train()
         pairs = list(zip(questions, responses, strict=True))
-        trainer._metrics["train"]["retrievals"].append(sum(len(r.retrieved) for r in responses) / len(responses))
-        trainer._metrics["train"]["accuracy"].append(sum(accuracy(q, r.answer) for q, r in pairs) / len(pairs))
+        trainer._metrics["train"]["retrievals"].append(
+            sum(len(r.retrieved) for r in responses) / len(responses)
+        )
+        trainer._metrics["train"]["accuracy"].append(
+            sum(accuracy(q, r.answer) for q, r in pairs) / len(pairs)
+        )
         return {
             "prompt_ids": [t.ids[: t.prompt] for t in policy.transcripts],
             "completion_ids": [t.ids[t.prompt :] for t in policy.transcripts],
@@ -137,13 +147,17 @@ class Rollout:
 def text_of(prompt: list[dict]) -> str:
     """The text of a prompt of one user message, whether its content is a string or a list of parts."""
     content = prompt[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    return (
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    )
 
 
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, lives, memory, prompts, steps, group, ...) into `folder`."""
-    inputs = {"model": made_of(config["model"]), "lives": Path(config["lives"])}
-    made = key(**config | inputs | {"memory": "that of the lives"})  # vectors are added to its files as it is read
+    inputs = {"model": weights_fingerprint(config["model"]), "lives": Path(config["lives"])}
+    made = cache_key(
+        **config | inputs | {"memory": "that of the lives"}
+    )  # vectors are added to its files as it is read
     lives = read_lives(Path(config["lives"]))
     stores = {life.user: MemoryStore(Path(config["memory"]) / life.user) for life in lives}
     rng = random.Random(config["seed"])
@@ -152,7 +166,9 @@ def train(config: dict, folder: Path) -> None:
         rollout.cases[rollout.first_ask(question)] = question
     # One epoch in an order of its own: the trainer's sampler could not go on in the middle of a later one.
     asks, count = list(rollout.cases), config["groups"] * config["steps"]
-    order = [text for _ in range(-(-count // len(asks))) for text in rng.sample(asks, len(asks))][:count]
+    order = [text for _ in range(-(-count // len(asks))) for text in rng.sample(asks, len(asks))][
+        :count
+    ]
     processor, (model, precision) = load_processor(config["model"]), load_to_train(config)
     per_step = config["group"] * config["groups"]
     trainer = AgentTrainer(
@@ -173,7 +189,7 @@ def train(config: dict, folder: Path) -> None:
         processing_class=processor,
         peft_config=lora(config),
         rollout_func=rollout,
-        callbacks=[Journal(folder / "metrics.jsonl", made, NAMES)],
+        callbacks=[MetricsLog(folder / "metrics.jsonl", made, NAMES)],
     )  # fmt: skip
     train_and_save(trainer, folder, config["model"], made)
 

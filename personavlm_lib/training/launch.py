@@ -16,9 +16,19 @@ from pathlib import Path
 
 import yaml
 
-from personavlm_lib.work import finished, follow, progress_line
+from personavlm_lib.caching import reuse_or_clear
+from personavlm_lib.processes import exit_with_parent
+from personavlm_lib.progress import progress_line
 
-ONE_MACHINE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+ONE_MACHINE = [
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
 
 
 def plain(config: dict) -> dict:
@@ -26,7 +36,7 @@ def plain(config: dict) -> dict:
     return json.loads(json.dumps(config, default=str))
 
 
-def checkpoint_folder(stage_folder: Path, key: str) -> Path:
+def prepare_checkpoint_folder(stage_folder: Path, key: str) -> Path:
     """`<stage folder>/checkpoints/<key>`; those of other keys are removed, because nobody may go on from them."""
     for other in (stage_folder / "checkpoints").glob("*"):
         if other.name != key:
@@ -34,10 +44,10 @@ def checkpoint_folder(stage_folder: Path, key: str) -> Path:
     return stage_folder / "checkpoints" / key
 
 
-def last_checkpoint(folder: Path, key: str) -> Path | None:
+def keep_last_checkpoint(folder: Path, key: str) -> Path | None:
     """The newest whole checkpoint of a trainer in `folder`; those that were cut short are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return next(reversed([path for path in found if finished(path, key)]), None)
+    return next(reversed([path for path in found if reuse_or_clear(path, key)]), None)
 
 
 def last_lines(log: Path, count: int) -> list[str]:
@@ -45,7 +55,9 @@ def last_lines(log: Path, count: int) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][
+        -count:
+    ]
 
 
 def launch(
@@ -86,9 +98,14 @@ def launch(
                 if (now := time.monotonic()) - shown >= every:
                     shown, rows = now, last_lines(metrics, 1)
                     step = json.loads(rows[0])["step"] if rows else 0
-                    first = first or (rows and (step, now))  # the rate is that of the steps made since
+                    first = first or (
+                        rows and (step, now)
+                    )  # the rate is that of the steps made since
                     rate = (step - first[0]) / (now - first[1]) if first and now > first[1] else 0.0
-                    print(progress_line(name or folder.name, "step", step, config["steps"], rate), flush=True)
+                    print(
+                        progress_line(name or folder.name, "step", step, config["steps"], rate),
+                        flush=True,
+                    )
         finally:
             if process.poll() is None:  # the notebook was interrupted
                 process.terminate()
@@ -96,7 +113,10 @@ def launch(
     if process.returncode != 0:
         tail = last_lines(log, 20)
         reason = tail[-1] if tail else "it printed nothing"
-        raise RuntimeError(f"{module} ended with exit code {process.returncode}: {reason} ({log})\n" + "\n".join(tail))
+        raise RuntimeError(
+            f"{module} ended with exit code {process.returncode}: {reason} ({log})\n"
+            + "\n".join(tail)
+        )
 
 
 def main(train: Callable[[dict, Path], None]) -> None:
@@ -104,5 +124,5 @@ def main(train: Callable[[dict, Path], None]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, type=Path)
     path = parser.parse_args().config
-    follow()
+    exit_with_parent()
     train(yaml.safe_load(path.read_text()), path.parent)

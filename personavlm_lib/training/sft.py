@@ -20,15 +20,21 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from personavlm_lib.models.local import content_parts, load_model, load_processor, made_of, write_source
-from personavlm_lib.training.launch import checkpoint_folder, last_checkpoint, main
-from personavlm_lib.work import finish, key
+from personavlm_lib.caching import cache_key, mark_finished
+from personavlm_lib.models.local import content_parts
+from personavlm_lib.models.weights import (
+    load_model,
+    load_processor,
+    weights_fingerprint,
+    write_source,
+)
+from personavlm_lib.training.launch import keep_last_checkpoint, main, prepare_checkpoint_folder
 
 # The projections of the language model.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-class Journal(TrainerCallback):
+class MetricsLog(TrainerCallback):
     """Every log entry as one JSON line of `path`, and a stamp on each checkpoint once it is whole.
 
     A resumed training starts with the lines of its checkpoint: those of steps that are made again are not doubled.
@@ -48,19 +54,21 @@ class Journal(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            finish(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
+            mark_finished(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
 
     def _line(self, logs: dict, state) -> str:
         if "loss" not in logs and "reward" not in logs:
             return ""
-        values = {self.names.get(name, name): float(logs[name]) for name in sorted(logs.keys() - {"step"})}
+        values = {
+            self.names.get(name, name): float(logs[name]) for name in sorted(logs.keys() - {"step"})
+        }
         return json.dumps({"step": logs["step"], "of": state.max_steps} | values) + "\n"
 
 
 def saving(folder: Path, key: str, steps: int, every: int) -> dict:
     """Trainer arguments: about ten checkpoints, each where a row of metrics ends; the last two are kept."""
     return dict(
-        output_dir=str(checkpoint_folder(folder, key)), save_strategy="steps", save_total_limit=2,
+        output_dir=str(prepare_checkpoint_folder(folder, key)), save_strategy="steps", save_total_limit=2,
         save_steps=every * max(1, round(steps / 10 / every)),
     )  # fmt: skip
 
@@ -94,15 +102,24 @@ def in_batches(samples: pd.DataFrame, batch: int, steps: int, seed: int) -> pd.D
     rng = np.random.default_rng(seed)
     epochs = math.ceil(batch * steps / len(samples))
     order = np.concatenate([rng.permutation(len(samples)) for _ in range(epochs)])[: batch * steps]
-    length = samples.messages.map(lambda messages: sum(len(message["content"]) for message in messages)).to_numpy()
+    length = samples.messages.map(
+        lambda messages: sum(len(message["content"]) for message in messages)
+    ).to_numpy()
     batches = (order[i : i + batch] for i in range(0, len(order), batch))
-    return samples.iloc[np.concatenate([rows[np.argsort(length[rows], kind="stable")] for rows in batches])]
+    return samples.iloc[
+        np.concatenate([rows[np.argsort(length[rows], kind="stable")] for rows in batches])
+    ]
 
 
 def to_dataset(samples: pd.DataFrame) -> Dataset:
     """Rows of (messages with structured content, images) as SFTTrainer takes them."""
     part = {"type": Value("string"), "text": Value("string")}
-    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
+    features = Features(
+        {
+            "messages": List({"role": Value("string"), "content": List(part)}),
+            "images": List(Image()),
+        }
+    )
     rows = {
         "messages": [
             [{"role": m["role"], "content": content_parts(m["content"])} for m in messages]
@@ -116,12 +133,16 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
     """Runs a trainer to its end, from its last checkpoint if there is one; leaves `model/`, whole, or naming the
     `adapter/` and `base`, the model under it."""
-    checkpoint = last_checkpoint(Path(trainer.args.output_dir), key)
+    checkpoint = keep_last_checkpoint(Path(trainer.args.output_dir), key)
     if checkpoint:
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-        trainer._total_train_tokens = history[-1].get("num_tokens", 0)  # SFTTrainer counts from 0 in each process
+        trainer._total_train_tokens = history[-1].get(
+            "num_tokens", 0
+        )  # SFTTrainer counts from 0 in each process
     adapted = isinstance(trainer.model, PeftModel)
-    if checkpoint and not adapted:  # under the names that Qwen2.5-VL's weights are saved by, the trainer finds none
+    if (
+        checkpoint and not adapted
+    ):  # under the names that Qwen2.5-VL's weights are saved by, the trainer finds none
         trainer.model.load_state_dict(load_model(checkpoint).state_dict())
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier training
@@ -134,11 +155,19 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
 
 def train(config: dict, folder: Path) -> None:
     """Trains with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...) into `folder`."""
-    made = key(**config | {"model": made_of(config["model"]), "samples": Path(config["samples"])})
+    made = cache_key(
+        **config
+        | {"model": weights_fingerprint(config["model"]), "samples": Path(config["samples"])}
+    )
     processor = load_processor(config["model"])
-    samples = in_batches(pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"])
+    samples = in_batches(
+        pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"]
+    )
     model, precision = load_to_train(config)
-    for name, weight in model.named_parameters():  # what a thousand pictures teach is less than what they undo
+    for (
+        name,
+        weight,
+    ) in model.named_parameters():  # what a thousand pictures teach is less than what they undo
         weight.requires_grad_("visual" not in name and "vision" not in name)
     trainer = SFTTrainer(
         model=model,
@@ -155,7 +184,7 @@ def train(config: dict, folder: Path) -> None:
         train_dataset=to_dataset(samples),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[Journal(folder / "metrics.jsonl", made)],
+        callbacks=[MetricsLog(folder / "metrics.jsonl", made)],
     )  # fmt: skip
     train_and_save(trainer, folder, config["model"], made)
 

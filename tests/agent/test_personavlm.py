@@ -8,18 +8,19 @@ import pytest
 from PIL import Image
 
 from personavlm_lib.agent.personavlm import PersonaVLM
-from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.update import live
+from personavlm_lib.agent.prompt_sets import PromptSet
+from personavlm_lib.agent.update import replay_conversation
 from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import SESSION_GAP, Turn
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models import Reply, run
+from personavlm_lib.models.chat import ChatReply
+from personavlm_lib.models.engine import run_trajectories
 
 NANO = PromptSet("nano")
 START = datetime(2024, 3, 4, 9)
 MINUTES = (0, 5, 20, 200, 210, 500)
-PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "refused")
+PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "rejected")
 
 
 class Words:
@@ -30,7 +31,10 @@ class Words:
     def encode(self, texts):
         import numpy as np
 
-        counts = np.array([[text.count(chr(c)) for c in range(97, 123)] for text in texts], np.float32) + 1e-3
+        counts = (
+            np.array([[text.count(chr(c)) for c in range(97, 123)] for text in texts], np.float32)
+            + 1e-3
+        )
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
@@ -48,7 +52,7 @@ class Model:
         return None
 
     def reply(self, asked):
-        return [Reply(self._reply(ask)) for _, ask in asked]
+        return [ChatReply(self._reply(ask)) for _, ask in asked]
 
     def _reply(self, ask):
         self.asks.append(ask)
@@ -57,10 +61,12 @@ class Model:
         if ask.purpose in self.holds:
             self.reached.set()
             assert self.go.wait(10)
-        about = ask.about[-1] if isinstance(ask.about, list) else ask.about
+        about = ask.subject[-1] if isinstance(ask.subject, list) else ask.subject
         return {
             "respond": f"<think>hm</think>\n<answer>yes, {about.user}</answer>",
-            "personality": "\n".join(f'"{t}": {4}' for t in ("openness", "conscientiousness", "extraversion"))
+            "personality": "\n".join(
+                f'"{t}": {4}' for t in ("openness", "conscientiousness", "extraversion")
+            )
             + '\n"agreeableness": 2\n"neuroticism": 3',
             "semantic": f'"reason": new\n"decision": true\n"content": {about.user}\n"keywords": words',
             "core": f'"name": Kai\n"last": {about.user}',
@@ -82,7 +88,9 @@ def lived(minutes=MINUTES):
     """What `live` makes of the same conversation, its last session not over yet."""
     store = MemoryStore.in_memory(Words())
     turns = [Turn(at(m), f"turn {n}", f"yes, turn {n}") for n, m in enumerate(minutes)]
-    run([live(store, turns, NANO, written_by="m", until=at(minutes[-1]))], Model())
+    run_trajectories(
+        [replay_conversation(store, turns, NANO, written_by="m", until=at(minutes[-1]))], Model()
+    )
     return contents(store)
 
 
@@ -100,7 +108,9 @@ def test_chatting_leaves_what_living_through_the_conversation_does(store):
         assert contents(store) == lived() and len(store.as_of().episodes) == 2
         assert [job.work for job in store.pending()] == ["session"]  # the last is not over
         assistant.flush(at(MINUTES[-1]) + SESSION_GAP)
-        assert store.pending() == [] and [episode.turns for episode in assistant.memory.episodes][2:] == [(5,)]
+        assert store.pending() == [] and [episode.turns for episode in assistant.memory.episodes][
+            2:
+        ] == [(5,)]
 
 
 def test_a_reply_does_not_wait_and_has_the_last_turns_before_its_eyes(store):
@@ -115,7 +125,10 @@ def test_a_reply_does_not_wait_and_has_the_last_turns_before_its_eyes(store):
         shown = [ask.text for ask in model.asks if ask.purpose == "respond"][-1]
         assert "my cat is Miso" in shown
         assistant.flush()
-        assert [memory.content for memory in store.as_of().semantic] == ["my cat is Miso", "what is my cat?"]
+        assert [memory.content for memory in store.as_of().semantic] == [
+            "my cat is Miso",
+            "what is my cat?",
+        ]
 
 
 def test_a_new_session_begins_with_the_last_one_remembered(store):
@@ -138,13 +151,19 @@ def test_asking_leaves_nothing(store):
 
 @pytest.mark.parametrize("broken", ["personality", "semantic", "core", "procedural", "episodic"])
 def test_what_stops_the_worker_is_told_and_nothing_is_lost_or_doubled(tmp_path, broken):
-    with MemoryStore(tmp_path, Words()) as store, PersonaVLM(store, Model(breaks=(broken,)), NANO, name="m") as first:
+    with (
+        MemoryStore(tmp_path, Words()) as store,
+        PersonaVLM(store, Model(breaks=(broken,)), NANO, name="m") as first,
+    ):
         for n, minutes in enumerate(MINUTES[:3]):
             first.chat(f"turn {n}", time=at(minutes))
         with pytest.raises(ConnectionError, match="not there"):
             first.flush(at(200))
         assert store.pending()
-    with MemoryStore(tmp_path, Words()) as store, PersonaVLM(store, Model(), NANO, name="m") as second:
+    with (
+        MemoryStore(tmp_path, Words()) as store,
+        PersonaVLM(store, Model(), NANO, name="m") as second,
+    ):
         for n, minutes in enumerate(MINUTES[3:], 3):
             second.chat(f"turn {n}", time=at(minutes))
         second.flush()
@@ -155,7 +174,10 @@ def test_opening_goes_on_with_what_is_pending(tmp_path):
     with MemoryStore(tmp_path, Words()) as store:
         for n, minutes in enumerate(MINUTES):  # a conversation that was had elsewhere
             store.add_turn(Turn(at(minutes), f"turn {n}", f"yes, turn {n}"), pending=True)
-    with MemoryStore(tmp_path, Words()) as store, PersonaVLM(store, Model(), NANO, name="m") as assistant:
+    with (
+        MemoryStore(tmp_path, Words()) as store,
+        PersonaVLM(store, Model(), NANO, name="m") as assistant,
+    ):
         assistant.flush()
         assert contents(store) == lived()
 
@@ -170,7 +192,10 @@ def test_two_on_one_memory_double_nothing(tmp_path):
                 second.flush()
             model.go.set()
             first.flush()
-        assert len(one.as_of().semantic) == len(one.as_of().personality_history) == 1 and len(one.pending()) == 1
+        assert (
+            len(one.as_of().semantic) == len(one.as_of().personality_history) == 1
+            and len(one.pending()) == 1
+        )
 
 
 def test_what_is_forgotten_while_a_model_writes_about_it_is_not_written(store):
@@ -189,7 +214,10 @@ def test_what_is_forgotten_while_a_model_writes_about_it_is_not_written(store):
 def test_images_are_kept_and_bad_ones_refused_before_anything_is_remembered(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
     (tmp_path / "note.png").write_text("no image")
-    with MemoryStore(tmp_path / "kai", Words()) as store, PersonaVLM(store, Model(), NANO) as assistant:
+    with (
+        MemoryStore(tmp_path / "kai", Words()) as store,
+        PersonaVLM(store, Model(), NANO) as assistant,
+    ):
         assistant.chat("look <img>", [str(tmp_path / "cat.png")], at(0))
         for images, error in ((["note.png"], ValueError), (["gone.png"], ValueError)):
             with pytest.raises(error, match=images[0]):

@@ -7,9 +7,9 @@ from datetime import datetime
 import jinja2
 import pytest
 
-from personavlm_lib.agent import prompts
-from personavlm_lib.agent.prompts import FOLDER, PromptSet
-from personavlm_lib.memory.personality import BigFive, levels, summarise
+from personavlm_lib.agent import prompt_sets
+from personavlm_lib.agent.prompt_sets import FOLDER, PromptSet
+from personavlm_lib.memory.personality import BigFive, summarize_profile, trait_levels
 from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import Retrieved
 
@@ -17,8 +17,8 @@ SETS = ("nano", "full")
 TURN = Turn(datetime(2024, 3, 6, 9), "look at my cup <img>", "noted", ("a.png",))
 SLOTS = {
     "respond": dict(
-        query=TURN, context=[TURN], concepts=[], core={"name": "alice"}, levels=levels(BigFive.neutral()),
-        personality=summarise(BigFive.neutral()), closing=False,
+        query=TURN, context=[TURN], concepts=[], core={"name": "alice"}, levels=trait_levels(BigFive.neutral()),
+        personality=summarize_profile(BigFive.neutral()), closing=False,
     ),
     "retrieved": dict(query=TURN, found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True),
     "personality": dict(turn=TURN, context=[TURN], core={}),
@@ -46,19 +46,27 @@ def test_every_template_is_filled_from_the_same_slots_and_refuses_to_miss_one(na
 def test_nano_prompts_show_what_the_model_needs():
     text = PromptSet("nano")("respond", **SLOTS["respond"])
     assert "my name is alice" in text and "openness mid" in text and "answer now" not in text
-    assert "today wednesday 2024-03-06 this morning 2024-03-06 yesterday 2024-03-05 last monday 2024-03-04" in text
+    assert (
+        "today wednesday 2024-03-06 this morning 2024-03-06 yesterday 2024-03-05 last monday 2024-03-04"
+        in text
+    )
     assert "last friday 2024-03-01 last thursday 2024-02-29 two weeks ago 2024-02-21" in text
     assert "2024-03-06 user look at my cup <img> assistant noted" in text
     closing = PromptSet("nano")("respond", **SLOTS["respond"] | {"closing": True})
     assert closing == f"{text}\nanswer now"
-    assert re.findall(r"^\d", PromptSet("nano")("episodic", **SLOTS["episodic"]), re.M) == ["0", "1"]
+    assert re.findall(r"^\d", PromptSet("nano")("episodic", **SLOTS["episodic"]), re.M) == [
+        "0",
+        "1",
+    ]
 
 
 def test_a_changed_file_changes_the_hash(tmp_path, monkeypatch):
-    assert PromptSet("nano").hash() != PromptSet("full").hash() and len(PromptSet("nano").hash()) == 12
+    assert (
+        PromptSet("nano").hash() != PromptSet("full").hash() and len(PromptSet("nano").hash()) == 12
+    )
     shutil.copytree(FOLDER / "nano", tmp_path / "nano")
     before = PromptSet("nano").hash()
-    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
+    monkeypatch.setattr(prompt_sets, "FOLDER", tmp_path)
     assert PromptSet("nano").hash() == before
     with open(tmp_path / "nano" / "core.j2", "a") as file:
         file.write("\n")

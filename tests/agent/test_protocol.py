@@ -4,8 +4,8 @@ from datetime import datetime
 import pytest
 
 from personavlm_lib.agent import protocol as p
-from personavlm_lib.agent import replies
-from personavlm_lib.agent.options import match_option
+from personavlm_lib.agent import protocol_writer
+from personavlm_lib.benchmark.questions import match_option
 from personavlm_lib.memory.records import TRAITS, BigFive
 
 TIDY = '<think>look it up</think>\n<retrieve>\n"keywords": "my drink, cola"\n"start_time": "2024-04-23 15:25"\n'
@@ -15,7 +15,9 @@ TIDY += '"end_time": "null"\n</retrieve>'
 def test_a_tidy_search_and_a_tidy_answer_have_no_errors():
     wanted = p.RetrieveArgs("my drink, cola", datetime(2024, 4, 23, 15, 25), None)
     assert p.parse_step(TIDY) == p.Step("look it up", wanted, None, ())
-    assert p.parse_step("<think>so</think><answer>Cola, at 7:30 😀</answer>") == p.Step("so", None, "Cola, at 7:30 😀")
+    assert p.parse_step("<think>so</think><answer>Cola, at 7:30 😀</answer>") == p.Step(
+        "so", None, "Cola, at 7:30 😀"
+    )
 
 
 @pytest.mark.parametrize("separator", ["\n", " "])
@@ -23,28 +25,53 @@ def test_a_tidy_search_and_a_tidy_answer_have_no_errors():
 def test_what_the_oracle_writes_is_read_back(separator, quote):
     start, end = datetime(2024, 1, 2, 3, 4), datetime(2024, 5, 6, 7, 8)
     for args in (("my drink", None, None), ("runs at 7:30", start, end), ("tea, cats", None, end)):
-        step = p.parse_step(replies.write_retrieve("hm", *args, separator=separator, quote=quote))
+        step = p.parse_step(
+            protocol_writer.write_retrieve("hm", *args, separator=separator, quote=quote)
+        )
         assert step == p.Step("hm", p.RetrieveArgs(*args), None, ())
-    assert p.parse_step(replies.write_answer("hm", "pink", separator=separator)) == p.Step("hm", None, "pink", ())
+    assert p.parse_step(protocol_writer.write_answer("hm", "pink", separator=separator)) == p.Step(
+        "hm", None, "pink", ()
+    )
     profile = BigFive(1.0, 2.0, 3.0, 4.0, 5.0)
     assert (
-        p.parse_personality(replies.write_pairs(dict(zip(TRAITS, (1, 2, 3, 4, 5), strict=True)), separator=separator))
+        p.parse_personality(
+            protocol_writer.write_pairs(
+                dict(zip(TRAITS, (1, 2, 3, 4, 5), strict=True)), separator=separator
+            )
+        )
         == profile
     )
     for reply in (
         p.SemanticReply("said so", True, "runs at 7:30, daily", "run, daily"),
         p.SemanticReply("", False, "", ""),
     ):
-        assert p.parse_semantic(replies.write_semantic(reply, separator=separator, quote=quote)) == reply
-    topics = [p.EpisodeReply("about tea", "tea", (0, 2, 3)), p.EpisodeReply("about cats: two", "cats, pets", (1,))]
-    assert p.parse_episodes(replies.write_episodes(topics, separator=separator, quote=quote)) == topics
+        assert (
+            p.parse_semantic(
+                protocol_writer.write_semantic(reply, separator=separator, quote=quote)
+            )
+            == reply
+        )
+    topics = [
+        p.EpisodeReply("about tea", "tea", (0, 2, 3)),
+        p.EpisodeReply("about cats: two", "cats, pets", (1,)),
+    ]
+    assert (
+        p.parse_episodes(protocol_writer.write_episodes(topics, separator=separator, quote=quote))
+        == topics
+    )
     core = {"name": "Cassius Velius", "age": "30", "likes": "tea, coffee"}
-    assert p.parse_core(replies.write_pairs(core, separator=separator, quote=quote)) == core
+    assert p.parse_core(protocol_writer.write_pairs(core, separator=separator, quote=quote)) == core
 
 
 def test_quoted_values_survive_whatever_they_hold():
-    nasty = {"a b": 'she said "now": yes', "c": 'x\ny\n"z"', "d": '"', "e": 'key\n"a": 1', "f": "\\n, \\"}
-    assert p.parse_pairs(replies.write_pairs(nasty)) == nasty
+    nasty = {
+        "a b": 'she said "now": yes',
+        "c": 'x\ny\n"z"',
+        "d": '"',
+        "e": 'key\n"a": 1',
+        "f": "\\n, \\",
+    }
+    assert p.parse_pairs(protocol_writer.write_pairs(nasty)) == nasty
 
 
 @pytest.mark.parametrize(
@@ -80,7 +107,12 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(text, error):
 
 def test_reasoning_may_speak_of_tags():
     step = p.parse_step("<think>no <retrieve> is needed</think><answer>x</answer>")
-    assert (step.think, step.retrieve, step.answer, step.errors) == ("no <retrieve> is needed", None, "x", ())
+    assert (step.think, step.retrieve, step.answer, step.errors) == (
+        "no <retrieve> is needed",
+        None,
+        "x",
+        (),
+    )
 
 
 @pytest.mark.parametrize("end", ['"null"', "null", "None", '""', "", '"NULL"'])
@@ -116,7 +148,10 @@ def test_ways_to_write_a_time(written):
             {"name": "Cassius Velius", "run": "runs at 7:30, daily"},
         ),
         ('{\n  "name": "Ann",\n  "age": 30\n}', {"name": "Ann", "age": "30"}),
-        ('{"name": "Ann", "likes": "a "real" fight, twice"}', {"name": "Ann", "likes": 'a "real" fight, twice'}),
+        (
+            '{"name": "Ann", "likes": "a "real" fight, twice"}',
+            {"name": "Ann", "likes": 'a "real" fight, twice'},
+        ),
         ('"mood"：开心，😀\n"note"： “他说：好”', {"mood": "开心，😀", "note": "他说：好"}),
         ('Here you are:\n```json\n"name": Ann\n```\nDone.', {"name": "Ann"}),
         ("'a': it's Rita's dip\n'b': 'Marie's'", {"a": "it's Rita's dip", "b": "Marie's"}),
@@ -140,36 +175,49 @@ def test_core_and_procedural():
 
 
 def test_personality():
-    text = (
-        '"openness": {}\n"conscientiousness": "4"\n"extraversion": 3/5\n"Agreeableness": [2]\n"neuroticism": 1 (calm)'
-    )
+    text = '"openness": {}\n"conscientiousness": "4"\n"extraversion": 3/5\n"Agreeableness": [2]\n"neuroticism": 1 (calm)'
     assert p.parse_personality(text.format(5)) == BigFive(5.0, 4.0, 3.0, 2.0, 1.0)
     for wrong in (6, 0, -1, 30, "high", ""):
         assert p.parse_personality(text.format(wrong)) is None
-    assert p.parse_personality("openness: 1\nconscientiousness: 2\nextraversion: 3\nagreeableness: 4\n- neuroticism: 5")
+    assert p.parse_personality(
+        "openness: 1\nconscientiousness: 2\nextraversion: 3\nagreeableness: 4\n- neuroticism: 5"
+    )
     assert p.parse_personality('"openness": 3') is None
 
 
 def test_semantic():
-    text = (
-        'Sure!\n"reason": said "my cat", at 7:30\n"decision": True // yes\n"content": my cat Miso (Image Object: cat)\n'
-    )
+    text = 'Sure!\n"reason": said "my cat", at 7:30\n"decision": True // yes\n"content": my cat Miso (Image Object: cat)\n'
     text += '"keywords": ["cat", "Miso"]'
     reply = p.parse_semantic(text)
-    assert reply == p.SemanticReply('said "my cat", at 7:30', True, "my cat Miso (Image Object: cat)", "cat, Miso")
+    assert reply == p.SemanticReply(
+        'said "my cat", at 7:30', True, "my cat Miso (Image Object: cat)", "cat, Miso"
+    )
     assert p.image_object(reply.content) == ("my cat Miso", "cat")
-    assert p.parse_semantic('"reason": small talk\n"decision": False\n"content": ""\n"keywords": ""').decision is False
-    for wrong in ('"decision": maybe\n"content": x', '"decision": true\n"content": ""', "hello", ""):
+    assert (
+        p.parse_semantic(
+            '"reason": small talk\n"decision": False\n"content": ""\n"keywords": ""'
+        ).decision
+        is False
+    )
+    for wrong in (
+        '"decision": maybe\n"content": x',
+        '"decision": true\n"content": ""',
+        "hello",
+        "",
+    ):
         assert p.parse_semantic(wrong) is None
 
 
 @pytest.mark.parametrize(
-    ("written", "indices"), [("0", (0,)), ("0, 2, 3", (0, 2, 3)), ("[0, 2]", (0, 2)), ("[\n 0,\n 2\n]", (0, 2))]
+    ("written", "indices"),
+    [("0", (0,)), ("0, 2, 3", (0, 2, 3)), ("[0, 2]", (0, 2)), ("[\n 0,\n 2\n]", (0, 2))],
 )
 def test_episodes_restart_at_their_summary(written, indices):
     topic = '"topic_summary": Ann talked of tea, at 7:30.\n"keywords": tea，cup\n"source_dialog_indices": {}\n'
     replies = p.parse_episodes("Topics:\n" + topic.format(written) + topic.format("none"))
-    assert replies == [p.EpisodeReply("Ann talked of tea, at 7:30.", "tea, cup", got) for got in (indices, ())]
+    assert replies == [
+        p.EpisodeReply("Ann talked of tea, at 7:30.", "tea, cup", got) for got in (indices, ())
+    ]
 
 
 def test_image_object():
@@ -182,11 +230,13 @@ def test_no_text_whatever_raises():
     rng = random.Random(0)
     seeds = [
         TIDY,
-        replies.write_answer("a", "b"),
+        protocol_writer.write_answer("a", "b"),
         '"topic_summary": x\n"source_dialog_indices": [0, 2]',
         "（Image Object: a）",
     ]
-    seeds.append(replies.write_pairs(dict.fromkeys(TRAITS, 3)) + '"decision": True\n"content": "x"')
+    seeds.append(
+        protocol_writer.write_pairs(dict.fromkeys(TRAITS, 3)) + '"decision": True\n"content": "x"'
+    )
     pieces = [
         "<think>",
         "</think>",
@@ -223,6 +273,12 @@ def test_no_text_whatever_raises():
             text = text[:i] + rng.choice(pieces) + (text[i:] if rng.random() < 0.6 else text[j:])
         step = p.parse_step(text)
         assert step.errors or (step.think and (step.answer is None) != (step.retrieve is None))
-        for read in (p.parse_pairs, p.parse_personality, p.parse_semantic, p.parse_episodes, p.parse_core):
+        for read in (
+            p.parse_pairs,
+            p.parse_personality,
+            p.parse_semantic,
+            p.parse_episodes,
+            p.parse_core,
+        ):
             read(text)
         p.parse_procedural(text), p.image_object(text), match_option(text, ["yes", text, ""])

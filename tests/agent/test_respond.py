@@ -5,13 +5,19 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.replies import write_answer, write_retrieve
+from personavlm_lib.agent.prompt_sets import PromptSet
+from personavlm_lib.agent.protocol_writer import write_answer, write_retrieve
 from personavlm_lib.agent.respond import AgentSettings, respond, training_top_k
-from personavlm_lib.memory.records import Episode, ProceduralMemory, SemanticMemory, Turn, VisualConcept
+from personavlm_lib.memory.records import (
+    Episode,
+    ProceduralMemory,
+    SemanticMemory,
+    Turn,
+    VisualConcept,
+)
 from personavlm_lib.memory.search import Retriever, TopK
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models import run
+from personavlm_lib.models.engine import run_trajectories
 
 NOW = datetime(2024, 4, 1, 7)
 DRINKS = ("tea", "coffee", "cola", "milk")
@@ -39,8 +45,14 @@ def store(tmp_path):
         content = text.replace("look at ", "").replace(" <img>", "")
         concept = VisualConcept(content, content.split()[-1], f"crop{n}.png") if images else None
         words = " ".join(content.split()[:2])
-        store.add_semantic(SemanticMemory(content, words, known_from=turn.time, concept=concept, sources=(n,), **when))
-        store.add_episode(Episode(content, words, (n,), known_from=turn.time + timedelta(hours=1), **when))
+        store.add_semantic(
+            SemanticMemory(
+                content, words, known_from=turn.time, concept=concept, sources=(n,), **when
+            )
+        )
+        store.add_episode(
+            Episode(content, words, (n,), known_from=turn.time + timedelta(hours=1), **when)
+        )
     store.set_procedural(ProceduralMemory({"yoga": "every monday i do yoga"}, day(2), (1,)))
     return store
 
@@ -48,21 +60,29 @@ def store(tmp_path):
 def ask(store, script, lines, query="what is my drink now ?", images=(), **rest):
     model = script(lines)
     turn = Turn(NOW, query, images=images)
-    return model, run([respond(turn, store.as_of(NOW), Retriever(), **rest)], model)[0]
+    return model, run_trajectories([respond(turn, store.as_of(NOW), Retriever(), **rest)], model)[0]
 
 
 def test_it_looks_up_and_then_answers(store, script):
     lines = [look_up("my drink milk"), look_up("alice music"), ANSWER]
     model, response = ask(store, script, lines)
     assert (response.answer, response.unfinished, response.raw) == ("milk", False, ANSWER)
-    assert [ask.fresh for ask in model.asks] == [True, False, False]
-    assert [step.retrieve.keywords for step in response.steps[:2]] == ["my drink milk", "alice music"]
+    assert [ask.new_conversation for ask in model.asks] == [True, False, False]
+    assert [step.retrieve.keywords for step in response.steps[:2]] == [
+        "my drink milk",
+        "alice music",
+    ]
     assert (response.tokens_in, response.tokens_out) == (21, 9)
     found = response.retrieved[0]
     assert len(found.semantic) == 4 and len(found.episodic) == 2  # appendix A.2
-    assert [m.happened_from for m in found.semantic] == sorted(m.happened_from for m in found.semantic)
+    assert [m.happened_from for m in found.semantic] == sorted(
+        m.happened_from for m in found.semantic
+    )
     assert "my drink is milk" in model.asks[1].text and "alice music is jazz" in model.asks[2].text
-    assert "every monday i do yoga" in model.asks[1].text and "every monday i do yoga" not in model.asks[2].text
+    assert (
+        "every monday i do yoga" in model.asks[1].text
+        and "every monday i do yoga" not in model.asks[2].text
+    )
     assert set(response.retrieved_turns) >= {0, 1, 2, 3, 4}
 
 
@@ -83,13 +103,21 @@ def test_other_keywords_and_another_period_bring_other_memories_back(store, scri
     music, other_shown = found("alice music jazz")
     assert drinks != music and "alice music is jazz" in music and shown != other_shown
     early, early_shown = found("my drink", datetime(2024, 3, 1), datetime(2024, 3, 2, 23, 59))
-    assert early == {"my drink is tea", "my drink is coffee"} and "my drink is milk" not in early_shown
+    assert (
+        early == {"my drink is tea", "my drink is coffee"} and "my drink is milk" not in early_shown
+    )
     late, _ = found("my drink", datetime(2024, 3, 4), None)
     assert "my drink is milk" in late and not late & early
 
 
 def test_at_most_four_generations(store, script):
-    lines = [look_up("my drink"), look_up("alice music"), look_up("my cup"), look_up("my hat"), ANSWER]
+    lines = [
+        look_up("my drink"),
+        look_up("alice music"),
+        look_up("my cup"),
+        look_up("my hat"),
+        ANSWER,
+    ]
     model, response = ask(store, script, lines)
     assert (len(model.asks), len(response.steps), len(response.retrieved)) == (4, 4, 3)
     assert response.answer is None and response.unfinished
@@ -98,7 +126,9 @@ def test_at_most_four_generations(store, script):
     assert len(model.asks) == 1 and "answer now" in model.asks[0].text and response.retrieved == []
 
 
-@pytest.mark.parametrize("line", ["", "milk", "<think>hm</think>", "<retrieve>\n</retrieve>", "<answer>"])
+@pytest.mark.parametrize(
+    "line", ["", "milk", "<think>hm</think>", "<retrieve>\n</retrieve>", "<answer>"]
+)
 def test_a_reply_without_an_action_ends_it_without_a_search(store, script, line):
     model, response = ask(store, script, [line])
     assert len(model.asks) == 1 and response.retrieved == [] and not response.answer
@@ -108,22 +138,28 @@ def test_a_reply_without_an_action_ends_it_without_a_search(store, script, line)
 def test_an_image_in_the_query_is_recognised_before_the_first_ask(store, script):
     events = []
 
-    def recognise(query, view):
+    def recognize(query, view):
         events.append(query.images)
         return [memory for memory in view.semantic if memory.concept][:1]
 
-    query = dict(query="what color is this ? <img>", images=("query.png",), recognise=recognise)
+    query = dict(query="what color is this ? <img>", images=("query.png",), recognize=recognize)
     model, response = ask(store, script, [look_up("my cup"), ANSWER], **query)
     assert events == [("query.png",)]
     assert "seen my cup" in model.asks[0].text and model.asks[0].images == ("query.png",)
     assert "semantic:5" not in response.retrieved_ids  # it stands in the first ask already
-    model, _ = ask(store, script, [ANSWER], recognise=recognise)
+    model, _ = ask(store, script, [ANSWER], recognize=recognize)
     assert len(events) == 1 and "seen" not in model.asks[0].text
 
 
 @pytest.mark.parametrize("name", ["nano", "full"])
 def test_images_stand_in_the_order_of_their_marks(store, script, name):
-    store.add_turn(Turn(NOW - timedelta(minutes=10), "here is bob boat <img> and bob sofa <img>", images=("c0", "c1")))
+    store.add_turn(
+        Turn(
+            NOW - timedelta(minutes=10),
+            "here is bob boat <img> and bob sofa <img>",
+            images=("c0", "c1"),
+        )
+    )
     query = dict(query="and this ? <img>", images=("q",), settings=AgentSettings(PromptSet(name)))
     model, response = ask(store, script, [look_up("look at my cup and my hat"), ANSWER], **query)
     first, second = model.asks
@@ -133,13 +169,20 @@ def test_images_stand_in_the_order_of_their_marks(store, script, name):
     # crops beside the facts, photographs beside the words with which they were shown
     lines = [part.split("\n")[-1] for part in second.text.split("<img>")[:-1]]
     number = {"cup": 5, "hat": 6}
-    wanted = [f"{'photo' if 'look at' in line else 'crop'}{number[line.split()[-1]]}.png" for line in lines]
+    wanted = [
+        f"{'photo' if 'look at' in line else 'crop'}{number[line.split()[-1]]}.png"
+        for line in lines
+    ]
     assert list(second.images) == wanted and len(set(wanted)) == 4
 
 
 def test_the_last_hour_is_shown_and_not_looked_up(store, script):
     turn = store.add_turn(Turn(NOW - timedelta(minutes=30), "my drink is chai", "noted"))
-    store.add_semantic(SemanticMemory("my drink is chai", "", turn.time, turn.time, turn.time, sources=(turn.index,)))
+    store.add_semantic(
+        SemanticMemory(
+            "my drink is chai", "", turn.time, turn.time, turn.time, sources=(turn.index,)
+        )
+    )
     model, response = ask(store, script, [look_up("my drink is chai"), ANSWER])
     assert "my drink is chai" in model.asks[0].text and "my drink is milk" not in model.asks[0].text
     assert "semantic:7" not in response.retrieved_ids
@@ -152,7 +195,10 @@ def test_what_is_learned_later_is_not_seen(store, script):
     after = NOW + timedelta(days=1)
     store.add_semantic(SemanticMemory("my drink is sprite", "", after, after, after, sources=(7,)))
     model, response = ask(store, script, [look_up("my drink is sprite")] * 3 + [ANSWER])
-    assert not any("sprite" in ask.text for ask in model.asks) and "semantic:7" not in response.retrieved_ids
+    assert (
+        not any("sprite" in ask.text for ask in model.asks)
+        and "semantic:7" not in response.retrieved_ids
+    )
 
 
 def test_training_draws_top_k_anew_from_the_papers_ranges(store, script):
@@ -161,7 +207,9 @@ def test_training_draws_top_k_anew_from_the_papers_ranges(store, script):
     sizes = set()
     for n in range(12):
         settings = AgentSettings(random_top_k=True)
-        _, response = ask(store, script, [look_up("my drink"), ANSWER], settings=settings, rng=random.Random(n))
+        _, response = ask(
+            store, script, [look_up("my drink"), ANSWER], settings=settings, rng=random.Random(n)
+        )
         sizes.add((len(response.retrieved[0].semantic), len(response.retrieved[0].episodic)))
     assert len(sizes) > 4
 

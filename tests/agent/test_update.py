@@ -5,22 +5,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.agent.update import live, update_session, update_turn
+from personavlm_lib.agent.prompt_sets import PromptSet
+from personavlm_lib.agent.update import replay_conversation, update_session, update_turn
 from personavlm_lib.memory.personality import BigFive
 from personavlm_lib.memory.records import SESSION_GAP, Turn
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models import run
+from personavlm_lib.models.engine import run_trajectories
 
 NANO = PromptSet("nano")
 START = datetime(2024, 3, 4, 9)
-HIGH = '"openness": 5\n"conscientiousness": 3\n"extraversion": 1\n"agreeableness": 3\n"neuroticism": 3'
-KEEP = '"reason": new preference\n"decision": true\n"content": my drink is tea\n"keywords": my drink'
+HIGH = (
+    '"openness": 5\n"conscientiousness": 3\n"extraversion": 1\n"agreeableness": 3\n"neuroticism": 3'
+)
+KEEP = (
+    '"reason": new preference\n"decision": true\n"content": my drink is tea\n"keywords": my drink'
+)
 SKIP = '"reason": small talk\n"decision": false\n"content": \n"keywords": '
 CORE = '"name": alice\n"city": rome\n"job": nurse'
 HABIT = '"yoga": every monday i do yoga'
 TOPICS = '"topic_summary": drinks\n"keywords": drink\n"source_dialog_indices": 0, 1'
-NOTHING = ["", "no", '"decision": perhaps', '"decision": true', "\x00" * 5, '"openness": 9\n"source_dialog_indices": 0']
+NOTHING = [
+    "",
+    "no",
+    '"decision": perhaps',
+    '"decision": true',
+    "\x00" * 5,
+    '"openness": 9\n"source_dialog_indices": 0',
+]
 
 
 @pytest.fixture
@@ -39,7 +50,9 @@ def contents(store):
 
 
 def test_a_turn_moves_the_profile_and_leaves_a_memory(store, script):
-    run([update_turn(store, turn(store), NANO, written_by="sft")], script([HIGH, KEEP]))
+    run_trajectories(
+        [update_turn(store, turn(store), NANO, written_by="sft")], script([HIGH, KEEP])
+    )
     view = store.as_of()
     (memory,) = view.semantic
     assert (memory.content, memory.keywords, memory.kind, memory.sources) == (
@@ -48,61 +61,92 @@ def test_a_turn_moves_the_profile_and_leaves_a_memory(store, script):
         "fact",
         (0,),
     )
-    assert memory.happened_from == memory.known_from == START and memory.written_by == f"sft/{NANO.label}"
+    assert (
+        memory.happened_from == memory.known_from == START
+        and memory.written_by == f"sft/{NANO.label}"
+    )
     assert view.personality.observed == BigFive(5, 3, 1, 3, 3) and view.personality.m == 1
     assert view.personality.profile.openness > 3.9 and view.personality.profile.extraversion < 2.1
 
 
 def test_a_no_keeps_nothing(store, script):
-    run([update_turn(store, turn(store), NANO)], script([HIGH, SKIP]))
+    run_trajectories([update_turn(store, turn(store), NANO)], script([HIGH, SKIP]))
     assert store.as_of().semantic == []
 
 
 @pytest.mark.parametrize("bad", NOTHING)
 def test_a_reply_that_cannot_be_read_leaves_the_memory_as_it_was(store, script, bad):
     first = turn(store)
-    run([update_turn(store, first, NANO)], script([HIGH, KEEP]))
-    run([update_session(store, [first], NANO)], script([CORE, HABIT, TOPICS]))
+    run_trajectories([update_turn(store, first, NANO)], script([HIGH, KEEP]))
+    run_trajectories([update_session(store, [first], NANO)], script([CORE, HABIT, TOPICS]))
     before = contents(store)
     assert before[0] and before[1] and before[2] and before[3]
     second = turn(store, "my drink is cola", 120)
-    run([update_turn(store, second, NANO)], script([bad, bad]))
+    run_trajectories([update_turn(store, second, NANO)], script([bad, bad]))
     assert contents(store) == before
     assert store.as_of().personality.observed is None and store.as_of().personality.m == 2
     whole = '":' not in bad  # else it holds a pair: core and procedural memory take any key
-    run([update_session(store, [second], NANO)], script([bad if whole else CORE, bad if bad and whole else HABIT, bad]))
+    run_trajectories(
+        [update_session(store, [second], NANO)],
+        script([bad if whole else CORE, bad if bad and whole else HABIT, bad]),
+    )
     assert contents(store)[:2] == before[:2] and contents(store)[3:] == before[3:]
     assert contents(store)[2].human == before[2].human
 
 
 def test_an_empty_list_of_habits_drops_them_and_six_are_refused(store, script):
     session = [turn(store)]
-    run([update_session(store, session, NANO)], script([CORE, HABIT, TOPICS]))
-    run([update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, "", TOPICS]))
-    assert store.as_of().procedural.entries == {} and store.as_of(START + 2 * SESSION_GAP).procedural.entries
+    run_trajectories([update_session(store, session, NANO)], script([CORE, HABIT, TOPICS]))
+    run_trajectories(
+        [update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, "", TOPICS])
+    )
+    assert (
+        store.as_of().procedural.entries == {}
+        and store.as_of(START + 2 * SESSION_GAP).procedural.entries
+    )
     six = "\n".join(f'"k{n}": every day {n}' for n in range(6))
-    run([update_session(store, [turn(store, minutes=180)], NANO)], script([CORE, six, TOPICS]))
+    run_trajectories(
+        [update_session(store, [turn(store, minutes=180)], NANO)], script([CORE, six, TOPICS])
+    )
     assert store.as_of().procedural.entries == {}
-    (refusal,) = store.as_of().refused
+    (refusal,) = store.as_of().rejected
     assert (refusal.purpose, refusal.raw, refusal.sources) == ("procedural", six, (2,))
     assert "at most 5" in refusal.reason
 
 
 def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays(store, script):
-    run([update_session(store, [turn(store)], NANO, "rl")], script([CORE, HABIT, TOPICS]))
+    run_trajectories(
+        [update_session(store, [turn(store)], NANO, "rl")], script([CORE, HABIT, TOPICS])
+    )
     before = store.as_of().core
-    for minutes, bad in ((90, '"city": paris'), (180, '"name": alice\n"city":\n"job": cook'), (270, "nothing new")):
-        run([update_session(store, [turn(store, minutes=minutes)], NANO, "rl")], script([bad, HABIT, TOPICS]))
+    for minutes, bad in (
+        (90, '"city": paris'),
+        (180, '"name": alice\n"city":\n"job": cook'),
+        (270, "nothing new"),
+    ):
+        run_trajectories(
+            [update_session(store, [turn(store, minutes=minutes)], NANO, "rl")],
+            script([bad, HABIT, TOPICS]),
+        )
         assert store.as_of().core == before
-        assert (store.as_of().refused[-1].raw, store.as_of().refused[-1].written_by) == (bad, f"rl/{NANO.label}")
-    reasons = [refusal.reason for refusal in store.as_of().refused]
-    assert "name is lost" in reasons[0] and "'city' has no value" in reasons[1] and "no entry" in reasons[2]
+        assert (store.as_of().rejected[-1].raw, store.as_of().rejected[-1].written_by) == (
+            bad,
+            f"rl/{NANO.label}",
+        )
+    reasons = [refusal.reason for refusal in store.as_of().rejected]
+    assert (
+        "name is lost" in reasons[0]
+        and "'city' has no value" in reasons[1]
+        and "no entry" in reasons[2]
+    )
 
 
 def test_values_keep_their_colons_quotes_emoji_and_line_breaks_through_an_edit(store, script):
-    run([update_session(store, [turn(store)], NANO)], script([CORE, HABIT, TOPICS]))
+    run_trajectories([update_session(store, [turn(store)], NANO)], script([CORE, HABIT, TOPICS]))
     run_at = '"yoga": "at 7:30 \\"sharp\\" 🧘\\nthen tea"\n"read": reads'
-    run([update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, run_at, TOPICS]))
+    run_trajectories(
+        [update_session(store, [turn(store, minutes=90)], NANO)], script([CORE, run_at, TOPICS])
+    )
     version = store.as_of().procedural
     assert version.entries == {"yoga": 'at 7:30 "sharp" 🧘\nthen tea', "read": "reads"}
     assert [(edit.op, edit.key) for edit in version.edits] == [("change", "yoga"), ("add", "read")]
@@ -112,35 +156,47 @@ def test_what_is_no_longer_pending_is_not_written(store, script):
     said = store.add_turn(Turn(START, "my drink is tea", "noted"), pending=True)
     jobs = store.pending()
     assert [(job.work, job.turn) for job in jobs] == [("turn", 0), ("session", 0)]
-    run([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
+    run_trajectories([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
     after = contents(store)
-    run([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))  # as another process would, later
+    run_trajectories(
+        [update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP])
+    )  # as another process would, later
     assert contents(store) == after and store.pending() == jobs[1:]
 
 
 def test_what_a_session_leaves_is_known_an_hour_after_its_last_turn(store, script):
     session = [turn(store, minutes=0), turn(store, minutes=20)]
-    run([update_session(store, session, NANO, "rl")], script([CORE, HABIT, TOPICS]))
+    run_trajectories([update_session(store, session, NANO, "rl")], script([CORE, HABIT, TOPICS]))
     end = START + timedelta(minutes=20) + SESSION_GAP
     before, after = store.as_of(end - timedelta(minutes=1)), store.as_of(end)
     assert (before.core, before.procedural, before.episodes) == (None, None, [])
-    assert after.core.human == {"name": "alice", "city": "rome"} and after.core.persona == {"job": "nurse"}
+    assert after.core.human == {"name": "alice", "city": "rome"} and after.core.persona == {
+        "job": "nurse"
+    }
     assert after.procedural.entries == {"yoga": "every monday i do yoga"}
     (episode,) = after.episodes
-    assert (episode.turns, episode.summary, episode.written_by) == ((0, 1), "drinks", f"rl/{NANO.label}")
+    assert (episode.turns, episode.summary, episode.written_by) == (
+        (0, 1),
+        "drinks",
+        f"rl/{NANO.label}",
+    )
     assert (episode.happened_from, episode.happened_to) == (START, START + timedelta(minutes=20))
 
 
 def test_indices_of_a_topic_count_within_the_session(store, script):
     turn(store)
-    session = [turn(store, "hello there", 120), turn(store, "my food is pizza", 125), turn(store, "bye", 130)]
+    session = [
+        turn(store, "hello there", 120),
+        turn(store, "my food is pizza", 125),
+        turn(store, "bye", 130),
+    ]
     topics = "\n".join(TOPICS.replace("0, 1", indices) for indices in ("1, 2, 9", "7", ""))
-    run([update_session(store, session, NANO)], script(["", "", topics]))
+    run_trajectories([update_session(store, session, NANO)], script(["", "", topics]))
     assert [episode.turns for episode in store.as_of().episodes] == [(2, 3)]
     assert store.as_of().episodes[0].happened_from == START + timedelta(minutes=125)
 
 
-def eyes(calls, crop="crop.png"):
+def recognizer(calls, crop="crop.png"):
     return SimpleNamespace(crop=lambda path, name, folder: calls.append((path, name)) or crop)
 
 
@@ -148,9 +204,11 @@ def test_the_class_name_drives_the_crop(store, script):
     shown, calls = turn(store, "look at my mug <img>", images=("photo.png",)), []
     concept = KEEP.replace("my drink is tea", "my mug (Image Object: cup)")
     model = script([HIGH, concept])
-    run([update_turn(store, shown, NANO, eyes(calls))], model)
+    run_trajectories([update_turn(store, shown, NANO, recognizer(calls))], model)
     (memory,) = store.as_of().semantic
-    assert calls == [("photo.png", "cup")] and all(ask.images == ("photo.png",) for ask in model.asks)
+    assert calls == [("photo.png", "cup")] and all(
+        ask.images == ("photo.png",) for ask in model.asks
+    )
     assert (memory.content, memory.kind) == ("my mug", "concept")
     assert (memory.concept.class_name, memory.concept.crop) == ("cup", "crop.png")
 
@@ -158,9 +216,14 @@ def test_the_class_name_drives_the_crop(store, script):
 def test_without_an_image_or_without_a_find_the_words_remain(store, script):
     concept = KEEP.replace("my drink is tea", "my mug (Image Object: cup)")
     calls = []
-    run([update_turn(store, turn(store, "my mug"), NANO, eyes(calls))], script([HIGH, concept]))
+    run_trajectories(
+        [update_turn(store, turn(store, "my mug"), NANO, recognizer(calls))],
+        script([HIGH, concept]),
+    )
     shown = turn(store, "look at my mug <img>", 5, images=("photo.png",))
-    run([update_turn(store, shown, NANO, eyes(calls, None))], script([HIGH, concept]))
+    run_trajectories(
+        [update_turn(store, shown, NANO, recognizer(calls, None))], script([HIGH, concept])
+    )
     assert len(calls) == 1 and [memory.concept for memory in store.as_of().semantic] == [None, None]
     assert "my mug" in store.as_of().semantic[1].content
 
@@ -168,16 +231,22 @@ def test_without_an_image_or_without_a_find_the_words_remain(store, script):
 def test_a_mark_that_the_model_writes_promises_no_image(store, script):
     """Else the prompt that shows the memory would have more marks than images, and the ask would be refused."""
     written = KEEP.replace("tea", "tea <img>")
-    run([update_turn(store, turn(store), NANO)], script([HIGH, written]))
-    run([update_session(store, [turn(store)], NANO)], script(['"city": rome <img>', '"yoga": yoga <img>', TOPICS]))
+    run_trajectories([update_turn(store, turn(store), NANO)], script([HIGH, written]))
+    run_trajectories(
+        [update_session(store, [turn(store)], NANO)],
+        script(['"city": rome <img>', '"yoga": yoga <img>', TOPICS]),
+    )
     view = store.as_of()
-    assert "<img>" not in view.semantic[0].content + view.core.human["city"] + view.procedural.entries["yoga"]
+    assert (
+        "<img>"
+        not in view.semantic[0].content + view.core.human["city"] + view.procedural.entries["yoga"]
+    )
 
 
 @pytest.mark.parametrize("bad", NOTHING)
 def test_a_life_is_lived_through_whatever_the_model_says(store, script, bad):
     turns = [Turn(START + timedelta(minutes=m), f"turn {m}", "noted") for m in (0, 10, 100, 300)]
-    run([live(store, turns, NANO)], script([bad] * 100))
+    run_trajectories([replay_conversation(store, turns, NANO)], script([bad] * 100))
     assert [t.index for t in store.as_of().turns] == [0, 1, 2, 3]
     assert len(store.as_of().personality_history) == 4
 
@@ -187,7 +256,9 @@ def test_sessions_are_consolidated_in_their_turn_and_the_last_if_it_is_over(stor
 
     def purposes(until):
         model = script([""] * 100)
-        run([live(MemoryStore.in_memory(), turns, NANO, until=until)], model)
+        run_trajectories(
+            [replay_conversation(MemoryStore.in_memory(), turns, NANO, until=until)], model
+        )
         return [ask.purpose for ask in model.asks]
 
     one, session = ["personality", "semantic"], ["core", "procedural", "episodic"]

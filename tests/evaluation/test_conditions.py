@@ -4,13 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from personavlm_lib.agent.prompts import PromptSet
-from personavlm_lib.evaluation.conditions import CONDITIONS, Condition, answer, kept_answers, write_memories
+from personavlm_lib.agent.prompt_sets import PromptSet
+from personavlm_lib.benchmark.oracle import Oracle
+from personavlm_lib.evaluation.conditions import (
+    CONDITIONS,
+    Condition,
+    answer_questions,
+    cached_answers,
+    write_memories,
+)
 from personavlm_lib.evaluation.records import read_records, write_records
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models import Reply
+from personavlm_lib.models.chat import ChatReply
 from personavlm_lib.models.local import LocalModel
-from personavlm_lib.world.oracle import Oracle
 
 LABELS = dict(run="test", benchmark="world", seed=0, prompt_set_hash="0" * 12)
 
@@ -26,7 +32,7 @@ class Listening:
 
     def reply(self, asked):
         self.texts += [ask.text for _, ask in asked]
-        return [Reply("<think>hm</think><answer>(a)</answer>" if "answer now" in ask.text else
+        return [ChatReply("<think>hm</think><answer>(a)</answer>" if "answer now" in ask.text else
                       '<think>hm</think><retrieve>"keywords": my drink</retrieve>') for _, ask in asked]  # fmt: skip
 
 
@@ -35,7 +41,9 @@ def ask(lives, memories):
     def ask(condition, model=None, lives=lives):
         if isinstance(condition, str):
             condition = CONDITIONS[condition]
-        return answer(condition, lives, lambda _, life: memories[life.user], lambda name: model, LABELS, 4)
+        return answer_questions(
+            condition, lives, lambda _, life: memories[life.user], lambda name: model, LABELS, 4
+        )
 
     return ask
 
@@ -46,7 +54,9 @@ def test_the_untrained_model_leaves_one_record_per_question(ask, lives, model, p
     for name, condition in CONDITIONS.items():
         if condition.model == "rl" and condition.memory != "own":
             monkey = ask(name, local, small)
-            assert [row.case for row in monkey] == [q.case for life in small for q in life.questions]
+            assert [row.case for row in monkey] == [
+                q.case for life in small for q in life.questions
+            ]
             assert {row.condition for row in monkey} == {name}
             rows += monkey
     assert all(row.steps >= 1 and row.tokens_in > 50 and row.tokens_out > 0 for row in rows)
@@ -59,7 +69,9 @@ def test_chance_is_drawn_from_the_options_and_the_same_each_time(ask, lives):
     assert len(rows) == sum(len(life.questions) for life in lives)
     assert all(row.raw in row.options and row.parsed == row.raw for row in rows)
     assert [row.correct for row in rows] == [row.raw == row.gold for row in rows]
-    assert [row.raw for row in ask("chance")] == [row.raw for row in rows] and len({row.raw for row in rows}) > 4
+    assert [row.raw for row in ask("chance")] == [row.raw for row in rows] and len(
+        {row.raw for row in rows}
+    ) > 4
 
 
 def test_the_oracle_is_the_ceiling(ask):
@@ -89,7 +101,10 @@ def test_without_memory_nothing_is_known_but_the_personality(ask, lives):
     model = Listening()
     rows = ask("no_memory", model)
     assert all(row.retrievals == 0 and row.steps == 1 and not row.retrieved_ids for row in rows)
-    assert all("profile" in map(str.strip, text.split("\n")) and "answer now" in text for text in model.texts)
+    assert all(
+        "profile" in map(str.strip, text.split("\n")) and "answer now" in text
+        for text in model.texts
+    )
     names = {life.plan.persona.name for life in lives}
     assert not any(f"my name is {name}" in text for text in model.texts for name in names)
 
@@ -100,7 +115,9 @@ def test_context_conditions_show_raw_turns_and_no_memory_search(ask, lives):
         model = Listening()
         rows = ask(name, model)
         assert all(row.retrievals == 0 and row.memory == "context" for row in rows)
-        shown[name] = [[line for line in text.split("\n") if " assistant " in line] for text in model.texts]
+        shown[name] = [
+            [line for line in text.split("\n") if " assistant " in line] for text in model.texts
+        ]
     questions = [(life, question) for life in lives for question in life.questions]
     for (life, question), evidence, five, full in zip(questions, *shown.values(), strict=True):
         before = [turn for turn in life.turns if turn.time <= question.time]
@@ -129,10 +146,16 @@ def test_what_is_taken_away_is_gone(ask):
 def test_the_prompt_set_reaches_answers_and_memories(lives, memories, tmp_path):
     full, answering, living = PromptSet("full"), Listening(), Listening()
     models, memory = (lambda _: answering), (lambda _, life: memories[life.user])
-    answer(CONDITIONS["rl_gold"], lives[:1], memory, models, LABELS, 4, 64, full)
-    assert all(text.startswith(("You assist one person", "This is what your memory holds")) for text in answering.texts)
+    answer_questions(CONDITIONS["rl_gold"], lives[:1], memory, models, LABELS, 4, 64, full)
+    assert all(
+        text.startswith(("You assist one person", "This is what your memory holds"))
+        for text in answering.texts
+    )
     write_memories(lives[:1], tmp_path, living, "rl", None, 4, "key", full)
-    assert living.texts[0].startswith("Judge how the user's personality shows") and "User: " in living.texts[-1]
+    assert (
+        living.texts[0].startswith("Judge how the user's personality shows")
+        and "User: " in living.texts[-1]
+    )
 
 
 def test_answers_are_kept_by_what_made_them(lives, memories, tmp_path):
@@ -140,12 +163,20 @@ def test_answers_are_kept_by_what_made_them(lives, memories, tmp_path):
 
     def ask(made_from, max_tokens=9):
         given = (lives, lambda _, life: memories[life.user], lambda name: model)
-        return kept_answers("rl_gold", tmp_path, made_from, *given, labels=LABELS, width=4, max_tokens=max_tokens)
+        return cached_answers(
+            "rl_gold", tmp_path, made_from, *given, labels=LABELS, width=4, max_tokens=max_tokens
+        )
 
     rows, asked = ask(made), len(model.texts)
-    assert ask(made) == rows and ask(made | {"weights": {"rl": "a", "sft": "b"}}) == rows and len(model.texts) == asked
+    assert (
+        ask(made) == rows
+        and ask(made | {"weights": {"rl": "a", "sft": "b"}}) == rows
+        and len(model.texts) == asked
+    )
     for n, changed in enumerate((made | {"weights": {"rl": "b"}}, made | {"lives": "others"}), 2):
-        assert [row.case for row in ask(changed)] == [row.case for row in rows] and len(model.texts) == n * asked
+        assert [row.case for row in ask(changed)] == [row.case for row in rows] and len(
+            model.texts
+        ) == n * asked
     ask(made | {"lives": "others"}, max_tokens=8)
     assert len(model.texts) == 4 * asked
 
@@ -159,7 +190,10 @@ def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
 
         def reply(self, asked):
             rounds.append(len(asked))
-            return [next(o for o in oracles if self.knows(o, ask.about)).reply([(t, ask)])[0] for t, ask in asked]
+            return [
+                next(o for o in oracles if self.knows(o, ask.subject)).reply([(t, ask)])[0]
+                for t, ask in asked
+            ]
 
         @staticmethod
         def knows(oracle: Oracle, about):
@@ -186,6 +220,9 @@ def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
 
 
 def test_memory_of_other_words_lies_elsewhere():
-    assert CONDITIONS["rl_own"].writer == "rl" and CONDITIONS["rl_own_varied"].writer == "rl_varied"
+    assert (
+        CONDITIONS["rl_own"].writer == "rl"
+        and CONDITIONS["rl_own_paraphrased"].writer == "rl_paraphrased"
+    )
     assert CONDITIONS["rl_gold"].writer == CONDITIONS["backbone_full"].writer == "gold"
-    assert CONDITIONS["backbone_rag5_varied"].writer == "gold_varied"
+    assert CONDITIONS["backbone_rag5_paraphrased"].writer == "gold_paraphrased"

@@ -6,10 +6,10 @@ from datetime import datetime
 import pytest
 
 from personavlm_lib.agent.protocol import parse_step
-from personavlm_lib.agent.replies import write_answer, write_retrieve
+from personavlm_lib.agent.protocol_writer import write_answer, write_retrieve
 from personavlm_lib.agent.respond import Response
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
-from personavlm_lib.world.questions import Question
 
 OPTIONS = ("tea", "coffee", "cola", "milk")
 CHOICE = Question("c0", "u", "Latest Preference Recognition", "choice", datetime(2024, 4, 1), "what is my drink now ?",
@@ -54,16 +54,30 @@ def test_consistency(question, think, answer, borne_out):
 def test_consistency_reads_the_last_step_and_needs_an_answer():
     search = write_retrieve("look up my drink", "my drink", quote=False)
     assert consistency(CHOICE, response(search, write_answer("my drink is coffee", "coffee"))) == 1
-    assert consistency(CHOICE, response(search.replace("look up", "coffee"), write_answer("unknown", "coffee"))) == 0
+    assert (
+        consistency(
+            CHOICE, response(search.replace("look up", "coffee"), write_answer("unknown", "coffee"))
+        )
+        == 0
+    )
     assert consistency(CHOICE, response(search, unfinished=True)) == 0
     assert consistency(CHOICE, Response(None)) == 0
     assert consistency(CHOICE, response("<answer>coffee</answer>")) == 0
 
 
 def test_grammar():
-    search, answer = write_retrieve("look", "my drink", quote=False), write_answer("my drink is tea", "tea")
+    search, answer = (
+        write_retrieve("look", "my drink", quote=False),
+        write_answer("my drink is tea", "tea"),
+    )
     assert grammar(response(answer)) == grammar(response(search, search, answer)) == 1
     assert grammar(response(search, unfinished=True)) == 0
-    for bad in ("tea", "<answer>tea</answer>", answer + " and more", answer.replace("</answer>", ""), search + answer):
+    for bad in (
+        "tea",
+        "<answer>tea</answer>",
+        answer + " and more",
+        answer.replace("</answer>", ""),
+        search + answer,
+    ):
         assert grammar(response(bad)) == grammar(response(search, bad)) == 0, bad
     assert grammar(response(bad, answer)) == 0  # a slip in any generation counts

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from personavlm_lib.evaluation.records import AnswerRecord, load_records, read_records, write_records
+from personavlm_lib.evaluation.records import (
+    AnswerRecord,
+    load_records,
+    read_records,
+    write_records,
+)
 
 ONE = AnswerRecord(
     run="r", benchmark="world", case="1", user="ann", task="t", aspect="Memory", kind="choice", condition="rl_own",
@@ -18,8 +23,14 @@ def test_round_trip(tmp_path):
     write_records(tmp_path / "new" / "records.parquet", written)
     assert load_records(tmp_path / "new" / "records.parquet") == written
     rows = read_records(tmp_path / "new" / "records.parquet")
-    assert list(rows["correct"]) == [False, True] and rows["parsed"].isna().tolist() == [True, False]
-    assert list(rows["options"][0]) == ["tea", "cola"] and list(rows["retrieved_turns"][1]) == [3, 1]
+    assert list(rows["correct"]) == [False, True] and rows["parsed"].isna().tolist() == [
+        True,
+        False,
+    ]
+    assert list(rows["options"][0]) == ["tea", "cola"] and list(rows["retrieved_turns"][1]) == [
+        3,
+        1,
+    ]
     assert list(rows["retrieved_ids"][0]) == []
 
 

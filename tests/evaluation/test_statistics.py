@@ -14,7 +14,10 @@ def clustered(rng, users: int, each: int, mean: float) -> pd.DataFrame:
     """Users who differ: a user's own rate is mean +- 0.3, so that questions of one user are alike."""
     rates = mean + rng.choice([-0.3, 0.3], users)
     return pd.DataFrame(
-        {"user": np.repeat(np.arange(users), each), "correct": rng.random(users * each) < np.repeat(rates, each)}
+        {
+            "user": np.repeat(np.arange(users), each),
+            "correct": rng.random(users * each) < np.repeat(rates, each),
+        }
     )
 
 
@@ -48,7 +51,9 @@ def pairs(a_only: int, b_only: int, both: int) -> pd.DataFrame:
         for case, pair in enumerate(outcomes)
         for condition, right in zip("ab", pair, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["benchmark", "case", "kind", "seed", "user", "condition", "correct"])
+    return pd.DataFrame(
+        rows, columns=["benchmark", "case", "kind", "seed", "user", "condition", "correct"]
+    )
 
 
 def test_paired_difference_and_mcnemar():

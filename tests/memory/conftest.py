@@ -43,17 +43,27 @@ def write_first_schema(folder: Path, turns: int = 6) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("BEGIN")
     for kind in ("turns", "semantic", "episodic", "core", "procedural", "personality"):
-        columns = "id INTEGER PRIMARY KEY, known_from TEXT NOT NULL, record TEXT NOT NULL, vector BLOB"
+        columns = (
+            "id INTEGER PRIMARY KEY, known_from TEXT NOT NULL, record TEXT NOT NULL, vector BLOB"
+        )
         db.execute(f"CREATE TABLE {kind} ({columns})")
     db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
     time = NOON.isoformat()
 
     def add(kind, row, record):
-        db.execute(f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", (row, time, record))
+        db.execute(
+            f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", (row, time, record)
+        )
 
     for n in range(turns):
-        add("turns", n, to_json(Turn(NOON, f"turn {n} in Rome" if n == 1 else f"turn {n}", index=n)))
-        add("semantic", n, to_json(SemanticMemory(f"fact {n}", "", NOON, NOON, NOON, sources=(n,), id=n)))
+        add(
+            "turns", n, to_json(Turn(NOON, f"turn {n} in Rome" if n == 1 else f"turn {n}", index=n))
+        )
+        add(
+            "semantic",
+            n,
+            to_json(SemanticMemory(f"fact {n}", "", NOON, NOON, NOON, sources=(n,), id=n)),
+        )
         seen = f'"profile": {to_json(BigFive.neutral())}, "observed": null, "turn": {n}, "m": 1'
         add("personality", n, f'{{{seen}, "known_from": "{time}"}}')
     versions = ({"name": "Kai"}, {"name": "Kai", "city": "Rome"})

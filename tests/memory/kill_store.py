@@ -26,12 +26,12 @@ from conftest import NOON, WordEncoder, write_first_schema
 from PIL import Image, PngImagePlugin
 
 from personavlm_lib.agent.personavlm import PersonaVLM
-from personavlm_lib.agent.prompts import PromptSet
+from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import CoreMemory, Turn
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import TIMELINES, MemoryStore
-from personavlm_lib.models import Reply
+from personavlm_lib.models.chat import ChatReply
 
 TOKEN = re.compile(r"q\d+x[\dy]+z")
 
@@ -42,11 +42,11 @@ class Model:
     def start(self) -> None:
         return None
 
-    def reply(self, asked: list) -> list[Reply]:
-        return [Reply(self._reply(ask)) for _, ask in asked]
+    def reply(self, asked: list) -> list[ChatReply]:
+        return [ChatReply(self._reply(ask)) for _, ask in asked]
 
     def _reply(self, ask) -> str:
-        turns = ask.about if isinstance(ask.about, list) else [ask.about]
+        turns = ask.subject if isinstance(ask.subject, list) else [ask.subject]
         words = " ".join(TOKEN.findall(" ".join(turn.user for turn in turns)))
         indices = ", ".join(map(str, range(len(turns))))
         traits = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
@@ -77,7 +77,11 @@ def child(folder: Path, number: int, say) -> None:
             if dice < 0.5:
                 say(f"begin chat {token}")
                 picture = draw(folder.parent, token) if rng.random() < 0.3 else None
-                kai.chat(f"tell {token}{' <img>' if picture else ''}", [picture] if picture else [], moment)
+                kai.chat(
+                    f"tell {token}{' <img>' if picture else ''}",
+                    [picture] if picture else [],
+                    moment,
+                )
                 say(f"done chat {token}")
             elif dice < 0.75:
                 tokens = [f"q{number}x{n}y{i}z" for i in range(6)]
@@ -93,9 +97,13 @@ def child(folder: Path, number: int, say) -> None:
                 say("done edit")
             elif turns := store.as_of().turns:
                 turn = rng.choice(turns)
-                say(f"begin forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}")
+                say(
+                    f"begin forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}"
+                )
                 forget(store, f"turn:{turn.index}")
-                say(f"done forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}")
+                say(
+                    f"done forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}"
+                )
 
 
 def draw(folder: Path, token: str) -> str:
@@ -135,7 +143,9 @@ def check(folder: Path, there: set[str], said: list[str]) -> set[str]:
     lines = [line.split() for line in said]
     done = [tuple(line[1:]) for line in lines if line[0] == "done"]
     begun = [line[1:] for line in lines if line[0] == "begin" and tuple(line[1:]) not in done]
-    must = there | {token for what, *tokens in done if what in ("chat", "batch") for token in tokens}
+    must = there | {
+        token for what, *tokens in done if what in ("chat", "batch") for token in tokens
+    }
     gone = {" ".join(rest) for what, *rest in done if what == "forget"}
     perhaps_gone = {" ".join(rest) for what, *rest in begun if what == "forget"}
     with MemoryStore(folder, WordEncoder()) as store:
@@ -152,7 +162,9 @@ def check(folder: Path, there: set[str], said: list[str]) -> set[str]:
         with assistant(store) as kai:
             kai.flush()
         raw = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-        for token in {token for token in gone | perhaps_gone if TOKEN.fullmatch(token)} - set(found):
+        for token in {token for token in gone | perhaps_gone if TOKEN.fullmatch(token)} - set(
+            found
+        ):
             assert token.encode() not in raw, token
         view = store.as_of()
         indices = {turn.index for turn in view.turns}
@@ -161,14 +173,22 @@ def check(folder: Path, there: set[str], said: list[str]) -> set[str]:
             assert set(counts) == indices and set(counts.values()) <= {1}, indices ^ set(counts)
         topics = Counter(turn for episode in view.episodes for turn in episode.turns)
         assert set(topics) <= indices and set(topics.values()) <= {1}
-        search = [Retriever().retrieve(store.as_of(), f"fact {token} turn").ids for token in sorted(found)[:20]]
+        search = [
+            Retriever().retrieve(store.as_of(), f"fact {token} turn").ids
+            for token in sorted(found)[:20]
+        ]
         for kind in TIMELINES:
             store.sql(f"UPDATE {kind} SET vector = NULL")
             # raises where the index and its rows differ
             store.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('integrity-check')")
-            assert store.sql(f"SELECT rowid FROM {kind}_text") == store.sql(f"SELECT id FROM {kind}")
+            assert store.sql(f"SELECT rowid FROM {kind}_text") == store.sql(
+                f"SELECT id FROM {kind}"
+            )
         with MemoryStore(folder, WordEncoder()) as anew:
-            again = [Retriever().retrieve(anew.as_of(), f"fact {token} turn").ids for token in sorted(found)[:20]]
+            again = [
+                Retriever().retrieve(anew.as_of(), f"fact {token} turn").ids
+                for token in sorted(found)[:20]
+            ]
         assert search == again
         images = {Path(path).name for turn in view.turns for path in turn.images}
         assert images <= {path.name for path in store.images.iterdir()}
@@ -190,7 +210,11 @@ def main(kills: int, seed: int) -> Counter:
             there = check(folder, there, said)
             last = said[-1].split()[:2] if said else ["begin", "open"]
             moments[
-                "migrate" if old and last == ["begin", "open"] else last[1] if last[0] == "begin" else "between"
+                "migrate"
+                if old and last == ["begin", "open"]
+                else last[1]
+                if last[0] == "begin"
+                else "between"
             ] += 1
             moments["acknowledged"] += sum(line.startswith("done") for line in said)
     return moments
@@ -202,4 +226,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    print(dict(main(arguments.kills, arguments.seed)), f"{time.perf_counter() - start:.0f} s", file=sys.stdout)
+    print(
+        dict(main(arguments.kills, arguments.seed)),
+        f"{time.perf_counter() - start:.0f} s",
+        file=sys.stdout,
+    )

@@ -16,7 +16,7 @@ from personavlm_lib.memory.records import (
     Episode,
     PersonalityState,
     ProceduralMemory,
-    Refusal,
+    RejectedUpdate,
     SemanticMemory,
     Turn,
     VisualConcept,
@@ -32,16 +32,20 @@ def store(tmp_path, encoder):
     """Something of every kind, with characters at which lines could be split, and a gap where a turn was forgotten."""
     Image.new("RGB", (9, 9), "red").save(tmp_path / "cat.png")
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        for n, text in enumerate(("look <img>", "secret", "a\u2028b\x85c\nd \U0001f408 \"q\" 'r'", "last")):
+        for n, text in enumerate(
+            ("look <img>", "secret", "a\u2028b\x85c\nd \U0001f408 \"q\" 'r'", "last")
+        ):
             images = (str(tmp_path / "cat.png"),) if "<img>" in text else ()
             store.add_turn(Turn(NOON + timedelta(seconds=n), text, "ok", images), pending=n > 1)
         concept = VisualConcept("Rex", "dog", store.as_of().turns[0].images[0])
-        store.add_semantic(SemanticMemory("Rex", "dog", NOON, NOON, NOON, "concept", concept, (0,), "m/p-1"))
+        store.add_semantic(
+            SemanticMemory("Rex", "dog", NOON, NOON, NOON, "concept", concept, (0,), "m/p-1")
+        )
         store.add_episode(Episode("talk", "words", (0, 2), NOON, NOON, NOON))
         store.set_core(CoreMemory({"name": "Kai"}, {"job": "cook"}, NOON, (0,)))
         store.set_procedural(ProceduralMemory({"run": "at 7:30"}, NOON, (0,)))
         store.add_personality(PersonalityState(BigFive.neutral(), None, 0, 1, NOON))
-        store.append("refused", Refusal("core", "x", "no entry", NOON, (0,)))
+        store.append("rejected", RejectedUpdate("core", "x", "no entry", NOON, (0,)))
         forget(store, "turn:1")
         forget(store, "turn:3")
         yield store
@@ -51,7 +55,9 @@ def contents(store):
     """Every row of every kind, with the images' bytes in place of their paths, pending work, and the next ids."""
     rows = {}
     for kind in KINDS:
-        rows[kind] = [(row, repr(record).replace(str(store.folder), "")) for row, record in store.rows(kind)]
+        rows[kind] = [
+            (row, repr(record).replace(str(store.folder), "")) for row, record in store.rows(kind)
+        ]
     pixels = {path.name: path.read_bytes() for path in store.images.iterdir()}
     return rows, pixels, store.pending(), [store._next_id(kind) for kind in KINDS]
 
@@ -82,7 +88,9 @@ def test_an_archive_that_is_damaged_anywhere_is_refused_whole(store, tmp_path, e
         (tmp_path / "bad.zip").write_bytes(damaged)
         try:
             with import_archive(tmp_path / "bad.zip", tmp_path / f"new{n}", encoder) as copy:
-                assert contents(copy) == contents(store)  # a bit that says nothing, such as of a date
+                assert contents(copy) == contents(
+                    store
+                )  # a bit that says nothing, such as of a date
         except StoreError as error:
             refused += 1
             assert "bad.zip" in str(error) and not (tmp_path / f"new{n}").exists()

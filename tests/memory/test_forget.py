@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from personavlm_lib.memory.forget import forget
-from personavlm_lib.memory.personality import advance, smoothing
+from personavlm_lib.memory.personality import next_state, smoothing
 from personavlm_lib.memory.records import (
     SESSION_GAP,
     BigFive,
     CoreMemory,
     Episode,
     ProceduralMemory,
-    Refusal,
+    RejectedUpdate,
     SemanticMemory,
     Turn,
     VisualConcept,
@@ -25,7 +25,7 @@ from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, StoreError
 
 START = datetime(2024, 5, 1, 9)
-PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "refused")
+PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "rejected")
 
 
 def secret(n: int) -> str:
@@ -48,26 +48,35 @@ def live_on(store, until: int, pictures=None, gap_after: int = 3):
         time = START + timedelta(hours=3 * (n // gap_after), minutes=n)
         images = (picture(pictures, n),) if pictures and n % 2 else ()
         turn = store.add_turn(
-            Turn(time, f"I said {secret(n)}{' <img>' * len(images)}", f"noted {secret(n)}", images), pending=n % 2 == 0
+            Turn(time, f"I said {secret(n)}{' <img>' * len(images)}", f"noted {secret(n)}", images),
+            pending=n % 2 == 0,
         )
         session.append(turn)
         concept = VisualConcept(f"thing {secret(n)}", secret(n), turn.images[0]) if images else None
         about = f"fact {secret(n)}"
-        store.add_semantic(SemanticMemory(about, secret(n), time, time, time, "fact", concept, (n,), "m/p-1"))
+        store.add_semantic(
+            SemanticMemory(about, secret(n), time, time, time, "fact", concept, (n,), "m/p-1")
+        )
         observed = BigFive(1 + n % 5, 3, 5 - n % 5, 3, 4)
         view = store.as_of()
-        store.add_personality(advance(view.personality, observed, n, time))
-        store.append("refused", Refusal("core", f"raw {secret(n)}", "bad", time, (n,)))
+        store.add_personality(next_state(view.personality, observed, n, time))
+        store.append("rejected", RejectedUpdate("core", f"raw {secret(n)}", "bad", time, (n,)))
         if len(session) == gap_after:
             known, sources = time + SESSION_GAP, tuple(t.index for t in session)
             words = " ".join(secret(t.index) for t in session)
-            store.add_episode(Episode(f"we spoke of {words}", words, sources, session[0].time, time, known))
+            store.add_episode(
+                Episode(f"we spoke of {words}", words, sources, session[0].time, time, known)
+            )
             core = store.as_of().core
             human = (
-                {"name": "Kai"} | (core.human if core else {}) | {f"k{n % 4}": secret(n), f"l{n % 4}": secret(n - 1)}
+                {"name": "Kai"}
+                | (core.human if core else {})
+                | {f"k{n % 4}": secret(n), f"l{n % 4}": secret(n - 1)}
             )
             store.set_core(CoreMemory(human, {}, known, sources))
-            store.set_procedural(ProceduralMemory({f"habit {secret(n)}": f"does {secret(n)}"}, known, sources))
+            store.set_procedural(
+                ProceduralMemory({f"habit {secret(n)}": f"does {secret(n)}"}, known, sources)
+            )
             session = []
 
 
@@ -86,7 +95,12 @@ def bytes_of(folder) -> bytes:
 def shown(store) -> str:
     view = store.as_of()
     found = Retriever().retrieve(view, "fact zq004xw said")
-    return repr([getattr(view, part) for part in PARTS]) + repr(found) + repr(store.pending()) + repr(view.receipts)
+    return (
+        repr([getattr(view, part) for part in PARTS])
+        + repr(found)
+        + repr(store.pending())
+        + repr(view.receipts)
+    )
 
 
 SELECTORS = {
@@ -97,7 +111,10 @@ SELECTORS = {
     "core": (dict(what="core:k1"), {5}),
     "procedural": (dict(what=f"procedural:habit {secret(5)}"), {3, 4, 5}),
     "name": (dict(what=f"name:{secret(4).upper()}"), {3, 4, 5}),
-    "period": (dict(start=START + timedelta(hours=3), end=START + timedelta(hours=3, minutes=4)), {3, 4}),
+    "period": (
+        dict(start=START + timedelta(hours=3), end=START + timedelta(hours=3, minutes=4)),
+        {3, 4},
+    ),
     "open start": (dict(end=START + timedelta(hours=2)), {0, 1, 2}),
     "everything": (dict(what="everything"), set(range(9))),
 }
@@ -118,17 +135,34 @@ def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
             assert n not in pixels or (pixels[n] in raw) == (n not in gone)
         assert receipt.ids["turns"] == tuple(sorted(gone)) and receipt.asked in (selector, "period")
         assert not any(f"zq{n:03d}" in repr(receipt) for n in range(9))
-        assert receipt.counts["turns"] == len(gone) and receipt.counts.get("images", 0) == len(gone & pixels.keys())
+        assert receipt.counts["turns"] == len(gone) and receipt.counts.get("images", 0) == len(
+            gone & pixels.keys()
+        )
         kept = repr(store.as_of().receipts)
         assert {job.turn for job in store.pending()} == {0, 2, 4, 6, 8} - gone
     with MemoryStore(tmp_path / "kai", encoder) as store:
         assert repr(store.as_of().receipts) == kept
-        assert store.add_turn(Turn(START + timedelta(days=9), "again")).index == 9  # no id is given twice
-        derived = [*store.as_of().semantic, *store.as_of().episodes, *store.as_of().personality_history]
+        assert (
+            store.add_turn(Turn(START + timedelta(days=9), "again")).index == 9
+        )  # no id is given twice
+        derived = [
+            *store.as_of().semantic,
+            *store.as_of().episodes,
+            *store.as_of().personality_history,
+        ]
         assert not gone & {source for record in derived for source in record.sources}
         versions = [v for kind in ("core", "procedural") for v in store.as_of().table(kind).records]
-        origins = [t for v in versions for keys in v.origins.values() for turns in keys.values() for t in turns]
-        assert not gone & {*origins, *(source for version in versions for source in version.sources)}
+        origins = [
+            t
+            for v in versions
+            for keys in v.origins.values()
+            for turns in keys.values()
+            for t in turns
+        ]
+        assert not gone & {
+            *origins,
+            *(source for version in versions for source in version.sources),
+        }
 
 
 def test_a_lexical_table_forgets_too(tmp_path, encoder):
@@ -138,15 +172,22 @@ def test_a_lexical_table_forgets_too(tmp_path, encoder):
         forget(store, "turn:4")
         assert store.sql(found, secret(4)) == [] and store.sql(found, secret(5)) == [(5,)]
         # FTS5 stores words without the beginning that they share with the one before: look for the end
-        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and b"4xw" not in bytes_of(tmp_path / "kai")
+        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and b"4xw" not in bytes_of(
+            tmp_path / "kai"
+        )
 
 
 def test_versions_lose_what_came_from_the_turn_and_keep_the_rest(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         before = store.as_of().core.human
-        assert before == {"name": "Kai", **{f"{k}{n % 4}": secret(n - (k == "l")) for n in (2, 5, 8) for k in "kl"}}
+        assert before == {
+            "name": "Kai",
+            **{f"{k}{n % 4}": secret(n - (k == "l")) for n in (2, 5, 8) for k in "kl"},
+        }
         receipt = forget(store, "turn:5")
-        assert store.as_of().core.human == {key: value for key, value in before.items() if key != "k1"}
+        assert store.as_of().core.human == {
+            key: value for key, value in before.items() if key != "k1"
+        }
         assert receipt.counts["core entries"] == 2  # it stood in two versions
         assert [list(version.entries) for version in store.as_of().table("procedural").records] == [
             [f"habit {secret(2)}"], [], [f"habit {secret(8)}"],
@@ -164,16 +205,22 @@ def test_the_personality_is_the_average_of_what_is_left(tmp_path, encoder):
             pairs = zip(profile.as_tuple(), state.observed.as_tuple(), strict=True)
             profile = BigFive(*(kept * p + (1 - kept) * seen for p, seen in pairs))
         left = store.as_of().personality_history
-        assert left[:4] == states[:4] and left[-1].profile.as_tuple() == pytest.approx(profile.as_tuple())
+        assert left[:4] == states[:4] and left[-1].profile.as_tuple() == pytest.approx(
+            profile.as_tuple()
+        )
         assert left[-1].profile != states[-1].profile and receipt.renewed == ("personality",)
 
 
-def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(tmp_path, encoder, monkeypatch):
+def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(
+    tmp_path, encoder, monkeypatch
+):
     store = filled(tmp_path / "kai", tmp_path, encoder)
     monkeypatch.setattr(store, "erase", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forget(store, "turn:3")
-    raw = sqlite3.connect(tmp_path / "kai" / "memory.db")  # keeps the WAL from being folded in at closing
+    raw = sqlite3.connect(
+        tmp_path / "kai" / "memory.db"
+    )  # keeps the WAL from being folded in at closing
     store.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
         assert secret(3).encode() not in bytes_of(tmp_path / "kai") and not store.meta("scrub")
@@ -186,7 +233,9 @@ def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(tmp_pat
 
 def test_a_name_is_a_word_and_needs_no_spaces_where_there_are_none(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
-        for n, text in enumerate(("Ann called", "I planned it", "我的猫咪很好", "ann's hat", "猫 only", "annex")):
+        for n, text in enumerate(
+            ("Ann called", "I planned it", "我的猫咪很好", "ann's hat", "猫 only", "annex")
+        ):
             store.add_turn(Turn(START + timedelta(minutes=n), text))
         assert forget(store, "name:Ann").ids["turns"] == (0, 3)
         assert forget(store, "name:猫咪").ids["turns"] == (2,)
@@ -206,7 +255,9 @@ def test_a_name_is_a_word_and_needs_no_spaces_where_there_are_none(tmp_path, enc
         (dict(start=START, end=START - timedelta(days=1)), ValueError, "before it starts"),
     ],
 )
-def test_what_is_not_there_or_not_clear_is_refused_and_nothing_lost(tmp_path, encoder, named, error, message):
+def test_what_is_not_there_or_not_clear_is_refused_and_nothing_lost(
+    tmp_path, encoder, named, error, message
+):
     with filled(tmp_path / "kai", tmp_path, encoder, 4) as store:
         before = shown(store)
         with pytest.raises(error, match=message):
@@ -215,7 +266,9 @@ def test_what_is_not_there_or_not_clear_is_refused_and_nothing_lost(tmp_path, en
 
 
 @given(st.integers(3, 12), st.sets(st.integers(0, 11), min_size=1, max_size=3), st.integers(0, 20))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_as_of_after_forgetting_is_what_a_life_up_to_then_had_left(encoder, until, turns, hours):
     """The view of a whole memory equals that of one filled up to then, also after both forgot the same turns."""
     moment = START + timedelta(hours=hours)
@@ -246,8 +299,13 @@ def test_who_still_reads_delays_the_last_byte_and_one_is_told(tmp_path, encoder)
         with pytest.raises(StoreError, match=r"forgotten, but .* \(another process still reads\)"):
             forget(store, "turn:4")
         assert secret(4) not in shown(store) and store.as_of().receipts[-1].ids["turns"] == (4,)
-    with pytest.warns(UserWarning, match="still reads"), MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store:
+    with (
+        pytest.warns(UserWarning, match="still reads"),
+        MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store,
+    ):
         assert secret(4) not in shown(store)
     other.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and secret(4) not in shown(store)
+        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and secret(4) not in shown(
+            store
+        )

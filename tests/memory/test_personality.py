@@ -4,7 +4,13 @@ from datetime import datetime
 
 import pytest
 
-from personavlm_lib.memory.personality import advance, evolve, levels, smoothing, summarise
+from personavlm_lib.memory.personality import (
+    evolve,
+    next_state,
+    smoothing,
+    summarize_profile,
+    trait_levels,
+)
 from personavlm_lib.memory.records import BigFive
 
 NOON = datetime(2024, 5, 3, 12)
@@ -30,7 +36,9 @@ def test_a_wholly_neutral_turn(skip, expected):
 
 def test_the_release_skips_each_neutral_trait_and_the_paper_does_not():
     before, observed = BigFive(4, 4, 4, 4, 4), BigFive(5, 3, 3, 3, 3)
-    assert evolve(before, observed, 25, "paper").as_tuple() == pytest.approx((4.3, 3.7, 3.7, 3.7, 3.7))
+    assert evolve(before, observed, 25, "paper").as_tuple() == pytest.approx(
+        (4.3, 3.7, 3.7, 3.7, 3.7)
+    )
     assert evolve(before, observed, 25, "trait").as_tuple() == pytest.approx((4.3, 4, 4, 4, 4))
     with pytest.raises(ValueError, match="sometimes"):
         evolve(before, observed, 25, "sometimes")
@@ -47,26 +55,30 @@ def test_m_counts_turns_or_updates():
     seen = BigFive(5, 5, 5, 5, 5)
     by_turn = by_update = None
     for turn, observed in enumerate([NEUTRAL, None, seen]):
-        by_turn = advance(by_turn, observed, turn, NOON)
-        by_update = advance(by_update, observed, turn, NOON, count="updates")
+        by_turn = next_state(by_turn, observed, turn, NOON)
+        by_update = next_state(by_update, observed, turn, NOON, count="updates")
     assert (by_turn.m, by_update.m) == (3, 1)
-    assert by_turn.profile == evolve(NEUTRAL, seen, 3) and by_update.profile == evolve(NEUTRAL, seen, 1)
+    assert by_turn.profile == evolve(NEUTRAL, seen, 3) and by_update.profile == evolve(
+        NEUTRAL, seen, 1
+    )
     assert by_turn.profile != by_update.profile
 
 
 def test_the_three_ways_to_show_a_profile():
     profile = BigFive(3.96, 1.5, 3.0, 2.0, 4.5)
-    assert summarise(profile).splitlines() == [
+    assert summarize_profile(profile).splitlines() == [
         "openness: high",
         "conscientiousness: very low",
         "extraversion: moderate",
         "agreeableness: low",
         "neuroticism: very high",
     ]
-    assert summarise(profile, "numbers").startswith("openness: 3.96\n")
-    assert summarise(profile, "cut").startswith("openness: 3.9\n")  # the release cuts, it does not round
-    assert list(levels(profile).values()) == ["high", "low", "mid", "low", "high"]
-    assert levels(BigFive(2.5, 3.5, 2.49, 3.51, 3))["openness"] == "mid"
+    assert summarize_profile(profile, "numbers").startswith("openness: 3.96\n")
+    assert summarize_profile(profile, "cut").startswith(
+        "openness: 3.9\n"
+    )  # the release cuts, it does not round
+    assert list(trait_levels(profile).values()) == ["high", "low", "mid", "low", "high"]
+    assert trait_levels(BigFive(2.5, 3.5, 2.49, 3.51, 3))["openness"] == "mid"
 
 
 def test_a_score_off_the_scale_is_refused():

@@ -20,7 +20,14 @@ NOON = datetime(2024, 5, 3, 12)
 
 
 def test_a_session_ends_with_a_gap_of_an_hour():
-    minutes = [0, 59, 118, 178, 179, 400]  # 118 -> 178 is exactly the threshold: Algorithm 1 says >=
+    minutes = [
+        0,
+        59,
+        118,
+        178,
+        179,
+        400,
+    ]  # 118 -> 178 is exactly the threshold: Algorithm 1 says >=
     turns = [Turn(NOON + timedelta(minutes=minute), "") for minute in minutes]
     assert [len(session) for session in split_sessions(turns)] == [3, 2, 1]
     assert split_sessions([]) == []
@@ -31,7 +38,16 @@ def test_a_session_ends_with_a_gap_of_an_hour():
     [
         Turn(NOON, "look <img>", "é 猫", ("a.png",), 3),
         SemanticMemory(
-            "c", "k", NOON, NOON, NOON, "concept", VisualConcept("Rex", "dog", "rex.png"), (1, 2), "gold", 4
+            "c",
+            "k",
+            NOON,
+            NOON,
+            NOON,
+            "concept",
+            VisualConcept("Rex", "dog", "rex.png"),
+            (1, 2),
+            "gold",
+            4,
         ),
         Episode("s", "k", (1, 2), NOON, NOON, NOON, "gold", 0),
         CoreMemory({"name": "Kai"}, {}, NOON, (1,)),

@@ -30,7 +30,9 @@ def store(encoder):
 
 
 def contents(found):
-    return [memory.content for memory in found.semantic], [episode.summary for episode in found.episodic]
+    return [memory.content for memory in found.semantic], [
+        episode.summary for episode in found.episodic
+    ]
 
 
 def test_the_most_alike_stays_outside_when_the_period_leaves_it_out(store):
@@ -38,33 +40,53 @@ def test_the_most_alike_stays_outside_when_the_period_leaves_it_out(store):
     inside = retriever.retrieve(store.as_of(), "kai drink cola", day(1), day(2))
     assert contents(inside) == (["kai drink tea"], ["kai drink tea"])
     released = Retriever(top_k=TopK(0, 1, 1), time_filter="released")
-    assert contents(released.retrieve(store.as_of(), "kai drink cola", day(1), day(2)))[0] == ["kai drink cola"]
+    assert contents(released.retrieve(store.as_of(), "kai drink cola", day(1), day(2)))[0] == [
+        "kai drink cola"
+    ]
 
 
 def test_few_entries_in_the_period_are_not_filled_up_from_outside(store):
-    assert contents(Retriever().retrieve(store.as_of(), "kai drink cola", day(2), day(2)))[0] == ["kai pet dog"]
+    assert contents(Retriever().retrieve(store.as_of(), "kai drink cola", day(2), day(2)))[0] == [
+        "kai pet dog"
+    ]
     assert Retriever().retrieve(store.as_of(), "kai", day(9), None).ids == []
-    assert Retriever().retrieve(store.as_of(), "kai", day(3), day(1)).ids == []  # a period the wrong way round
+    assert (
+        Retriever().retrieve(store.as_of(), "kai", day(3), day(1)).ids == []
+    )  # a period the wrong way round
 
 
 def test_results_are_oldest_first_whatever_their_rank(store):
     found = Retriever(top_k=TopK(0, 2, 2)).retrieve(store.as_of(), "job water")
     assert contents(found)[0] == ["kai drink water", "kai job baker"]
     assert found.ids == ["semantic:3", "semantic:4", "episode:3", "episode:4"]
-    assert [turn.user for episode in found.episodic for turn in episode.raw] == ["kai drink water", "kai job baker"]
+    assert [turn.user for episode in found.episodic for turn in episode.raw] == [
+        "kai drink water",
+        "kai job baker",
+    ]
 
 
 def test_nothing_comes_back_twice(store):
     seen: set[str] = set()
-    for expected in (["semantic:0", "semantic:1"], ["semantic:2", "semantic:3"], ["semantic:4"], []):
-        ids = Retriever(top_k=TopK(0, 2, 0)).retrieve(store.as_of(), "kai drink cola tea", exclude=seen).ids
+    for expected in (
+        ["semantic:0", "semantic:1"],
+        ["semantic:2", "semantic:3"],
+        ["semantic:4"],
+        [],
+    ):
+        ids = (
+            Retriever(top_k=TopK(0, 2, 0))
+            .retrieve(store.as_of(), "kai drink cola tea", exclude=seen)
+            .ids
+        )
         assert len(ids) == len(expected) and not seen & set(ids)
         seen |= set(ids)
     assert len(seen) == 5
 
 
 def test_what_stands_in_the_context_does_not_come_back(store):
-    store.add_semantic(SemanticMemory("kai drink cola and dog", "", day(5), day(5), day(5), sources=(0, 2)))
+    store.add_semantic(
+        SemanticMemory("kai drink cola and dog", "", day(5), day(5), day(5), sources=(0, 2))
+    )
     found = Retriever(top_k=TopK(0, 9, 9)).retrieve(store.as_of(), "kai", context_turns={0, 4})
     assert "semantic:0" not in found.ids and "episode:4" not in found.ids
     assert "semantic:5" in found.ids  # turn 2 is not in the context
@@ -103,7 +125,9 @@ def test_turns_are_ranked_as_units(store):
         turn.index for turn in turns
     )
     assert 0 not in [turn.index for turn in turns]
-    assert [turn.index for turn in Retriever().rank_turns(store.as_of(day(1)), "water cola", 9)] == [0, 1]
+    assert [
+        turn.index for turn in Retriever().rank_turns(store.as_of(day(1)), "water cola", 9)
+    ] == [0, 1]
 
 
 def test_an_ablated_type_brings_nothing(store):
@@ -117,7 +141,9 @@ def test_the_newer_of_two_told_in_the_same_words_comes_first(encoder):
             store.add_semantic(SemanticMemory("kai drink cola", "", day(n), day(n), day(n)))
         one = Retriever(top_k=TopK(0, 1, 0))
         assert one.retrieve(store.as_of(), "kai").ids == ["semantic:39"]
-        assert one.retrieve(store.as_of(day(20)), "kai", exclude={"semantic:20"}).ids == ["semantic:19"]
+        assert one.retrieve(store.as_of(day(20)), "kai", exclude={"semantic:20"}).ids == [
+            "semantic:19"
+        ]
 
 
 def test_unknown_settings_and_a_foreign_encoder_are_refused(store):

@@ -18,7 +18,7 @@ from personavlm_lib.memory.records import (
     Episode,
     PersonalityState,
     ProceduralMemory,
-    Refusal,
+    RejectedUpdate,
     SemanticMemory,
     Turn,
     VisualConcept,
@@ -26,7 +26,16 @@ from personavlm_lib.memory.records import (
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, StoreError
 
-PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality", "personality_history", "refused")
+PARTS = (
+    "turns",
+    "semantic",
+    "episodes",
+    "core",
+    "procedural",
+    "personality",
+    "personality_history",
+    "rejected",
+)
 
 
 def day(n: float) -> datetime:
@@ -51,24 +60,49 @@ def random_life(rng):
         events.append((t, ("add_turn", Turn(t, f"turn {n}", "ok"))))
         if rng.random() < 0.5:
             about = t - timedelta(days=rng.choice([0, 0, 2]))
-            events.append((t, ("add_semantic", SemanticMemory(f"fact {n}", f"f{n}", about, t, t, sources=(n,)))))
+            events.append(
+                (
+                    t,
+                    (
+                        "add_semantic",
+                        SemanticMemory(f"fact {n}", f"f{n}", about, t, t, sources=(n,)),
+                    ),
+                )
+            )
         scores = BigFive(*(rng.randint(1, 5) for _ in range(5)))
         events.append((t, ("add_personality", PersonalityState(scores, None, n, n + 1, t))))
         known = t + SESSION_GAP
         if n % 5 == 4:
             events.append(
-                (known, ("add_episode", Episode(f"e{n}", "", tuple(range(n - 4, n + 1)), day(n / 4 - 1), t, known)))
+                (
+                    known,
+                    (
+                        "add_episode",
+                        Episode(f"e{n}", "", tuple(range(n - 4, n + 1)), day(n / 4 - 1), t, known),
+                    ),
+                )
             )
-            human = {key: str(rng.randint(0, 2)) for key in ("age", "city", "pet") if rng.random() < 0.7}
-            events.append((known, ("set_core", CoreMemory(human, {"job": str(n)}, known, (n - 1, n)))))
+            human = {
+                key: str(rng.randint(0, 2)) for key in ("age", "city", "pet") if rng.random() < 0.7
+            }
+            events.append(
+                (known, ("set_core", CoreMemory(human, {"job": str(n)}, known, (n - 1, n))))
+            )
             habits = {key: f"at {n}" for key in ("run", "read") if rng.random() < 0.5}
             events.append((known, ("set_procedural", ProceduralMemory(habits, known, (n,)))))
-            events.append((known, ("append", "refused", Refusal("core", f"raw {n}", "bad", known, (n,)))))
+            events.append(
+                (
+                    known,
+                    ("append", "rejected", RejectedUpdate("core", f"raw {n}", "bad", known, (n,))),
+                )
+            )
     return sorted(events, key=lambda event: event[0])
 
 
 @given(st.randoms(use_true_random=False), st.floats(-0.5, 7))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_as_of_is_what_a_store_filled_only_up_to_then_holds(encoder, rng, days):
     life = random_life(rng)
     with MemoryStore.in_memory(encoder) as whole:
@@ -81,7 +115,9 @@ def test_as_of_is_what_a_store_filled_only_up_to_then_holds(encoder, rng, days):
                         write(partial, event)
                 assert parts(whole.as_of(moment)) == parts(partial.as_of())
                 find = (Retriever(), "fact 7 turn", day(0), day(5))
-                assert find[0].retrieve(whole.as_of(moment), *find[1:]) == find[0].retrieve(partial.as_of(), *find[1:])
+                assert find[0].retrieve(whole.as_of(moment), *find[1:]) == find[0].retrieve(
+                    partial.as_of(), *find[1:]
+                )
 
 
 def test_reopening_gives_an_equal_view_and_keeps_the_vectors(tmp_path, encoder):
@@ -103,8 +139,13 @@ def test_vectors_are_made_in_one_batch_and_for_new_rows_only(encoder):
             store.add_semantic(SemanticMemory(f"fact {n}", "", day(n), day(n), day(n)))
         assert encoder.batches == []
         Retriever().retrieve(store.as_of(), "fact 1")
-        store.add_semantic(SemanticMemory("fact 10", "", day(3), day(3), day(3)))  # out of order, as a late writer's
-        assert Retriever().retrieve(store.as_of(), "10", day(2.5), day(3.5)).ids == ["semantic:3", "semantic:10"]
+        store.add_semantic(
+            SemanticMemory("fact 10", "", day(3), day(3), day(3))
+        )  # out of order, as a late writer's
+        assert Retriever().retrieve(store.as_of(), "10", day(2.5), day(3.5)).ids == [
+            "semantic:3",
+            "semantic:10",
+        ]
     assert encoder.batches == [1, 10, 1, 1]
 
 
@@ -181,7 +222,9 @@ def test_another_process_writing_is_noticed(tmp_path, encoder):
 def test_turns_come_in_order_of_time(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(day(1), "one"))
-        with pytest.raises(ValueError, match="2024-05-01 09:00:00 after one of 2024-05-02 09:00:00"):
+        with pytest.raises(
+            ValueError, match="2024-05-01 09:00:00 after one of 2024-05-02 09:00:00"
+        ):
             store.add_turn(Turn(day(0), "earlier"))
 
 
@@ -190,18 +233,28 @@ def test_an_ablation_hides_a_type_and_nothing_else(encoder):
         for _, event in random_life(random.Random(1)):
             write(store, event)
         view = store.as_of()
-        names = {"core": "core", "semantic": "semantic", "episodic": "episodes", "procedural": "procedural"}
+        names = {
+            "core": "core",
+            "semantic": "semantic",
+            "episodic": "episodes",
+            "procedural": "procedural",
+        }
         for kind, part in (names | {"personality": "personality"}).items():
             hidden = view.without(kind)
             assert not getattr(hidden, part) and getattr(view, part)
             changed = {p for p in PARTS if getattr(hidden, p) != getattr(view, p)}
-            assert changed == ({"personality", "personality_history"} if kind == "personality" else {part})
+            assert changed == (
+                {"personality", "personality_history"} if kind == "personality" else {part}
+            )
         with pytest.raises(ValueError, match="episodes"):
             view.without("episodes")
 
 
 def test_a_newer_schema_a_foreign_file_and_a_damaged_one_are_refused(tmp_path):
-    for name, statement in (("newer", "PRAGMA user_version = 99"), ("foreign", "CREATE TABLE t (x)")):
+    for name, statement in (
+        ("newer", "PRAGMA user_version = 99"),
+        ("foreign", "CREATE TABLE t (x)"),
+    ):
         (tmp_path / name).mkdir()
         db = sqlite3.connect(tmp_path / name / "memory.db", isolation_level=None)
         db.execute(statement)
@@ -223,5 +276,8 @@ def test_a_damaged_row_names_its_file_and_table(tmp_path):
     db = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
     db.execute("UPDATE turns SET record = 'x'")
     db.close()
-    with MemoryStore(tmp_path) as store, pytest.raises(StoreError, match="memory.db: a row of turns"):
+    with (
+        MemoryStore(tmp_path) as store,
+        pytest.raises(StoreError, match="memory.db: a row of turns"),
+    ):
         store.as_of()

@@ -14,7 +14,22 @@ from personavlm_lib.memory.search import Retriever, TopK
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.timeline import K1, RANKINGS, B, Column, Query, _best_first, search_words
 
-WORDS = ["kai", "cola", "tea", "dog", "baker", "runs", "running", "the", "ümit", "猫", "7:30", '"quoted"', "-", "NOT"]
+WORDS = [
+    "kai",
+    "cola",
+    "tea",
+    "dog",
+    "baker",
+    "runs",
+    "running",
+    "the",
+    "ümit",
+    "猫",
+    "7:30",
+    '"quoted"',
+    "-",
+    "NOT",
+]
 START = datetime(2024, 5, 1, 9)
 
 
@@ -24,7 +39,9 @@ def hour(n: float) -> datetime:
 
 anything = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
-spans = st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 3))  # start, length, learned how much later
+spans = st.tuples(
+    st.integers(0, 9), st.integers(0, 4), st.integers(0, 3)
+)  # start, length, learned how much later
 periods = st.tuples(st.none() | st.integers(0, 12), st.none() | st.integers(0, 12))
 
 
@@ -43,7 +60,9 @@ def test_a_trajectory_sees_only_what_it_may(
     encoder, told, asked, moment, ranking, search_with, k, context, approximate
 ):
     index = "approximate" if approximate and ranking == "dense" else "exact"
-    retriever = Retriever(top_k=TopK(0, k, k), ranking=ranking, search_with=search_with, index=index)
+    retriever = Retriever(
+        top_k=TopK(0, k, k), ranking=ranking, search_with=search_with, index=index
+    )
     with MemoryStore.in_memory(encoder) as store:
         for n, (text, _) in enumerate(told):
             store.add_turn(Turn(hour(n / 10), text, "ok"))
@@ -53,14 +72,25 @@ def test_a_trajectory_sees_only_what_it_may(
             store.add_episode(Episode(text, "", (n,), *times))
         view, seen = store.as_of(hour(moment)), set()
         for keywords, (first, last) in asked:
-            start, end = first if first is None else hour(first), last if last is None else hour(last)
-            found = retriever.retrieve(view, keywords, start, end, seen, context, query="kai and the dog")
+            start, end = (
+                first if first is None else hour(first),
+                last if last is None else hour(last),
+            )
+            found = retriever.retrieve(
+                view, keywords, start, end, seen, context, query="kai and the dog"
+            )
             for entries in (found.semantic, found.episodic):
                 assert len(entries) <= k
-                assert [e.happened_from for e in entries] == sorted(e.happened_from for e in entries)
+                assert [e.happened_from for e in entries] == sorted(
+                    e.happened_from for e in entries
+                )
                 for entry in entries:
-                    assert entry.known_from <= hour(moment) and not context.issuperset(entry.sources)
-                    assert (start is None or entry.happened_to >= start) and (end is None or entry.happened_from <= end)
+                    assert entry.known_from <= hour(moment) and not context.issuperset(
+                        entry.sources
+                    )
+                    assert (start is None or entry.happened_to >= start) and (
+                        end is None or entry.happened_from <= end
+                    )
             assert not seen & set(found.ids) and len(set(found.ids)) == len(found.ids)
             seen |= set(found.ids)
             turns = retriever.rank_turns(view, keywords, k, start, end, context)
@@ -102,7 +132,10 @@ def ranked(store, kind, query, start=None, end=None) -> list[int]:
 @pytest.mark.parametrize("seed", range(8))
 def test_dense_and_bm25_equal_plain_ones(encoder, seed):
     rng = np.random.default_rng(seed)
-    told = [" ".join(rng.choice(["kai", "tea", "dog", "red", "sun", "sea"], rng.integers(1, 6))) for _ in range(60)]
+    told = [
+        " ".join(rng.choice(["kai", "tea", "dog", "red", "sun", "sea"], rng.integers(1, 6)))
+        for _ in range(60)
+    ]
     begins = [int(n) for n in rng.integers(0, 30, 60)]
     with MemoryStore.in_memory(encoder) as store:
         for text, n in zip(told, begins, strict=True):
@@ -122,7 +155,9 @@ def test_dense_and_bm25_equal_plain_ones(encoder, seed):
             idf = math.log(1 + (len(inside) - len(holds) + 0.5) / (len(holds) + 0.5))
             for row in holds:
                 scores[row] += idf * (K1 + 1) / (1 + K1 * (1 - B + B * lengths[row] / mean))
-        plain = sorted((row for row in inside if scores[row]), key=lambda row: (-round(scores[row], 5), -row))
+        plain = sorted(
+            (row for row in inside if scores[row]), key=lambda row: (-round(scores[row], 5), -row)
+        )
         assert ranked(store, "semantic", Query("bm25", ["red", "sea", "dog"]), *period) == plain
 
 
@@ -138,7 +173,15 @@ def test_bm25_stems_ignores_stop_words_and_needs_no_vectors(encoder):
 
 
 def test_hybrid_finds_the_turn_beside_the_question_and_no_neighbours_among_memories(encoder):
-    said = ["hello", "where is your sister now", "in lisbon since may", "nice", "lunch", "coffee", "bread"]
+    said = [
+        "hello",
+        "where is your sister now",
+        "in lisbon since may",
+        "nice",
+        "lunch",
+        "coffee",
+        "bread",
+    ]
     with MemoryStore.in_memory(encoder) as store:
         for n, text in enumerate(said):
             store.add_turn(Turn(hour(n), text))
@@ -147,7 +190,9 @@ def test_hybrid_finds_the_turn_beside_the_question_and_no_neighbours_among_memor
         assert first[0].index == 1 and {turn.index for turn in first} == {0, 1, 2}
         assert Retriever(ranking="bm25").rank_turns(store.as_of(), "where sister", 3) == [first[0]]
         # outside the window a turn lends nothing to its neighbours
-        assert Retriever().rank_turns(store.as_of(), "where sister", 1, hour(2), hour(6))[0].index == 6
+        assert (
+            Retriever().rank_turns(store.as_of(), "where sister", 1, hour(2), hour(6))[0].index == 6
+        )
         memories = Retriever(top_k=TopK(0, 2, 0)).retrieve(store.as_of(), "sister").ids
         assert memories == ["semantic:1", "semantic:6"]
 
@@ -156,7 +201,10 @@ def test_a_kind_of_semantic_memory_can_be_searched_alone(encoder):
     with MemoryStore.in_memory(encoder) as store:
         for n, kind in enumerate(("directive", "fact", "preference", "concept", "fact")):
             store.add_semantic(SemanticMemory("kai tea", "", hour(n), hour(n), hour(n), kind))
-        assert Retriever(kinds=("fact",)).retrieve(store.as_of(), "kai").ids == ["semantic:1", "semantic:4"]
+        assert Retriever(kinds=("fact",)).retrieve(store.as_of(), "kai").ids == [
+            "semantic:1",
+            "semantic:4",
+        ]
         assert [memory.id for memory in store.as_of().of_kind("fact")] == [1, 4]
         assert [memory.id for memory in store.as_of(hour(3)).of_kind("fact")] == [1]
     with pytest.raises(ValueError, match="kind 'hearsay'; choose from directive, fact"):
@@ -173,7 +221,10 @@ def test_the_query_can_lead_where_the_keywords_do_not(encoder):
                 one = Retriever(top_k=TopK(0, 1, 0), ranking=ranking, search_with=search_with)
                 assert one.retrieve(store.as_of(), "cola", query="dog").ids == [first]
             both = Retriever(top_k=TopK(0, 2, 0), ranking=ranking, search_with="both")
-            assert both.retrieve(store.as_of(), "cola", query="dog").ids == ["semantic:0", "semantic:1"]
+            assert both.retrieve(store.as_of(), "cola", query="dog").ids == [
+                "semantic:0",
+                "semantic:1",
+            ]
 
 
 def test_an_old_view_is_unmoved_by_what_its_timeline_learns(encoder):
@@ -200,10 +251,15 @@ def test_a_row_taken_back_leaves_no_word(encoder):
         assert Retriever(ranking="bm25").rank_turns(store.as_of(), "tea", 3) == []
 
 
-@given(st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=60), st.integers(1, 9))
+@given(
+    st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=60),
+    st.integers(1, 9),
+)
 def test_best_first_is_a_sort(scores, fetch):
     scores = np.array(scores, np.float32)
-    plain = [r for r in sorted(range(len(scores)), key=lambda r: (-scores[r], -r)) if scores[r] > -np.inf]
+    plain = [
+        r for r in sorted(range(len(scores)), key=lambda r: (-scores[r], -r)) if scores[r] > -np.inf
+    ]
     assert list(_best_first(scores, fetch)) == plain
     assert list(islice(_best_first(scores, fetch), 3)) == plain[:3]
 

@@ -38,7 +38,9 @@ def child(code: str, *arguments: object) -> subprocess.Popen:
     """
     program = textwrap.dedent(start) + textwrap.dedent(code)
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def test_two_processes_write_one_after_the_other_and_both_read(tmp_path, encoder):
@@ -52,7 +54,11 @@ def test_two_processes_write_one_after_the_other_and_both_read(tmp_path, encoder
     seen = [int(writer.communicate(timeout=60)[0]) for writer in writers]
     with MemoryStore(tmp_path, encoder) as store:
         turns = store.as_of().turns
-        assert [turn.index for turn in turns] == list(range(120)) and max(seen) == 120 and min(seen) >= 60
+        assert (
+            [turn.index for turn in turns] == list(range(120))
+            and max(seen) == 120
+            and min(seen) >= 60
+        )
         for name in "ab":
             mine = [turn.user for turn in turns if turn.user.startswith(name)]
             assert mine == [f"{name} {n}" for n in range(60)]
@@ -69,7 +75,9 @@ def test_who_waits_too_long_for_another_process_is_told(tmp_path, encoder):
     other = child(code, tmp_path)
     assert other.stdout.readline() == "in it\n"
     with MemoryStore(tmp_path, encoder, wait=0.05) as store:
-        with pytest.raises(StoreError, match="memory.db: database is locked; another process has been writing"):
+        with pytest.raises(
+            StoreError, match="memory.db: database is locked; another process has been writing"
+        ):
             store.add_turn(Turn(NOON, "mine"))
         assert store.as_of().turns == []  # reading waits for nobody
         other.communicate("\n", timeout=30)
@@ -81,7 +89,9 @@ def test_a_full_disk_takes_nothing_of_what_was_there(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
         written = [store.add_turn(Turn(NOON, "x" * 2000)) for _ in range(10)]
         store.sql(f"PRAGMA max_page_count = {store.sql('PRAGMA page_count')[0][0] + 3}")
-        with pytest.raises(StoreError, match="memory.db: database or disk is full; the disk is full; nothing was"):
+        with pytest.raises(
+            StoreError, match="memory.db: database or disk is full; the disk is full; nothing was"
+        ):
             for _ in range(100):
                 written.append(store.add_turn(Turn(NOON, "x" * 2000)))
         with pytest.raises(StoreError, match="full"), store.transaction():
@@ -114,10 +124,14 @@ def test_a_file_that_may_not_grow_loses_no_turn_that_was_acknowledged(tmp_path, 
     for limit, kind in ((90_000, "OSError"), (300_000, "StoreError")):
         folder = tmp_path / kind
         done, error, images = (
-            child(code, folder, limit, tmp_path / "noise.png").communicate(timeout=60)[0].split(" ", 2)
+            child(code, folder, limit, tmp_path / "noise.png")
+            .communicate(timeout=60)[0]
+            .split(" ", 2)
         )
         with MemoryStore(folder, encoder) as store:
-            assert [turn.user for turn in store.as_of().turns] == [f"turn {n} <img>" for n in range(int(done))]
+            assert [turn.user for turn in store.as_of().turns] == [
+                f"turn {n} <img>" for n in range(int(done))
+            ]
             assert store.sql("PRAGMA integrity_check") == [("ok",)]
         assert error == kind, (done, error, images)
         assert images.strip() == ("[]" if kind == "OSError" else "['turn00003_0.png']")
@@ -126,8 +140,13 @@ def test_a_file_that_may_not_grow_loses_no_turn_that_was_acknowledged(tmp_path, 
 def test_a_memory_that_may_not_be_written_is_still_read(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
         store.add_turn(Turn(NOON, "one"))
-        store.sql("PRAGMA query_only = ON")  # SQLite's own refusal, as on a read-only disk; root may write anywhere
-        with pytest.raises(StoreError, match="memory.db: attempt to write a readonly database; it may not be written"):
+        store.sql(
+            "PRAGMA query_only = ON"
+        )  # SQLite's own refusal, as on a read-only disk; root may write anywhere
+        with pytest.raises(
+            StoreError,
+            match="memory.db: attempt to write a readonly database; it may not be written",
+        ):
             store.add_turn(Turn(NOON, "two"))
         assert [turn.user for turn in store.as_of().turns] == ["one"]
 
@@ -158,9 +177,17 @@ def test_an_image_that_is_none_leaves_nothing(tmp_path, encoder):
     Image.new("RGB", (5, 5)).save(tmp_path / "ok.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "ok.png").read_bytes()[:40])
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        for bad, error in (("note.png", ValueError), ("cut.png", ValueError), ("gone.png", ValueError)):
+        for bad, error in (
+            ("note.png", ValueError),
+            ("cut.png", ValueError),
+            ("gone.png", ValueError),
+        ):
             with pytest.raises(error, match=bad):
-                store.add_turn(Turn(NOON, "<img> <img>", images=(str(tmp_path / "ok.png"), str(tmp_path / bad))))
+                store.add_turn(
+                    Turn(
+                        NOON, "<img> <img>", images=(str(tmp_path / "ok.png"), str(tmp_path / bad))
+                    )
+                )
             assert store.as_of().turns == [] and list(store.images.iterdir()) == []
 
 
@@ -180,7 +207,9 @@ def test_a_time_that_is_none_is_refused(encoder, bad):
         if not isinstance(bad, datetime | None):
             with pytest.raises(ValueError, match="as of"):
                 store.as_of(bad)
-        assert len(store.as_of().turns) == 1 and not store.as_of().semantic and not store.as_of().core
+        assert (
+            len(store.as_of().turns) == 1 and not store.as_of().semantic and not store.as_of().core
+        )
 
 
 def test_an_end_before_its_start_is_refused(encoder):
@@ -195,12 +224,16 @@ def test_a_memory_of_schema_1_is_brought_up_to_date(tmp_path, encoder, first_sch
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
             view = store.as_of()
-            assert [turn.user for turn in view.turns][:2] == ["turn 0", "turn 1 in Rome"] and len(view.semantic) == 6
-            assert view.core.human == {"name": "Kai", "city": "Rome"} and view.core.written_by == "rl"
+            assert [turn.user for turn in view.turns][:2] == ["turn 0", "turn 1 in Rome"] and len(
+                view.semantic
+            ) == 6
+            assert (
+                view.core.human == {"name": "Kai", "city": "Rome"} and view.core.written_by == "rl"
+            )
             assert view.core.origins["human"] == {"name": (0, 1), "city": (1,)}
             assert [(edit.op, edit.key) for edit in view.procedural.edits] == [("add", "city")]
             assert view.personality == PersonalityState(BigFive.neutral(), None, 5, 1, NOON)
-            assert view.refused == view.receipts == store.pending() == []
+            assert view.rejected == view.receipts == store.pending() == []
             assert Retriever().retrieve(view, "fact 3").ids.count("semantic:3") == 1
             assert Retriever(ranking="bm25").rank_turns(view, "rome", 3) == [view.turns[1]]
             assert store._next_id("turns") == 6 and store._next_id("core") == 2

@@ -6,13 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personavlm_lib.memory.records import CoreMemory, Edit, ProceduralMemory, Turn, from_json, to_json
+from personavlm_lib.memory.records import (
+    CoreMemory,
+    Edit,
+    ProceduralMemory,
+    Turn,
+    from_json,
+    to_json,
+)
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.memory.versions import MAX_KEY, MAX_VALUE, apply, diff, entries
+from personavlm_lib.memory.versions import MAX_KEY, MAX_VALUE, apply_edits, diff_versions, entries
 
 NOON = datetime(2024, 5, 3, 12)
 ODD = "at 7:30 \"sharp\", 'ok' 🧘‍♀️\n两行\u2028end"
-blocks = st.dictionaries(st.sampled_from(["name", "city", "a: b", 'say "x"', "🐈"]), st.sampled_from(["1", "2", ODD]))
+blocks = st.dictionaries(
+    st.sampled_from(["name", "city", "a: b", 'say "x"', "🐈"]), st.sampled_from(["1", "2", ODD])
+)
 
 
 @pytest.fixture
@@ -22,10 +31,12 @@ def store(encoder):
 
 
 @given(blocks, blocks, blocks, blocks)
-def test_the_difference_leads_from_one_version_to_the_other(human, persona, later_human, later_persona):
+def test_the_difference_leads_from_one_version_to_the_other(
+    human, persona, later_human, later_persona
+):
     before, after = CoreMemory(human, persona, NOON), CoreMemory(later_human, later_persona, NOON)
-    edits = diff(before, after)
-    assert entries(apply(before, edits)) == entries(after)
+    edits = diff_versions(before, after)
+    assert entries(apply_edits(before, edits)) == entries(after)
     assert len(edits) == sum(
         entries(before).get(at) != entries(after).get(at) for at in entries(before) | entries(after)
     )
@@ -49,7 +60,9 @@ def test_the_difference_leads_from_one_version_to_the_other(human, persona, late
     ],
 )
 def test_an_edit_that_does_not_fit_is_refused_and_the_version_stays(store, edits, message):
-    kept = store.set_procedural(ProceduralMemory({"yoga": "daily", "run": "at 7:30", "tea": "at 5"}, NOON))
+    kept = store.set_procedural(
+        ProceduralMemory({"yoga": "daily", "run": "at 7:30", "tea": "at 5"}, NOON)
+    )
     with pytest.raises(ValueError, match=message):
         store.edit("procedural", edits, NOON)
     assert store.as_of().procedural == kept and len(kept.entries) == 3
@@ -58,12 +71,18 @@ def test_an_edit_that_does_not_fit_is_refused_and_the_version_stays(store, edits
 def test_edits_are_kept_with_the_version_and_older_versions_stay(store):
     store.set_core(CoreMemory({"name": "Kai", "city": "Rome"}, {"job": "nurse"}, NOON))
     later = NOON + timedelta(days=1)
-    edits = [Edit("change", "human", "city", ODD), Edit("remove", "persona", "job"), Edit("add", "human", "pet", "cat")]
+    edits = [
+        Edit("change", "human", "city", ODD),
+        Edit("remove", "persona", "job"),
+        Edit("add", "human", "pet", "cat"),
+    ]
     version = store.edit("core", edits, later, written_by="me")
     assert (version.human, version.persona) == ({"name": "Kai", "city": ODD, "pet": "cat"}, {})
     assert set(version.edits) == set(edits) and store.as_of().core == version
     assert store.as_of(NOON).core.human["city"] == "Rome"
-    assert store.set_core(CoreMemory(version.human, {}, later)) == version  # nothing edited: no new version
+    assert (
+        store.set_core(CoreMemory(version.human, {}, later)) == version
+    )  # nothing edited: no new version
     assert len(store.as_of().table("core").records) == 2
 
 

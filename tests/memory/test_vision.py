@@ -9,13 +9,13 @@ from PIL import Image
 from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
 from personavlm_lib.memory.vision import (
     ClassicalDetector,
+    ConceptRecognizer,
     Detection,
-    Eyes,
     GroundingDinoDetector,
     crop_concept,
     match_concepts,
 )
-from personavlm_lib.world.scenes import COLORS, LOOSE, render, sample_scene
+from personavlm_lib.simulation.scenes import COLORS, LOOSE, render, sample_scene
 
 TIME = datetime(2024, 5, 1, 10)
 
@@ -50,9 +50,14 @@ def test_the_classical_detector_finds_each_thing_where_it_is(size):
         drawn = sample_scene(rng, things)
         found = ClassicalDetector().detect(render(drawn, size))
         assert len(found) == len(drawn.things), things
-        for thing, detection in zip(drawn.things, sorted(found, key=lambda d: d.box[0]), strict=True):
+        for thing, detection in zip(
+            drawn.things, sorted(found, key=lambda d: d.box[0]), strict=True
+        ):
             x0, _, x1, _ = (v / size for v in detection.box)
-            assert abs(x0 - thing.box[0]) < 0.06 and abs(x1 - thing.box[2]) < 0.09, (thing, detection)
+            assert abs(x0 - thing.box[0]) < 0.06 and abs(x1 - thing.box[2]) < 0.09, (
+                thing,
+                detection,
+            )
             assert 0 < detection.score <= 1
     areas = [(d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) for d in found]
     assert areas == sorted(areas, reverse=True) or len(areas) == 1
@@ -83,7 +88,12 @@ def concept(name):
 
 def test_matching_keeps_what_is_above_the_threshold_best_first():
     image, encoder = render(scene("red cup", "blue ball")), ColourEncoder()
-    stored = [concept("green hat"), concept("orange fish"), concept("blue book"), concept("red cup")]
+    stored = [
+        concept("green hat"),
+        concept("orange fish"),
+        concept("blue book"),
+        concept("red cup"),
+    ]
     found = match_concepts(image, stored, ClassicalDetector(), encoder)
     assert {c.class_name for c, _ in found} == {"red cup", "blue book", "orange fish"}
     assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
@@ -99,10 +109,12 @@ def test_matching_keeps_what_is_above_the_threshold_best_first():
 
 def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
     encoder = ColourEncoder()
-    eyes = Eyes(ClassicalDetector(), encoder)
+    recognizer = ConceptRecognizer(ClassicalDetector(), encoder)
     render(scene("red cup", "blue ball")).save(tmp_path / "first.png")
-    path = eyes.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
-    assert path == eyes.crop(tmp_path / "first.png", "red cup", tmp_path / "images")  # the same pixels, the same file
+    path = recognizer.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
+    assert path == recognizer.crop(
+        tmp_path / "first.png", "red cup", tmp_path / "images"
+    )  # the same pixels, the same file
     crop = VisualConcept("my cup", "red cup", path)
     memories = [
         SemanticMemory("my cup", "cup", TIME, TIME, TIME, "concept", crop, id=0),
@@ -111,15 +123,20 @@ def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
     render(scene("green hat", "red cup", seed=5)).save(tmp_path / "again.png")
     render(scene("green hat", seed=6)).save(tmp_path / "other.png")
     view = SimpleNamespace(semantic=memories)
-    seen = {name: Turn(TIME, "<img>", images=(str(tmp_path / f"{name}.png"),)) for name in ("again", "other")}
-    assert eyes.recognise(seen["again"], view) == memories[:1]
-    assert eyes.recognise(seen["other"], view) == []
-    assert eyes.recognise(Turn(TIME, "no image"), view) == []
+    seen = {
+        name: Turn(TIME, "<img>", images=(str(tmp_path / f"{name}.png"),))
+        for name in ("again", "other")
+    }
+    assert recognizer.recognize(seen["again"], view) == memories[:1]
+    assert recognizer.recognize(seen["other"], view) == []
+    assert recognizer.recognize(Turn(TIME, "no image"), view) == []
     before = encoder.calls
-    eyes.recognise(seen["other"], view)
-    assert encoder.calls == before + 1  # the one object in view; the stored crop is not encoded again
+    recognizer.recognize(seen["other"], view)
+    assert (
+        encoder.calls == before + 1
+    )  # the one object in view; the stored crop is not encoded again
     Image.new("RGB", (84, 84)).save(tmp_path / "empty.png")
-    assert eyes.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
+    assert recognizer.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
 
 
 def test_several_crops_of_one_thing_are_one_concept_and_take_one_place(tmp_path):
@@ -129,14 +146,28 @@ def test_several_crops_of_one_thing_are_one_concept_and_take_one_place(tmp_path)
         return SemanticMemory(description, "", TIME, TIME, TIME, "concept", crop, id=n)
 
     # "my cup" was shown in two lights; somebody else's cup is another concept of the same class
-    memories = [memory(0, "my cup", "orange cup"), memory(1, "My cup", "red cup"), memory(2, "Ann's cup", "red cup")]
+    memories = [
+        memory(0, "my cup", "orange cup"),
+        memory(1, "My cup", "red cup"),
+        memory(2, "Ann's cup", "red cup"),
+    ]
     view = SimpleNamespace(semantic=memories)
     render(scene("red cup", seed=9)).save(tmp_path / "now.png")
     now = Turn(TIME, "<img>", images=(str(tmp_path / "now.png"),))
-    eyes = Eyes(ClassicalDetector(), ColourEncoder(), threshold=0.5)
-    assert {m.id for m in eyes.recognise(now, view)} == {1, 2}  # the crop most like what is seen stands for the cup
-    assert [m.id for m in eyes.recognise(now, SimpleNamespace(semantic=memories[:1]))] == [0]
-    assert len(Eyes(ClassicalDetector(), ColourEncoder(), threshold=0.5, top_k=1).recognise(now, view)) == 1
+    recognizer = ConceptRecognizer(ClassicalDetector(), ColourEncoder(), threshold=0.5)
+    assert {m.id for m in recognizer.recognize(now, view)} == {
+        1,
+        2,
+    }  # the crop most like what is seen stands for the cup
+    assert [m.id for m in recognizer.recognize(now, SimpleNamespace(semantic=memories[:1]))] == [0]
+    assert (
+        len(
+            ConceptRecognizer(
+                ClassicalDetector(), ColourEncoder(), threshold=0.5, top_k=1
+            ).recognize(now, view)
+        )
+        == 1
+    )
 
 
 def test_grounding_dino_goes_through_the_same_interface(grounding_dino):
@@ -145,4 +176,6 @@ def test_grounding_dino_goes_through_the_same_interface(grounding_dino):
     for names in ([], ["Red cup", "object"]):
         found = detector.detect(Image.new("L", (84, 60)), names)
         assert found and all(isinstance(d, Detection) for d in found)
-        assert all(0 <= x0 < x1 <= 84 and 0 <= y0 < y1 <= 60 for x0, y0, x1, y1 in (d.box for d in found))
+        assert all(
+            0 <= x0 < x1 <= 84 and 0 <= y0 < y1 <= 60 for x0, y0, x1, y1 in (d.box for d in found)
+        )

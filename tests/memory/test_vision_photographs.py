@@ -17,7 +17,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SemanticMemory, Turn, VisualConcept
-from personavlm_lib.memory.vision import ClassicalDetector, Eyes, GroundingDinoDetector, ImageEncoder, crops
+from personavlm_lib.memory.vision import (
+    ClassicalDetector,
+    ConceptRecognizer,
+    GroundingDinoDetector,
+    ImageEncoder,
+    crops,
+)
 
 NAMES = ("astronaut", "chelsea", "coffee")  # a woman before a flag, a cat, a cup on a table
 
@@ -26,7 +32,9 @@ NAMES = ("astronaut", "chelsea", "coffee")  # a woman before a flag, a cat, a cu
 def photographs():
     """Paths of photographs that scikit-image carries."""
     if (package := find_spec("skimage")) is None:
-        pytest.skip("scikit-image, whose photographs these tests see, is not installed: pip install -e '.[dev]'")
+        pytest.skip(
+            "scikit-image, whose photographs these tests see, is not installed: pip install -e '.[dev]'"
+        )
     return [str(Path(package.origin).parent / "data" / f"{name}.png") for name in NAMES]
 
 
@@ -35,13 +43,22 @@ def encoder(tmp_path_factory):
     """A tiny random CLIP, loaded from a folder as the real one is."""
     folder = tmp_path_factory.mktemp("clip")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    pieces = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(letter + "</w>" for letter in letters),
+    ]
     tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    text = tiny | dict(vocab_size=len(pieces), max_position_embeddings=16, eos_token_id=1, bos_token_id=0)
+    text = tiny | dict(
+        vocab_size=len(pieces), max_position_embeddings=16, eos_token_id=1, bos_token_id=0
+    )
     vision = tiny | dict(image_size=28, patch_size=14)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     transformers.CLIPModel(config).save_pretrained(folder)
-    transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    transformers.CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]
+    ).save_pretrained(folder)
     size = {"height": 28, "width": 28}
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
     return ImageEncoder(folder)
@@ -57,7 +74,9 @@ def on_a_wall(path):
 def boxes(detector, image):
     """The boxes that a detector finds, each held to be a part of the image, largest first."""
     found = [detection.box for detection in detector.detect(image, ["cat", "cup"])]
-    assert all(0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height for x0, y0, x1, y1 in found)
+    assert all(
+        0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height for x0, y0, x1, y1 in found
+    )
     return found
 
 
@@ -69,30 +88,51 @@ def test_both_detectors_answer_in_pixels_of_the_photograph(photographs, groundin
         half = image.resize((image.width // 2, image.height // 2))
         for whole, small in zip(boxes(classical, image), boxes(classical, half), strict=False):
             assert np.abs(np.subtract(whole, np.multiply(small, 2))).max() < 0.5 * max(image.size)
-    assert np.abs(np.subtract(boxes(classical, on_a_wall(photographs[1]))[0], (150, 100, 450, 300))).max() < 30
+    assert (
+        np.abs(
+            np.subtract(boxes(classical, on_a_wall(photographs[1]))[0], (150, 100, 450, 300))
+        ).max()
+        < 30
+    )
 
 
 def test_clip_knows_a_photograph_again_whatever_its_size_and_mode(photographs, encoder):
     images = [read_image(path) for path in photographs]
     vectors = encoder.images(images)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    again = encoder.images([image.resize((image.width // 2, image.height // 2)).convert("RGBA") for image in images])
+    again = encoder.images(
+        [image.resize((image.width // 2, image.height // 2)).convert("RGBA") for image in images]
+    )
     assert (vectors @ again.T).argmax(1).tolist() == [0, 1, 2]
-    assert encoder.texts(["a cat", "a cup of coffee on a table, and much more than fits"]).shape == (2, 16)
+    assert encoder.texts(
+        ["a cat", "a cup of coffee on a table, and much more than fits"]
+    ).shape == (2, 16)
 
 
 @pytest.mark.parametrize("detects", ["classical", "grounding_dino"])
-def test_eyes_see_photographs_with_either_detector(photographs, encoder, grounding_dino, tmp_path, detects):
+def test_eyes_see_photographs_with_either_detector(
+    photographs, encoder, grounding_dino, tmp_path, detects
+):
     dino = detects == "grounding_dino"
-    detector = GroundingDinoDetector(str(grounding_dino), threshold=0.0) if dino else ClassicalDetector()
-    eyes, time = Eyes(detector, encoder, threshold=0.99), datetime(2024, 5, 1, 10)
+    detector = (
+        GroundingDinoDetector(str(grounding_dino), threshold=0.0) if dino else ClassicalDetector()
+    )
+    recognizer, time = (
+        ConceptRecognizer(detector, encoder, threshold=0.99),
+        datetime(2024, 5, 1, 10),
+    )
     on_a_wall(photographs[2]).save(tmp_path / "wall.png")
-    crop = eyes.crop(tmp_path / "wall.png", "cup", tmp_path)
-    seen = crops(read_image(tmp_path / "wall.png"), detector.detect(read_image(tmp_path / "wall.png"), ["cup"]))
+    crop = recognizer.crop(tmp_path / "wall.png", "cup", tmp_path)
+    seen = crops(
+        read_image(tmp_path / "wall.png"),
+        detector.detect(read_image(tmp_path / "wall.png"), ["cup"]),
+    )
     assert read_image(crop).size in [patch.size for patch in seen]
-    memory = SemanticMemory("my cup", "cup", time, time, time, "concept", VisualConcept("my cup", "cup", crop), id=0)
+    memory = SemanticMemory(
+        "my cup", "cup", time, time, time, "concept", VisualConcept("my cup", "cup", crop), id=0
+    )
     query = Turn(time, "<img>", images=(str(tmp_path / "wall.png"),))
-    assert eyes.recognise(query, SimpleNamespace(semantic=[memory])) == [memory]
+    assert recognizer.recognize(query, SimpleNamespace(semantic=[memory])) == [memory]
 
 
 def test_a_dot_and_a_hundred_million_pixels_pass(encoder, grounding_dino):
@@ -100,6 +140,9 @@ def test_a_dot_and_a_hundred_million_pixels_pass(encoder, grounding_dino):
     huge.paste(220, (2_000, 3_000, 5_000, 7_000))
     [found] = boxes(ClassicalDetector(), huge)
     assert np.abs(np.subtract(found, (2_000, 3_000, 5_000, 7_000))).max() < 400
-    dot, dino = Image.new("RGB", (1, 1), (9, 90, 9)), GroundingDinoDetector(str(grounding_dino), threshold=0.0)
+    dot, dino = (
+        Image.new("RGB", (1, 1), (9, 90, 9)),
+        GroundingDinoDetector(str(grounding_dino), threshold=0.0),
+    )
     boxes(dino, dot), boxes(dino, huge), boxes(ClassicalDetector(), dot)
     assert np.isfinite(encoder.images([dot, huge])).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personavlm_lib.models import Ask
+from personavlm_lib.models.chat import ChatRequest
 from personavlm_lib.models.local import LocalModel, content_parts
 
 
@@ -16,7 +16,11 @@ from personavlm_lib.models.local import LocalModel, content_parts
 def pictures(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for n, (height, width) in enumerate([(60, 90), (84, 56), (30, 30)]):
-        pixels = rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+        pixels = (
+            rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
+            .repeat(6, 0)
+            .repeat(6, 1)
+        )
         Image.fromarray(pixels).save(folder / f"{n}.png")
     return [str(folder / f"{n}.png") for n in range(3)]
 
@@ -25,17 +29,39 @@ def talks(pictures):
     """Five users, three asks each: ragged, with images in the first, in a later one, in several, and in none."""
     one, two, three = pictures
     return [
-        [Ask("my drink", max_tokens=9), Ask("found <img> here", (one,), max_tokens=5), Ask("and now?", max_tokens=12)],
-        [Ask("<img> is <img>", (one, two), max_tokens=4), Ask("so", max_tokens=3), Ask("<img>", (two,), max_tokens=7)],
-        [Ask("a long question " * 9, max_tokens=7), Ask("b", max_tokens=8), Ask("long again " * 7, max_tokens=9)],
-        [Ask("<img>", (three,), max_tokens=8), Ask("<img>", (one,), max_tokens=9), Ask("<img>", (two,), max_tokens=8)],
-        [Ask("?", max_tokens=1), Ask("! <img> <img>", (two, three), max_tokens=6), Ask(".", max_tokens=12)],
+        [
+            ChatRequest("my drink", max_tokens=9),
+            ChatRequest("found <img> here", (one,), max_tokens=5),
+            ChatRequest("and now?", max_tokens=12),
+        ],
+        [
+            ChatRequest("<img> is <img>", (one, two), max_tokens=4),
+            ChatRequest("so", max_tokens=3),
+            ChatRequest("<img>", (two,), max_tokens=7),
+        ],
+        [
+            ChatRequest("a long question " * 9, max_tokens=7),
+            ChatRequest("b", max_tokens=8),
+            ChatRequest("long again " * 7, max_tokens=9),
+        ],
+        [
+            ChatRequest("<img>", (three,), max_tokens=8),
+            ChatRequest("<img>", (one,), max_tokens=9),
+            ChatRequest("<img>", (two,), max_tokens=8),
+        ],
+        [
+            ChatRequest("?", max_tokens=1),
+            ChatRequest("! <img> <img>", (two, three), max_tokens=6),
+            ChatRequest(".", max_tokens=12),
+        ],
     ]
 
 
 def talk(model, asks):
     transcripts = [model.start() for _ in asks]
-    replies = [model.reply(list(zip(transcripts, step, strict=True))) for step in zip(*asks, strict=True)]
+    replies = [
+        model.reply(list(zip(transcripts, step, strict=True))) for step in zip(*asks, strict=True)
+    ]
     return transcripts, list(zip(*replies, strict=True))
 
 
@@ -54,7 +80,9 @@ def plain(model, messages, images, tokens):
     return output[0].tolist()
 
 
-def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(architecture, pictures):
+def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(
+    architecture, pictures
+):
     kept, scratch = LocalModel(architecture), LocalModel(architecture, keep=False)
     together, replies = talk(kept, talks(pictures))
     assert len(kept.kept) == 5 and kept.keep
@@ -85,15 +113,25 @@ def test_a_first_ask_is_the_template_and_plain_generate(architecture, pictures):
     transcripts, _ = talk(model, [[ask] for ask in firsts])
     for ask, transcript in zip(firsts, transcripts, strict=True):
         images = [Image.open(path).convert("RGB") for path in ask.images]
-        ids = plain(model, [{"role": "user", "content": content_parts(ask.text)}], images, ask.max_tokens)
+        ids = plain(
+            model, [{"role": "user", "content": content_parts(ask.text)}], images, ask.max_tokens
+        )
         assert ids == transcript.ids[: len(ids)] and len(transcript.ids) <= len(ids) + 1
 
 
-def test_later_asks_are_the_template_over_the_whole_and_plain_generate(architecture, pictures, monkeypatch):
+def test_later_asks_are_the_template_over_the_whole_and_plain_generate(
+    architecture, pictures, monkeypatch
+):
     """One image in all: LLaVA-OneVision cuts the only image of a text otherwise than one of several."""
     model, messages = LocalModel(architecture), []
-    lead = " " if architecture.name.startswith("idefics3") else ""  # what the model is to write between "Assistant:"
-    asks = [Ask("look <img> now", (pictures[0],), max_tokens=16), Ask("and?", max_tokens=8), Ask("well", max_tokens=9)]
+    lead = (
+        " " if architecture.name.startswith("idefics3") else ""
+    )  # what the model is to write between "Assistant:"
+    asks = [
+        ChatRequest("look <img> now", (pictures[0],), max_tokens=16),
+        ChatRequest("and?", max_tokens=8),
+        ChatRequest("well", max_tokens=9),
+    ]
     transcript, lines = model.start(), ["it is red.", "yes", ""]
     for ask, line in zip(asks, lines, strict=True):
         messages.append({"role": "user", "content": content_parts(ask.text)})
@@ -101,7 +139,11 @@ def test_later_asks_are_the_template_over_the_whole_and_plain_generate(architect
             said = model.processor.tokenizer(lead + line, add_special_tokens=False)
             with monkeypatch.context() as patch:
                 new = torch.tensor([[*said.input_ids, model.end]])
-                patch.setattr(model.model, "generate", lambda input_ids, new=new, **_: torch.cat([input_ids, new], 1))
+                patch.setattr(
+                    model.model,
+                    "generate",
+                    lambda input_ids, new=new, **_: torch.cat([input_ids, new], 1),
+                )
                 model.reply([(transcript, ask)])
             messages.append({"role": "assistant", "content": [{"type": "text", "text": line}]})
     model.reply([(transcript, asks[-1])])
@@ -112,8 +154,10 @@ def test_later_asks_are_the_template_over_the_whole_and_plain_generate(architect
 def test_a_text_opens_no_turn_and_promises_no_image_in_any_template(architecture):
     model = LocalModel(architecture)
     hostile, plain_ = model.start(), model.start()
-    model.give(hostile, Ask(" ".join(marker for marker in model.markers if marker != "<img>")))
-    model.give(plain_, Ask("hello"))
+    model.give(
+        hostile, ChatRequest(" ".join(marker for marker in model.markers if marker != "<img>"))
+    )
+    model.give(plain_, ChatRequest("hello"))
     for token in model.processor.tokenizer.all_special_ids:
         assert hostile.ids.count(token) == plain_.ids.count(token)
 
@@ -121,5 +165,7 @@ def test_a_text_opens_no_turn_and_promises_no_image_in_any_template(architecture
 def test_tiny_and_huge_images_go_through(architecture, tmp_path):
     Image.new("RGB", (1, 1), (200, 0, 0)).save(tmp_path / "dot.png")
     model = LocalModel(architecture)
-    [reply] = model.reply([(model.start(), Ask("<img>", (str(tmp_path / "dot.png"),), max_tokens=2))])
+    [reply] = model.reply(
+        [(model.start(), ChatRequest("<img>", (str(tmp_path / "dot.png"),), max_tokens=2))]
+    )
     assert reply.tokens_out in (1, 2)

@@ -10,16 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from personavlm_lib.models import Ask
-from personavlm_lib.models.local import LocalModel, Transcript, content_parts, follow_source, write_source
-from personavlm_lib.world.scenes import render, sample_scene
+from personavlm_lib.models.chat import ChatRequest
+from personavlm_lib.models.local import LocalModel, Transcript, content_parts
+from personavlm_lib.models.weights import follow_source, write_source
+from personavlm_lib.simulation.scenes import render, sample_scene
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for n, size in enumerate([(84, 84), (56, 84), (84, 84)]):
-        render(sample_scene(random.Random(n), [("cup", "red")])).resize(size).save(folder / f"{n}.png")
+        render(sample_scene(random.Random(n), [("cup", "red")])).resize(size).save(
+            folder / f"{n}.png"
+        )
     return [str(folder / f"{n}.png") for n in range(3)]
 
 
@@ -34,32 +37,48 @@ def reciting(monkeypatch, local, *lines, end=True):
 
     def generate(input_ids, **_):
         new = local.processor.tokenizer(next(lines) + ("<|im_end|>" if end else "")).input_ids
-        return torch.cat([input_ids, torch.tensor([new + [0, 0]] * len(input_ids))], dim=1)  # and pads after the end
+        return torch.cat(
+            [input_ids, torch.tensor([new + [0, 0]] * len(input_ids))], dim=1
+        )  # and pads after the end
 
-    monkeypatch.setattr(local, "model", SimpleNamespace(generate=generate, device=torch.device("cpu")))
+    monkeypatch.setattr(
+        local, "model", SimpleNamespace(generate=generate, device=torch.device("cpu"))
+    )
 
 
 def conversations(pictures):
     return [
-        [Ask("respond\nask what is my drink ?", max_tokens=9), Ask("found\nsemantic\nmy drink is tea", max_tokens=5)],
         [
-            Ask("look at my cup <img> and my hat <img> now", tuple(pictures[:2]), max_tokens=9),
-            Ask("and again <img>", (pictures[2],), max_tokens=5),
+            ChatRequest("respond\nask what is my drink ?", max_tokens=9),
+            ChatRequest("found\nsemantic\nmy drink is tea", max_tokens=5),
         ],
-        [Ask("hello there", max_tokens=4), Ask("look <img>", (pictures[1],), max_tokens=5)],
+        [
+            ChatRequest(
+                "look at my cup <img> and my hat <img> now", tuple(pictures[:2]), max_tokens=9
+            ),
+            ChatRequest("and again <img>", (pictures[2],), max_tokens=5),
+        ],
+        [
+            ChatRequest("hello there", max_tokens=4),
+            ChatRequest("look <img>", (pictures[1],), max_tokens=5),
+        ],
     ]
 
 
 def talk(local, talks):
     transcripts = [local.start() for _ in talks]
-    replies = [local.reply(list(zip(transcripts, asks, strict=True))) for asks in zip(*talks, strict=True)]
+    replies = [
+        local.reply(list(zip(transcripts, asks, strict=True))) for asks in zip(*talks, strict=True)
+    ]
     return transcripts, list(zip(*replies, strict=True))
 
 
 def test_a_ragged_batch_with_images_generates_what_each_alone_does(local, pictures):
     talks = conversations(pictures)
     together, replies = talk(local, talks)
-    assert len({reply.text for row in replies for reply in row}) >= 5  # the model is no stuck record
+    assert (
+        len({reply.text for row in replies for reply in row}) >= 5
+    )  # the model is no stuck record
     for talk_, transcript, row in zip(talks, together, replies, strict=True):
         [alone], [said] = talk(local, [talk_])
         assert (alone.ids, alone.written, said) == (transcript.ids, transcript.written, row)
@@ -67,7 +86,15 @@ def test_a_ragged_batch_with_images_generates_what_each_alone_does(local, pictur
 
 def test_what_the_model_says_depends_on_the_pictures_and_on_the_first_turn(local, pictures):
     def said(first, second):
-        return talk(local, [[Ask("look <img>", (first,), max_tokens=6), Ask("and <img>", (second,), max_tokens=6)]])[1]
+        return talk(
+            local,
+            [
+                [
+                    ChatRequest("look <img>", (first,), max_tokens=6),
+                    ChatRequest("and <img>", (second,), max_tokens=6),
+                ]
+            ],
+        )[1]
 
     assert said(pictures[0], pictures[1]) != said(pictures[2], pictures[1])
     assert said(pictures[0], pictures[1]) != said(pictures[0], pictures[2])
@@ -86,12 +113,17 @@ def test_later_turns_only_append(local, pictures):
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_written_marks_what_the_model_wrote_and_each_turn_ends_once(local, monkeypatch, pictures, end):
+def test_written_marks_what_the_model_wrote_and_each_turn_ends_once(
+    local, monkeypatch, pictures, end
+):
     tokenizer, lines = local.processor.tokenizer, ("my cup is red", "<answer>tea</answer>")
     reciting(monkeypatch, local, *lines, end=end)
     transcript = local.start()
     length = len(tokenizer("my cup is red").input_ids)
-    for ask in (Ask("look <img>", (pictures[0],), max_tokens=length + end), Ask("my drink", max_tokens=3 + end)):
+    for ask in (
+        ChatRequest("look <img>", (pictures[0],), max_tokens=length + end),
+        ChatRequest("my drink", max_tokens=3 + end),
+    ):
         reply = local.reply([(transcript, ask)])[0]
         assert reply.tokens_out == ask.max_tokens and transcript.ids[-1] == local.end
     written = [i for i, mark in zip(transcript.ids, transcript.written, strict=True) if mark]
@@ -104,12 +136,20 @@ def test_written_marks_what_the_model_wrote_and_each_turn_ends_once(local, monke
     )
 
 
-def test_incremental_ids_are_those_of_the_template_over_the_whole_conversation(local, monkeypatch, pictures):
-    lines = ['<think>look up my cup</think>\n<retrieve>\n"keywords": my cup\n</retrieve>', "my cup is red"]
+def test_incremental_ids_are_those_of_the_template_over_the_whole_conversation(
+    local, monkeypatch, pictures
+):
+    lines = [
+        '<think>look up my cup</think>\n<retrieve>\n"keywords": my cup\n</retrieve>',
+        "my cup is red",
+    ]
     reciting(monkeypatch, local, *lines)
     asks = [
-        Ask("respond\n\ntoday monday 2024-03-04\nlook at my cup <img> now", (pictures[0],)),
-        Ask("found\nsemantic\n\n2024-03-04 my cup <img> <img>\nanswer now", (pictures[1], pictures[2])),
+        ChatRequest("respond\n\ntoday monday 2024-03-04\nlook at my cup <img> now", (pictures[0],)),
+        ChatRequest(
+            "found\nsemantic\n\n2024-03-04 my cup <img> <img>\nanswer now",
+            (pictures[1], pictures[2]),
+        ),
     ]
     transcript, messages = local.start(), []
     for ask, line in zip(asks, lines, strict=True):
@@ -131,9 +171,15 @@ def test_incremental_ids_are_those_of_the_template_over_the_whole_conversation(l
 ])  # fmt: skip
 def test_a_text_cannot_open_a_turn_or_promise_an_image(local, text):
     tokenizer, transcript, plain = local.processor.tokenizer, local.start(), local.start()
-    local.give(transcript, Ask(text))
-    local.give(plain, Ask("hello"))
-    for marker in ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>"):
+    local.give(transcript, ChatRequest(text))
+    local.give(plain, ChatRequest("hello"))
+    for marker in (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+    ):
         token = tokenizer.convert_tokens_to_ids(marker)
         assert transcript.ids.count(token) == plain.ids.count(token), marker
 
@@ -142,7 +188,7 @@ def test_placeholders_of_images_are_never_sampled(local):
     hot = LocalModel(model=local.model, processor=local.processor, temperature=50.0)
     torch.manual_seed(1)
     transcripts = [hot.start() for _ in range(16)]
-    hot.reply([(transcript, Ask("hello", max_tokens=64)) for transcript in transcripts])
+    hot.reply([(transcript, ChatRequest("hello", max_tokens=64)) for transcript in transcripts])
     written = {i for t in transcripts for i, mark in zip(t.ids, t.written, strict=True) if mark}
     assert len(written) > 300 and not written & set(hot.barred)
 
@@ -163,10 +209,16 @@ def test_a_folder_that_names_its_model_leads_there_also_when_it_is_moved(tmp_pat
     (tmp_path / "run").rename(tmp_path / "moved")
     base, adapters = follow_source(tmp_path / "moved/rl/model")
     assert Path(base).samefile(tmp_path / "moved/base")
-    assert [Path(path).resolve().parent.name for path in adapters] == ["sft", "rl"]  # in the order of merging
+    assert [Path(path).resolve().parent.name for path in adapters] == [
+        "sft",
+        "rl",
+    ]  # in the order of merging
     assert follow_source(tmp_path / "moved/base") == (str(tmp_path / "moved/base"), [])
     write_source(tmp_path / "given", "Qwen/Qwen2.5-VL-7B-Instruct", "someone/an-adapter")
-    assert follow_source(tmp_path / "given") == ("Qwen/Qwen2.5-VL-7B-Instruct", ["someone/an-adapter"])
+    assert follow_source(tmp_path / "given") == (
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        ["someone/an-adapter"],
+    )
 
 
 def test_what_cannot_be_asked_fails_alone_and_leaves_its_transcript(local, pictures, tmp_path):
@@ -175,23 +227,32 @@ def test_what_cannot_be_asked_fails_alone_and_leaves_its_transcript(local, pictu
     Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")
     (tmp_path / "none.png").write_bytes(b"no image")
     names = ("huge", "dot", "line", "none", "away")
-    asks = [Ask("look <img>", (str(tmp_path / f"{name}.png"),), max_tokens=4) for name in names]
+    asks = [
+        ChatRequest("look <img>", (str(tmp_path / f"{name}.png"),), max_tokens=4) for name in names
+    ]
     asks += [
-        Ask("my drink is tea " * 1500, max_tokens=4, purpose="answer"),
-        Ask("look <img>", (pictures[0],), max_tokens=4),
+        ChatRequest("my drink is tea " * 1500, max_tokens=4, purpose="answer"),
+        ChatRequest("look <img>", (pictures[0],), max_tokens=4),
     ]
     transcripts = [local.start() for _ in asks]
     replies = local.reply(list(zip(transcripts, asks, strict=True)))
     errors = {n: str(reply) for n, reply in enumerate(replies) if isinstance(reply, ValueError)}
     assert sorted(errors) == [2, 3, 4, 5]
-    assert "aspect ratio" in errors[2] and "none.png" in errors[3] and "it is not there" in errors[4]
+    assert (
+        "aspect ratio" in errors[2] and "none.png" in errors[3] and "it is not there" in errors[4]
+    )
     assert errors[5].startswith("answer: 60") and "more than the 4096 of model" in errors[5]
     assert all(not transcripts[n].ids and not transcripts[n].seen for n in errors)
     alone = local.start()
     assert local.reply([(alone, asks[-1])])[0] == replies[-1] and alone.ids == transcripts[-1].ids
     # the conversation goes on where it was
-    [after, _] = local.reply([(transcripts[3], Ask("hello", max_tokens=4)), (transcripts[-1], Ask("so", max_tokens=4))])
-    assert after == local.reply([(local.start(), Ask("hello", max_tokens=4))])[0]
+    [after, _] = local.reply(
+        [
+            (transcripts[3], ChatRequest("hello", max_tokens=4)),
+            (transcripts[-1], ChatRequest("so", max_tokens=4)),
+        ]
+    )
+    assert after == local.reply([(local.start(), ChatRequest("hello", max_tokens=4))])[0]
 
 
 def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):
@@ -218,7 +279,10 @@ def test_four_bits_need_a_package_of_their_own(checkpoint):
 def test_samples_follow_the_seed_and_no_other_draw(local):
     def said(seed, calls=2):
         hot = LocalModel(model=local.model, processor=local.processor, temperature=3.0, seed=seed)
-        return [hot.reply([(hot.start(), Ask("hello", max_tokens=12))])[0].text for _ in range(calls)]
+        return [
+            hot.reply([(hot.start(), ChatRequest("hello", max_tokens=12))])[0].text
+            for _ in range(calls)
+        ]
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -232,9 +296,16 @@ def test_a_real_tokenizer_stops_at_the_closing_tag(local, monkeypatch):
     assert local.closing == []
     tokenizer = local.processor.tokenizer
     monkeypatch.setattr(local, "closing", [" tea"])
-    monkeypatch.setattr(local.model, "forward", _writes(local.model, tokenizer("my drink is tea and coffee").input_ids))
+    monkeypatch.setattr(
+        local.model,
+        "forward",
+        _writes(local.model, tokenizer("my drink is tea and coffee").input_ids),
+    )
     transcript = local.start()
-    assert local.reply([(transcript, Ask("what ?", max_tokens=9))])[0].text == "my drink is tea"
+    assert (
+        local.reply([(transcript, ChatRequest("what ?", max_tokens=9))])[0].text
+        == "my drink is tea"
+    )
     assert transcript.ids[-1] == local.end and transcript.written[-2:] == [1, 0]
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from personavlm_lib.models.nano import build_model, build_tokenizer
+from personavlm_lib.simulation.dialogue import render_dialogue
+from personavlm_lib.simulation.lexicon import vocabulary
+from personavlm_lib.simulation.plan import sample_plan
+from personavlm_lib.simulation.scenes import render, sample_scene
 from personavlm_lib.training.backbone import corpus
-from personavlm_lib.training.mixture import collate, encode, table
-from personavlm_lib.world.lexicon import words
-from personavlm_lib.world.plan import sample_plan
-from personavlm_lib.world.scenes import render, sample_scene
-from personavlm_lib.world.tellers import tell
+from personavlm_lib.training.backbone_data import collate, encode, table
 
 
 def test_a_word_is_one_token_and_the_same_wherever_it_stands(processor):
     tokenizer = processor.tokenizer
-    for word in words():
+    for word in vocabulary():
         (token,) = tokenizer(word).input_ids
         assert tokenizer(f"qx {word}\n{word} (a) {word}.").input_ids.count(token) == 3, word
         assert tokenizer(f"<think>{word}</think>").input_ids[1] == token
@@ -29,15 +29,22 @@ def test_dates_and_times_of_the_world_are_one_token(processor):
 
 
 def test_a_key_that_a_life_brings_is_the_word_that_was_said(processor):
-    tokenizer, text = processor.tokenizer, '"pottery": every sunday i do pottery\n"keywords": tea\n"city": oslo'
+    tokenizer, text = (
+        processor.tokenizer,
+        '"pottery": every sunday i do pottery\n"keywords": tea\n"city": oslo',
+    )
     ids, (word,) = tokenizer(text).input_ids, tokenizer("pottery").input_ids
-    assert ids.count(word) == 2 and tokenizer("city").input_ids[0] in ids and tokenizer.decode(ids) == text
+    assert (
+        ids.count(word) == 2
+        and tokenizer("city").input_ids[0] in ids
+        and tokenizer.decode(ids) == text
+    )
 
 
 def test_what_a_life_says_needs_no_bytes(processor):
     lowest = processor.tokenizer.convert_tokens_to_ids("<0xFF>")
     for seed in range(10):
-        for turn in tell(sample_plan(seed, 70, 1.2), Path("unused"), draw=False):
+        for turn in render_dialogue(sample_plan(seed, 70, 1.2), Path("unused"), draw=False):
             text = f"{turn.time:%Y-%m-%d} user {turn.user.replace('<img>', '')} assistant {turn.assistant}"
             assert min(processor.tokenizer(text).input_ids) > lowest, text
 
@@ -55,10 +62,14 @@ def test_the_tokenizer_is_the_same_each_time(processor):
     assert build_tokenizer(corpus()).get_vocab() == processor.tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize(("size", "tokens"), [((84, 84), 9), ((56, 56), 4), ((84, 56), 6), ((28, 28), 4)])
+@pytest.mark.parametrize(
+    ("size", "tokens"), [((84, 84), 9), ((56, 56), 4), ((84, 56), 6), ((28, 28), 4)]
+)
 def test_an_image_becomes_as_many_tokens_as_it_has_patches(processor, size, tokens):
     image = render(sample_scene(random.Random(0), [("cup", "red")])).resize(size)
-    ids = processor(text=["look <|vision_start|><|image_pad|><|vision_end|> now"], images=[image])["input_ids"][0]
+    ids = processor(text=["look <|vision_start|><|image_pad|><|vision_end|> now"], images=[image])[
+        "input_ids"
+    ][0]
     assert ids.count(processor.image_token_id) == tokens
 
 
@@ -76,7 +87,9 @@ def test_before_any_training_it_looks_where_the_answer_stands(processor, seed):
     found = []
     for number in range(40):
         row = table(random.Random(f"{seed} {number}"), 8, 1)
-        batch = collate([encode(row, processor)], processor.tokenizer.pad_token_id, processor.image_token_id)
+        batch = collate(
+            [encode(row, processor)], processor.tokenizer.pad_token_id, processor.image_token_id
+        )
         labels = batch.pop("labels")[0]
         learned = (labels != -100).nonzero()[0].item()
         pieces = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from personavlm_lib.__main__ import main
-from personavlm_lib.models import Ask
+from personavlm_lib.models.chat import ChatRequest
 from personavlm_lib.models.endpoint import EndpointModel
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models.serve import ChatServer
-from personavlm_lib.study.given import model_source, open_model
+from personavlm_lib.simulation.scenes import render, sample_scene
+from personavlm_lib.study.components import model_source, open_model
 from personavlm_lib.study.profiles import BACKBONE
-from personavlm_lib.world.scenes import render, sample_scene
 
 
 @contextmanager
@@ -50,7 +50,10 @@ def pictures(tmp_path_factory):
 def post(server, **body):
     """Status and reply of a request to the server."""
     url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
-    data = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4} | body)
+    data = json.dumps(
+        {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        | body
+    )
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data.encode())) as reply:
             return reply.status, json.load(reply)
@@ -61,8 +64,8 @@ def post(server, **body):
 def test_the_same_text_and_counts_as_the_kept_model_gives_directly(pictures):
     """Several steps, with images in the first and in later ones, and side by side. (Of bytes that are no text, which an
     untrained model may write, a server can only hand on that they are none.)"""
-    steps = [[Ask(f"look at my cup <img> and {n}", (pictures[n % 2],), max_tokens=8),
-              Ask("what color is cup ? <img>", (pictures[1],), max_tokens=6), Ask("answer now", max_tokens=5)]
+    steps = [[ChatRequest(f"look at my cup <img> and {n}", (pictures[n % 2],), max_tokens=8),
+              ChatRequest("what color is cup ? <img>", (pictures[1],), max_tokens=6), ChatRequest("answer now", max_tokens=5)]
              for n in range(3)]  # fmt: skip
     local = LocalModel(BACKBONE, name="nano")
     with serving(LocalModel(model=local.model, processor=local.processor, name="nano")) as server:
@@ -72,12 +75,16 @@ def test_the_same_text_and_counts_as_the_kept_model_gives_directly(pictures):
         for asks in zip(*steps, strict=True):
             expected = [local.reply([pair])[0] for pair in zip(direct, asks, strict=True)]
             assert remote.reply(list(zip(through, asks, strict=True))) == expected
-    assert len({transcript[1]["content"] for transcript in through}) > 1  # the picture and the number tell
+    assert (
+        len({transcript[1]["content"] for transcript in through}) > 1
+    )  # the picture and the number tell
 
 
 def test_requests_that_come_together_share_a_batch(server, monkeypatch):
     sizes, reply = [], server.model.reply
-    monkeypatch.setattr(server.model, "reply", lambda asked: sizes.append(len(asked)) or reply(asked))
+    monkeypatch.setattr(
+        server.model, "reply", lambda asked: sizes.append(len(asked)) or reply(asked)
+    )
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda n: post(server, temperature=n % 2), range(8)))
     assert {status for status, _ in replies} == {200} and sum(sizes) == 8 and len(sizes) < 8
@@ -88,9 +95,14 @@ def test_a_system_message_counts_and_the_end_has_its_reason(server):
     _, plain = post(server)
     _, told = post(server, messages=said)
     assert plain["usage"]["prompt_tokens"] != told["usage"]["prompt_tokens"]
-    assert plain["choices"][0]["finish_reason"] == "length" and plain["usage"]["completion_tokens"] == 4
+    assert (
+        plain["choices"][0]["finish_reason"] == "length"
+        and plain["usage"]["completion_tokens"] == 4
+    )
     ended = post(server, max_tokens=400)[1]
-    assert ended["choices"][0]["finish_reason"] == "stop" or ended["usage"]["completion_tokens"] == 400
+    assert (
+        ended["choices"][0]["finish_reason"] == "stop" or ended["usage"]["completion_tokens"] == 400
+    )
 
 
 def image_url(data):
@@ -120,7 +132,12 @@ def test_a_jpeg_is_seen(server):
     file = BytesIO()
     Image.new("RGB", (300, 200), "red").save(file, "jpeg")
     assert (
-        post(server, messages=image_url(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"))[0]
+        post(
+            server,
+            messages=image_url(
+                f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+            ),
+        )[0]
         == 200
     )
 

@@ -9,9 +9,26 @@ from personavlm_lib.study.profiles import ROOT
 
 def test_ours_and_the_limit_are_measured_and_agree_with_exact_search(tmp_path):
     out = tmp_path / "speed.json"
-    command = [sys.executable, str(ROOT / "speed" / "memory.py"), "--sizes", "300", "--clusters", "9"]
+    command = [
+        sys.executable,
+        str(ROOT / "speed" / "memory.py"),
+        "--sizes",
+        "300",
+        "--clusters",
+        "9",
+    ]
     subprocess.run(
-        [*command, "--systems", "limit", "ours", "approximate", "--json", str(out), "--plot", str(tmp_path / "speed")],
+        [
+            *command,
+            "--systems",
+            "limit",
+            "ours",
+            "approximate",
+            "--json",
+            str(out),
+            "--plot",
+            str(tmp_path / "speed"),
+        ],
         check=True,
         cwd=tmp_path,
     )
@@ -23,4 +40,6 @@ def test_ours_and_the_limit_are_measured_and_agree_with_exact_search(tmp_path):
     for row in rows:
         assert row["recall"] == (1.0 if row["variant"] in ("dense", "faiss") else None), row
         assert row["cpu_p50_ms"] > 0 and row["disk_mib"] > 0 and row["singly_per_s"] > 0
-    assert (tmp_path / "speed.png").exists() and (tmp_path / "speed.csv").read_text().count("\n") == len(rows) + 1
+    assert (tmp_path / "speed.png").exists() and (tmp_path / "speed.csv").read_text().count(
+        "\n"
+    ) == len(rows) + 1

@@ -18,16 +18,32 @@ from pathlib import Path
 
 import pandas as pd
 
+from personavlm_lib.caching import fingerprint
 from personavlm_lib.study.profiles import STAGES, run_folder, stage_folder
-from personavlm_lib.work import fingerprint
 
 PROFILE = Path(__file__).with_name("kill.yaml")
 TIMES = {"run", "seconds", "step_time"}  # columns
-NOT_COMPARED = {"run", "git_commit", "git_dirty", "wall_seconds", "peak_memory_gib", "total_wall_seconds"}
+NOT_COMPARED = {
+    "run",
+    "git_commit",
+    "git_dirty",
+    "wall_seconds",
+    "peak_memory_gib",
+    "total_wall_seconds",
+}
 
 
 def start(run: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "personavlm_lib", "reproduce", "--profile", str(PROFILE), "--run", run]
+    command = [
+        sys.executable,
+        "-m",
+        "personavlm_lib",
+        "reproduce",
+        "--profile",
+        str(PROFILE),
+        "--run",
+        run,
+    ]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
@@ -41,10 +57,16 @@ def tables(run: str) -> dict[str, str]:
             found[name] = frame.drop(columns=TIMES & set(frame)).to_csv()
         elif path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = json.dumps([{k: v for k, v in row.items() if k not in TIMES} for row in rows], sort_keys=True)
+            found[name] = json.dumps(
+                [{k: v for k, v in row.items() if k not in TIMES} for row in rows], sort_keys=True
+            )
         elif path.name == "summary.json":
             summary = json.loads(path.read_text())
-            kept = {k: v for k, v in summary.items() if k not in NOT_COMPARED and not k.startswith("most_")}
+            kept = {
+                k: v
+                for k, v in summary.items()
+                if k not in NOT_COMPARED and not k.startswith("most_")
+            }
             found[name] = json.dumps(kept)
         elif path.suffix in (".csv", ".jsonl") or path.name == "claims.json":
             found[name] = path.read_text()
@@ -54,8 +76,14 @@ def tables(run: str) -> dict[str, str]:
 
 
 def main(runs: int = 10, kills: int = 1, seed: int = 0) -> int:
-    rng, whole, differing = random.Random(seed), tables("whole") if start("whole").wait() == 0 else {}, 0
-    stages = [json.loads((stage_folder("whole", stage) / "run.json").read_text()) for stage in STAGES]
+    rng, whole, differing = (
+        random.Random(seed),
+        tables("whole") if start("whole").wait() == 0 else {},
+        0,
+    )
+    stages = [
+        json.loads((stage_folder("whole", stage) / "run.json").read_text()) for stage in STAGES
+    ]
     seconds = sum(stage["wall_seconds"] for stage in stages)
     print(f"unbroken: {seconds:.0f} s, {len(whole)} tables", flush=True)
     for n in range(runs):
@@ -68,13 +96,23 @@ def main(runs: int = 10, kills: int = 1, seed: int = 0) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             done = [stage for stage in STAGES if (stage_folder(run, stage) / "run.json").is_file()]
-            at = [stage for stage in STAGES if stage not in done and stage_folder(run, stage).exists()]
-            print(f"{run}: killed after {moment:.0f} s in {at or 'no stage'}, {len(done)} done", flush=True)
+            at = [
+                stage for stage in STAGES if stage not in done and stage_folder(run, stage).exists()
+            ]
+            print(
+                f"{run}: killed after {moment:.0f} s in {at or 'no stage'}, {len(done)} done",
+                flush=True,
+            )
         code, found = start(run).wait(), tables(run)
-        wrong = sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
+        wrong = sorted(
+            name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)
+        )
         differing += bool(wrong or code)
         spent = time.monotonic() - begin
-        print(f"{run}: ended after {spent:.0f} s, exit code {code}, differing: {wrong or 'nothing'}", flush=True)
+        print(
+            f"{run}: ended after {spent:.0f} s, exit code {code}, differing: {wrong or 'nothing'}",
+            flush=True,
+        )
     return int(differing > 0)
 
 

@@ -34,7 +34,11 @@ PROFILE = "seed: 0\nstages: {{00_backbone: {{seconds: 0}}, 01_synthesize: {{seco
 def project(tmp_path_factory):
     """A folder like this project's, with `reproduce(seconds of stage 01)` that starts the chain there."""
     root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "personavlm_lib", root / "personavlm_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "personavlm_lib",
+        root / "personavlm_lib",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for name in ("Snakefile", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
     (root / "notebooks").mkdir()
@@ -43,13 +47,23 @@ def project(tmp_path_factory):
         book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
         book.cells += [nbformat.v4.new_code_cell(SOURCE.replace("{stage}", stage))]
         nbformat.write(book, root / "notebooks" / f"{stage}.ipynb")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")} | {"PYTHONPATH": str(root)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")} | {
+        "PYTHONPATH": str(root)
+    }
 
     started = []
 
     def reproduce(seconds, *options):
         (root / "tiny.yaml").write_text(PROFILE.format(seconds))
-        command = [sys.executable, "-m", "personavlm_lib", "reproduce", "--profile", "tiny.yaml", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "personavlm_lib",
+            "reproduce",
+            "--profile",
+            "tiny.yaml",
+            *options,
+        ]
         pipe = subprocess.PIPE
         started.append(
             subprocess.Popen(
@@ -74,7 +88,10 @@ def project(tmp_path_factory):
 
 def ran(project):
     """How often each stage was begun."""
-    return [len(path.read_text().split()) if (path := project.runs / s / "ran").is_file() else 0 for s in STAGES]
+    return [
+        len(path.read_text().split()) if (path := project.runs / s / "ran").is_file() else 0
+        for s in STAGES
+    ]
 
 
 def wait_for(path, seconds=180):
@@ -120,7 +137,9 @@ def test_a_chain_that_is_killed_or_stopped_goes_on_and_is_done_once(project):
     assert second.returncode == 1
     stopped.send_signal(signal.SIGINT)
     told, said = stopped.communicate(timeout=90)
-    assert stopped.returncode == 130 and said.strip() == "Stopped. The same command goes on from here."
+    assert (
+        stopped.returncode == 130 and said.strip() == "Stopped. The same command goes on from here."
+    )
     assert "[2/3] 01_synthesize ..." in told and "01_synthesize  step 1/2" in told.splitlines()
     assert all_gone(project) and ran(project) == [1, 2, 0]
 
@@ -130,7 +149,11 @@ def test_a_chain_that_is_killed_or_stopped_goes_on_and_is_done_once(project):
 
     begin = time.monotonic()
     told, said = project(0).communicate()
-    assert told == f"Nothing to do: all of it is in {project.runs}.\n" and said == "" and ran(project) == [1, 3, 1]
+    assert (
+        told == f"Nothing to do: all of it is in {project.runs}.\n"
+        and said == ""
+        and ran(project) == [1, 3, 1]
+    )
     assert time.monotonic() - begin < 60
 
 
@@ -140,8 +163,14 @@ def test_a_changed_parameter_runs_its_stage_and_what_needs_it_and_kept_files_sur
     kept.write_text("of other parameters")
     project(0.1).communicate()
     assert ran(project) == [before[0], before[1] + 1, before[2] + 1]
-    assert kept.read_text() == "of other parameters", "so what is kept must be keyed by what made it"
-    assert project(0.1, "02_sft", "--anew").communicate()[1] == "" and ran(project) == [before[0], before[1] + 1, 1]
+    assert kept.read_text() == "of other parameters", (
+        "so what is kept must be keyed by what made it"
+    )
+    assert project(0.1, "02_sft", "--force").communicate()[1] == "" and ran(project) == [
+        before[0],
+        before[1] + 1,
+        1,
+    ]
 
 
 def test_a_failing_stage_is_told_in_one_line(project):

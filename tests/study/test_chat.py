@@ -21,7 +21,13 @@ def chat(tmp_path):
     def say(*lines, run="r"):
         command = [sys.executable, "-m", "personavlm_lib", "chat", "--run", run]
         return subprocess.run(
-            command, cwd=ROOT, env=environment, input="\n".join(lines), capture_output=True, text=True, timeout=600
+            command,
+            cwd=ROOT,
+            env=environment,
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
 
     return say
@@ -31,11 +37,16 @@ def test_it_answers_and_its_memory_outlives_it(chat, tmp_path):
     first = chat("my drink is sprite", "what is my zeppelin ?")
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
-    assert "what is my drink ?" in lines[2] and sum(line.startswith("agent: ") for line in lines) == 2
+    assert (
+        "what is my drink ?" in lines[2] and sum(line.startswith("agent: ") for line in lines) == 2
+    )
     assert "(words it does not know: zeppelin)" in lines
     assert lines[-1] == f"The memory is kept in {tmp_path / 'runs' / 'r' / 'chat'}."
     second = chat(":memory", ":quit", "not read").stdout
     assert "openness" in second.lower() and "agent: " not in second and "kept in" not in second
     refused = chat("hello", run="other")
     missing = tmp_path / "runs" / "other" / "03_grpo"
-    assert refused.returncode == 1 and f"{missing} is missing: run 'make reproduce' first" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and f"{missing} is missing: run 'make reproduce' first" in refused.stderr
+    )

@@ -54,15 +54,27 @@ def memory_of_two_sessions(tmp_path):
         Image.new("RGB", (400, 200), "orange").save(picture)
         with MemoryStore(folder) as store:
             store.add_turn(Turn(MARCH, "I live in Rome. <script>alert(1)</script>", "Noted & kept"))
-            store.add_semantic(SemanticMemory("She lives in <b>Rome</b>", "city", MARCH, MARCH, MARCH))
+            store.add_semantic(
+                SemanticMemory("She lives in <b>Rome</b>", "city", MARCH, MARCH, MARCH)
+            )
             store.add_personality(PersonalityState(BigFive(2, 3, 3, 3, 4.5), None, 0, 1, MARCH))
-            store.set_core(CoreMemory({"name": "Nora", "city": "Rome"}, {"job": "baker"}, MARCH + HOUR))
+            store.set_core(
+                CoreMemory({"name": "Nora", "city": "Rome"}, {"job": "baker"}, MARCH + HOUR)
+            )
             store.set_procedural(ProceduralMemory({"run": "She runs on Mondays"}, MARCH + HOUR))
-            store.add_episode(Episode("They talked about Rome", "Rome", (0,), MARCH, MARCH, MARCH + HOUR))
-            store.add_turn(Turn(APRIL, "My cat <img> moved to Oslo with me", "Lovely", (str(picture),)))
+            store.add_episode(
+                Episode("They talked about Rome", "Rome", (0,), MARCH, MARCH, MARCH + HOUR)
+            )
+            store.add_turn(
+                Turn(APRIL, "My cat <img> moved to Oslo with me", "Lovely", (str(picture),))
+            )
             cat = VisualConcept("her cat", "cat", str(picture))
-            store.add_semantic(SemanticMemory("her cat", "cat", APRIL, APRIL, APRIL, "concept", cat))
-            store.set_core(CoreMemory({"name": "Nora", "city": "Oslo"}, {"job": "baker"}, APRIL + HOUR))
+            store.add_semantic(
+                SemanticMemory("her cat", "cat", APRIL, APRIL, APRIL, "concept", cat)
+            )
+            store.set_core(
+                CoreMemory({"name": "Nora", "city": "Oslo"}, {"job": "baker"}, APRIL + HOUR)
+            )
         return folder
 
     return make
@@ -70,9 +82,19 @@ def memory_of_two_sessions(tmp_path):
 
 def test_the_page_shows_all_that_is_known_at_the_end(folder):
     page = snapshot(folder)
-    for text in ("nora", "at the end", "Oslo", "baker", "She runs on Mondays", "They talked about Rome", "her cat"):
+    for text in (
+        "nora",
+        "at the end",
+        "Oslo",
+        "baker",
+        "She runs on Mondays",
+        "They talked about Rome",
+        "her cat",
+    ):
         assert text in page
-    assert re.search(r"<del[^>]*>Rome</del>\s*Oslo", page)  # what the second session changed in core memory
+    assert re.search(
+        r"<del[^>]*>Rome</del>\s*Oslo", page
+    )  # what the second session changed in core memory
     assert '<span class="number">4.50</span> <span class="soft">very high' in page
     assert page.count("data:image/png;base64,") == 2  # the crop, and the turn's photo
 
@@ -80,13 +102,24 @@ def test_the_page_shows_all_that_is_known_at_the_end(folder):
 def test_nothing_is_shown_before_it_was_known(folder):
     page = snapshot(folder, MARCH)
     assert "She lives in" in page and "on 2024-03-05 at 09:00" in page
-    for later in ("Oslo", "Nora", "baker", "She runs on Mondays", "They talked about Rome", "cat", "data:image"):
+    for later in (
+        "Oslo",
+        "Nora",
+        "baker",
+        "She runs on Mondays",
+        "They talked about Rome",
+        "cat",
+        "data:image",
+    ):
         assert later not in page.split("</style>")[-1]
     assert "They talked about Rome" in snapshot(folder, MARCH + HOUR)
 
 
 def test_the_bars_have_the_true_scale(folder):
-    widths = [float(width) for width in re.findall(r"<i style=\"width: ([\d.]+)%", snapshot(folder, MARCH))]
+    widths = [
+        float(width)
+        for width in re.findall(r"<i style=\"width: ([\d.]+)%", snapshot(folder, MARCH))
+    ]
     assert widths == [25.0, 50.0, 50.0, 50.0, 87.5]  # 1 is an empty bar, 5 a full one
 
 
@@ -123,12 +156,18 @@ def test_a_folder_without_a_memory_is_refused_and_left_as_it_is(tmp_path):
         explorer([])
 
 
-def test_the_slider_moves_through_the_life_and_the_menu_changes_the_user(folder, memory_of_two_sessions):
+def test_the_slider_moves_through_the_life_and_the_menu_changes_the_user(
+    folder, memory_of_two_sessions
+):
     other = memory_of_two_sessions(folder.parent / "olaf")
     with MemoryStore(other) as store:
         store.add_turn(Turn(APRIL + 2 * HOUR, "Good night"))
     who, when, shown = explorer([folder, other], first=0).children
-    assert [time for _, time in when.options] == [MARCH, APRIL, datetime.max] and when.value == datetime.max
+    assert [time for _, time in when.options] == [
+        MARCH,
+        APRIL,
+        datetime.max,
+    ] and when.value == datetime.max
     assert "Oslo" in shown.value
     when.value = MARCH
     assert "Oslo" not in shown.value and "She lives in" in shown.value

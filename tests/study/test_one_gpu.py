@@ -20,20 +20,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from personavlm_lib.agent.prompts import FOLDER, PromptSet
+from personavlm_lib.agent.prompt_sets import FOLDER, PromptSet
 from personavlm_lib.agent.protocol import parse_step
 from personavlm_lib.evaluation.records import read_records
-from personavlm_lib.memory.search import PAPER
+from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models.local import LocalModel, follow_source, load_processor
+from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models.nano import SPECIAL, ImageOnlyProcessor, build_model
+from personavlm_lib.models.weights import follow_source, load_processor
 from personavlm_lib.study.profiles import PROFILES, ROOT, load_profile, memory_folder, stage_folder
 from personavlm_lib.study.runner import run_stage
 
 SIZES = {
-    "01_synthesize": dict(train_users=1, test_users=1, train_questions=6, test_questions=3, scale=0.25, sft_samples=12),
-    "02_sft": dict(steps=2, batch=2, warmup=0, lora_rank=2, log_every=1, learning_rate=1e-3, accumulate=2),
-    "03_grpo": dict(steps=1, group=2, groups=1, accumulate=1, questions=4, warmup=0, lora_rank=2, max_tokens=6),
+    "01_synthesize": dict(
+        train_users=1, test_users=1, train_questions=6, test_questions=3, scale=0.25, sft_samples=12
+    ),
+    "02_sft": dict(
+        steps=2, batch=2, warmup=0, lora_rank=2, log_every=1, learning_rate=1e-3, accumulate=2
+    ),
+    "03_grpo": dict(
+        steps=1, group=2, groups=1, accumulate=1, questions=4, warmup=0, lora_rank=2, max_tokens=6
+    ),
     "04_agent_demo": dict(questions=1),
     "05_evaluate": dict(
         conditions=["chance", "backbone_rag5", "sft_gold", "rl_gold", "rl_own", "oracle"],
@@ -51,7 +58,9 @@ def language_model(folder, processor):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, special_tokens=list(SPECIAL))
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=alphabet, special_tokens=list(SPECIAL)
+    )
     tokenizer.train([str(path) for path in (FOLDER / "full").glob("*.j2")], trainer)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
@@ -72,8 +81,15 @@ def language_model(folder, processor):
 
 def clip(folder):
     letters = list(pre_tokenizers.ByteLevel.alphabet())
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    pieces = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(letter + "</w>" for letter in letters),
+    ]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]
+    )
     tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     ends = dict(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
     text = tiny | dict(vocab_size=len(pieces), max_position_embeddings=16) | ends
@@ -91,7 +107,9 @@ def sentence_encoder(folder):
     tiny = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     bert = transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **tiny))
     bert.save_pretrained(folder / "bert")
-    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "bert")
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(
+        folder / "bert"
+    )
     modules = [Transformer(str(folder / "bert"), max_seq_length=64), Pooling(16)]
     SentenceTransformer(modules=modules).save(str(folder / "sentences"))
     return folder / "sentences"
@@ -112,7 +130,9 @@ def chain(tmp_path_factory, processor, grounding_dino):
     for stage, sizes in SIZES.items():
         given["stages"][stage] |= sizes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(given))
-    with mock.patch.dict(os.environ, {"PERSONAVLM_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}):
+    with mock.patch.dict(
+        os.environ, {"PERSONAVLM_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    ):
         profile = load_profile(str(folder / "tiny.yaml"))
         for stage in profile.stages:
             run_stage(stage, profile, "tiny")
@@ -127,12 +147,17 @@ def test_models_are_referred_to_and_never_copied(chain):
         base, adapters = follow_source(folder)
         assert os.path.samefile(base, chain["model"]) and len(adapters) == depth
     last, first = (LocalModel(stage_folder("tiny", stage) / "model").model for stage in stages[::2])
-    assert not all(torch.equal(a, b) for a, b in zip(last.parameters(), first.parameters(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(last.parameters(), first.parameters(), strict=True)
+    )
 
 
 def test_samples_and_records_are_of_the_full_prompts(chain):
     samples = pd.read_parquet(stage_folder("tiny", "01_synthesize") / "sft.parquet")
-    assert "Big Five personality of the user:" in samples[samples.purpose == "respond"].messages.iloc[0][0]["content"]
+    assert (
+        "Big Five personality of the user:"
+        in samples[samples.purpose == "respond"].messages.iloc[0][0]["content"]
+    )
     for messages in samples[samples.purpose == "respond"].messages:
         assert not any(parse_step(message["content"]).errors for message in messages[1::2])
     records = read_records(stage_folder("tiny", "05_evaluate") / "records.parquet")
@@ -145,7 +170,7 @@ def test_memories_are_seen_and_searched_with_what_the_profile_names(chain):
     (user,) = memory_folder("tiny", "gold").iterdir()
     with MemoryStore(user) as store:
         assert store.encoder.name == chain["text_encoder"]
-        found = PAPER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
+        found = PAPER_RETRIEVER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
         assert len(found) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {(4 * 16,)}
     summary = json.loads((stage_folder("tiny", "09_report") / "summary.json").read_text())
     assert summary["profile"] == "tiny"
@@ -156,12 +181,31 @@ def test_pictures_are_bounded_as_in_the_paper(chain):
 
 
 def test_the_steps_of_both_trainings_are_measured_in_the_parts_of_the_profile(chain, tmp_path):
-    command = [sys.executable, str(ROOT / "speed" / "training.py"), "--run", "tiny", "--size", "tiny", "--steps", "2"]
-    command += ["--samples", "4", "6", "--max-tokens", "6", "--json", str(tmp_path / "training.json")]
+    command = [
+        sys.executable,
+        str(ROOT / "speed" / "training.py"),
+        "--run",
+        "tiny",
+        "--size",
+        "tiny",
+        "--steps",
+        "2",
+    ]
+    command += [
+        "--samples",
+        "4",
+        "6",
+        "--max-tokens",
+        "6",
+        "--json",
+        str(tmp_path / "training.json"),
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     sft, grpo = json.loads((tmp_path / "training.json").read_text())["rows"]
     given = load_profile("one-gpu").stages
     for row, size in ((sft, given["02_sft"]["batch"]), (grpo, 6 * given["03_grpo"]["groups"])):
         assert row["step_of"] == size and row["per_sample_s"] > 0 and row["tokens_per_sample"] > 100
         assert abs(row["step_s"] - size * row["per_sample_s"]) < 1e-6
-    assert sft["batch"] == sft["accumulate"] == 4 and grpo["accumulate"] == 6  # one sample a part, as in the profile
+    assert (
+        sft["batch"] == sft["accumulate"] == 4 and grpo["accumulate"] == 6
+    )  # one sample a part, as in the profile

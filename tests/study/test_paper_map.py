@@ -11,7 +11,10 @@ PACKAGE = ROOT / "personavlm_lib"
 TEXT = (ROOT / "PAPER_MAP.md").read_text(encoding="utf-8")
 CODE = re.compile(r"([a-z_]+(?:/\w+)*/\w+\.py):([\w.]+)")
 NAMED = sorted(set(CODE.findall(TEXT)))
-SOURCES = "".join(path.read_text(encoding="utf-8") for path in [*PACKAGE.rglob("*.py"), *NOTEBOOKS.glob("*.ipynb")])
+SOURCES = "".join(
+    path.read_text(encoding="utf-8")
+    for path in [*PACKAGE.rglob("*.py"), *NOTEBOOKS.glob("*.ipynb")]
+)
 
 
 def find(path: str, name: str) -> ast.AST:
@@ -38,8 +41,12 @@ def members(node: ast.AST) -> dict[str, ast.AST]:
     if isinstance(node, ast.FunctionDef):
         names = [*node.args.posonlyargs, *node.args.args]
         found |= {name.arg: name for name in [*names, *node.args.kwonlyargs]}
-        found |= {n.arg: d for n, d in zip(reversed(names), reversed(node.args.defaults), strict=False)}
-        found |= {n.arg: d for n, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d}
+        found |= {
+            n.arg: d for n, d in zip(reversed(names), reversed(node.args.defaults), strict=False)
+        }
+        found |= {
+            n.arg: d for n, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d
+        }
     return found
 
 
@@ -56,7 +63,9 @@ def test_code_that_is_named_exists(path, name):
 
 
 def test_the_map_names_enough_to_be_one():
-    assert len(NAMED) > 60 and set(re.findall(r"\b(?:D\d+)\b", TEXT)) == {f"D{n}" for n in range(1, 16)}
+    assert len(NAMED) > 60 and set(re.findall(r"\b(?:D\d+)\b", TEXT)) == {
+        f"D{n}" for n in range(1, 16)
+    }
 
 
 def test_every_prompt_that_is_named_exists():
@@ -74,7 +83,9 @@ def test_every_stage_is_mapped_and_every_file_is_one_that_code_writes():
 
 
 def test_the_defaults_are_the_codes():
-    rows = re.findall(rf"^\| (?:D\d+|open) \|[^|]*\| `{CODE.pattern}` \| `([^`]+)` \|", TEXT, re.MULTILINE)
+    rows = re.findall(
+        rf"^\| (?:D\d+|open) \|[^|]*\| `{CODE.pattern}` \| `([^`]+)` \|", TEXT, re.MULTILINE
+    )
     assert len(rows) >= 9
     for path, name, default in rows:
         assert ast.literal_eval(find(path, name)) == ast.literal_eval(default), f"{path}:{name}"

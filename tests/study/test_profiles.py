@@ -27,7 +27,10 @@ def write_notebook(path, source):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A stage with three parameters, and a function that writes a profile and loads it."""
-    write_notebook(tmp_path / "02_sft.ipynb", "run: str = ''\nsteps: int | None = 1\nlearning_rate: float = 0.1\n")
+    write_notebook(
+        tmp_path / "02_sft.ipynb",
+        "run: str = ''\nsteps: int | None = 1\nlearning_rate: float = 0.1\n",
+    )
     monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
 
     def load(text):
@@ -61,7 +64,10 @@ def test_profile_with_a_wrong_key_is_refused(tiny, text, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("{steps: 1, learning_rte: 0.1}", "no parameter 'learning_rte' (nearest known: 'learning_rate')"),
+        (
+            "{steps: 1, learning_rte: 0.1}",
+            "no parameter 'learning_rte' (nearest known: 'learning_rate')",
+        ),
         ("{steps: 1}", "needs the parameter 'learning_rate'"),
         ("{steps: 1, learning_rate: 2e-5}", "'2e-5', the notebook takes float"),
         ("{steps: 1, learning_rate: 0.1, run: x}", "no parameter 'run'"),

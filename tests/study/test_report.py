@@ -45,7 +45,14 @@ def runs(tmp_path, monkeypatch):
 def record_stage(runs, stage: str) -> None:
     (runs / "made" / stage).mkdir(parents=True, exist_ok=True)
     hardware = {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "gpus": []}
-    record = {"stage": stage, "profile": "nano", "run": "made", "seed": 0, "git_commit": "0123abc", "git_dirty": True}
+    record = {
+        "stage": stage,
+        "profile": "nano",
+        "run": "made",
+        "seed": 0,
+        "git_commit": "0123abc",
+        "git_dirty": True,
+    }
     record |= {"hardware": hardware, "wall_seconds": 90.0, "peak_memory_gib": 1.5}
     (runs / "made" / stage / "run.json").write_text(json.dumps(record))
 
@@ -64,10 +71,13 @@ def made(runs):
         run / "02_sft" / "metrics.jsonl", orient="records", lines=True
     )
     grpo = {
-        name: rng.random(100) + steps / 200 for name in ("reward", "reward_accuracy", "reward_format", "retrievals")
+        name: rng.random(100) + steps / 200
+        for name in ("reward", "reward_accuracy", "reward_format", "retrievals")
     }
     grpo |= {"entropy": 2 - steps / 80, "zero_spread": rng.random(100)}
-    pd.DataFrame({"step": steps} | grpo).to_json(run / "03_grpo" / "metrics.jsonl", orient="records", lines=True)
+    pd.DataFrame({"step": steps} | grpo).to_json(
+        run / "03_grpo" / "metrics.jsonl", orient="records", lines=True
+    )
     rows = []
     for user in range(6):
         for trait in TRAITS:
@@ -88,21 +98,32 @@ def test_report_says_every_claim_and_its_numbers(made):
     text = page.read_text()
     assert page == made / "09_report" / "report.html"
     assert all(claim.sentence.split(",")[0] in text.replace("&#39;", "'") for claim in CLAIMS)
-    assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text  # nothing from outside
+    assert (
+        "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    )  # nothing from outside
     claims = {row["id"]: row for row in json.loads((page.parent / "claims.json").read_text())}
     assert {"claim", "paper", "ours", "low", "high", "verdict"} <= set(claims["C1"])
-    assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == ["agrees"] * 7
+    assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == [
+        "agrees"
+    ] * 7
     assert claims["C3"]["verdict"] == "undecided" and "an interval that holds zero" in text
     summary = json.loads((page.parent / "summary.json").read_text())
     assert summary["conditions"]["rl_gold"]["n"] == 240
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
-    assert summary["reward"]["first"] < summary["reward"]["last"] and summary["loss"]["first"] > summary["loss"]["last"]
+    assert (
+        summary["reward"]["first"] < summary["reward"]["last"]
+        and summary["loss"]["first"] > summary["loss"]["last"]
+    )
     assert summary["evidence_recall"]["rl_gold"]["recall"] == 0.5
     own = summary["personality_error"]["own"]
     assert own["final"]["mean"] < own["neutral"]["mean"]
     assert summary["wall_seconds"]["02_sft"] == 90 and summary["most_memory_gib"] == 1.5
     names = {path.name for path in (page.parent / "figures").iterdir()}
-    assert {"accuracy_by_condition.png", "table_8_ablations.pdf", "figure_14_personality_own.png"} <= names
+    assert {
+        "accuracy_by_condition.png",
+        "table_8_ablations.pdf",
+        "figure_14_personality_own.png",
+    } <= names
 
 
 def test_report_of_a_run_that_has_hardly_begun(runs):
@@ -110,7 +131,10 @@ def test_report_of_a_run_that_has_hardly_begun(runs):
         build_report("made")
     record_stage(runs, "00_backbone")
     page = build_report("made")
-    assert all(row["verdict"] == "not measured" for row in json.loads((page.parent / "claims.json").read_text()))
+    assert all(
+        row["verdict"] == "not measured"
+        for row in json.loads((page.parent / "claims.json").read_text())
+    )
     assert "Not measured" in page.read_text()
 
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from personavlm_lib.study.review import agreement, judge, page, review, reviewed, verdicts
+from personavlm_lib.study.review import (
+    agreement,
+    page,
+    read_decisions,
+    record_decision,
+    review,
+    reviewed,
+)
 
 
 @pytest.fixture
@@ -18,14 +25,17 @@ def test_one_key_judges_and_the_review_goes_on_where_it_stopped(path, lives):
     assert key.value == "" and lives[0].questions[1].text in shown.value
     key.value = "x"
     key.value = "d"
-    assert verdicts(path).values.tolist() == [["ada", cases[0], "accept", {}], ["ada", cases[1], "drop", {}]]
+    assert read_decisions(path).values.tolist() == [
+        ["ada", cases[0], "accept", {}],
+        ["ada", cases[1], "drop", {}],
+    ]
     shown, key, fields = review(path, lives, "ada").children
     key.value = "e"
     text, answer, save = fields.children
     assert fields.layout.display == "" and answer.value == lives[0].questions[2].answer
     text.value, answer.value = "what then ?", answer.options[0]
     save.click()
-    assert verdicts(path).iloc[2].tolist() == [
+    assert read_decisions(path).iloc[2].tolist() == [
         "ada",
         cases[2],
         "edit",
@@ -33,42 +43,54 @@ def test_one_key_judges_and_the_review_goes_on_where_it_stopped(path, lives):
     ]
     for _ in cases:
         key.value = "a"
-    assert len(verdicts(path)) == len(cases) and "All is reviewed" in shown.value
+    assert len(read_decisions(path)) == len(cases) and "All is reviewed" in shown.value
     key.value = "e"  # nothing is left to be edited
     assert review(path, lives, "bob").children[0].value == page(lives[0], lives[0].questions[0])
 
 
 def test_the_last_verdict_counts_and_a_drop_wins(path, lives):
     one, two, three = lives[0].questions[:3]
-    judge(path, "ada", one.case, "drop")
-    judge(path, "ada", one.case, "edit", text="new ?")
-    judge(path, "bob", one.case, "accept")
-    judge(path, "ada", two.case, "edit", text="a ?")
-    judge(path, "bob", two.case, "edit", text="b ?")
-    judge(path, "bob", three.case, "drop")
-    kept = reviewed(lives, verdicts(path))
-    assert [q.text for q in kept[0].questions] == ["new ?", *(q.text for q in lives[0].questions[3:])]
-    assert kept[1] == lives[1] and reviewed(lives, verdicts(path.with_name("none"))) == lives
+    record_decision(path, "ada", one.case, "drop")
+    record_decision(path, "ada", one.case, "edit", text="new ?")
+    record_decision(path, "bob", one.case, "accept")
+    record_decision(path, "ada", two.case, "edit", text="a ?")
+    record_decision(path, "bob", two.case, "edit", text="b ?")
+    record_decision(path, "bob", three.case, "drop")
+    kept = reviewed(lives, read_decisions(path))
+    assert [q.text for q in kept[0].questions] == [
+        "new ?",
+        *(q.text for q in lives[0].questions[3:]),
+    ]
+    assert kept[1] == lives[1] and reviewed(lives, read_decisions(path.with_name("none"))) == lives
     with pytest.raises(ValueError, match="'ada' says 'maybe'"):
-        judge(path, "ada", one.case, "maybe")
+        record_decision(path, "ada", one.case, "maybe")
     with pytest.raises(ValueError, match="named reviewer"):
-        judge(path, " ", one.case, "drop")
+        record_decision(path, " ", one.case, "drop")
 
 
 def test_agreement_is_percent_and_kappa(path):
     for i in range(10):  # 8 of 10 alike; by chance .5 * .7 + .5 * .3 of them
-        judge(path, "ada", f"c{i}", "accept" if i < 5 else "drop")
-        judge(path, "bob", f"c{i}", "accept" if i < 7 else "drop")
-    judge(path, "bob", "c10", "drop")
-    (row,) = agreement(verdicts(path)).to_dict("records")
+        record_decision(path, "ada", f"c{i}", "accept" if i < 5 else "drop")
+        record_decision(path, "bob", f"c{i}", "accept" if i < 7 else "drop")
+    record_decision(path, "bob", "c10", "drop")
+    (row,) = agreement(read_decisions(path)).to_dict("records")
     assert (row["reviewer"], row["other"], row["n"], row["percent"]) == ("ada", "bob", 10, 80)
     assert row["kappa"] == pytest.approx((0.8 - 0.5) / 0.5)
-    assert agreement(verdicts(path.with_name("none"))).empty
+    assert agreement(read_decisions(path.with_name("none"))).empty
 
 
 def test_an_item_shows_its_key_and_the_pictures_of_its_evidence(lives):
-    seen = [(v, q) for v in lives for q in v.questions if any(v.turns[i].images for i in q.evidence)]
+    seen = [
+        (v, q) for v in lives for q in v.questions if any(v.turns[i].images for i in q.evidence)
+    ]
     life, question = seen[0]
     text = page(life, question)
-    assert f"<b>{question.answer}</b>" in text and text.count("<b>") == 1 and "data:image/png;base64," in text
-    assert all(life.turns[i].user.replace("<", "&lt;").replace(">", "&gt;") in text for i in question.evidence)
+    assert (
+        f"<b>{question.answer}</b>" in text
+        and text.count("<b>") == 1
+        and "data:image/png;base64," in text
+    )
+    assert all(
+        life.turns[i].user.replace("<", "&lt;").replace(">", "&gt;") in text
+        for i in question.evidence
+    )

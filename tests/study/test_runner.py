@@ -54,14 +54,22 @@ def test_a_stage_leaves_its_notebook_parameters_and_record(stage, capfd):
     ended = not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert ended, "what a notebook started must not outlive it"
     record = json.loads((folder / "run.json").read_text())
-    assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4} and record["changed"] == ["steps"]
+    assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4} and record["changed"] == [
+        "steps"
+    ]
     assert record["wall_seconds"] > 1 and 0.01 < record["peak_memory_gib"] < 8
-    assert record["packages"]["papermill"] and record["hardware"]["cores"] >= 1 and "git_dirty" in record
+    assert (
+        record["packages"]["papermill"]
+        and record["hardware"]["cores"] >= 1
+        and "git_dirty" in record
+    )
     assert yaml.safe_load((folder / "params.yaml").read_text()) == record["parameters"]
     assert (folder / "notebook.log").read_text() == "cells may talk\n08_audit  step 1/2\n"
     printed = capfd.readouterr().out.splitlines()
     assert printed[0] == "[1/1] 08_audit ..." and printed[-1].startswith("[1/1] 08_audit done in ")
-    assert printed[1:-1] == ["08_audit  step 1/2"], "progress is seen in the terminal, and nothing else of the cells"
+    assert printed[1:-1] == ["08_audit  step 1/2"], (
+        "progress is seen in the terminal, and nothing else of the cells"
+    )
 
 
 def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):
@@ -69,15 +77,24 @@ def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):
     code, _ = stage("raise ValueError('the loss is nan')")
     assert code == 1
     cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
-    assert any(output.get("ename") == "ValueError" for cell in cells for output in cell.get("outputs", []))
+    assert any(
+        output.get("ename") == "ValueError" for cell in cells for output in cell.get("outputs", [])
+    )
     assert not (folder / "run.json").exists(), "the record of an earlier success must not stand"
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert line == f"08_audit failed: ValueError: the loss is nan. Executed notebook: {folder / 'notebook.ipynb'}"
+    assert (
+        line
+        == f"08_audit failed: ValueError: the loss is nan. Executed notebook: {folder / 'notebook.ipynb'}"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [("stesp=4", "no parameter 'stesp' (nearest known: 'steps')"), ("steps=x", "takes int"), ("steps", "KEY=VALUE")],
+    [
+        ("stesp=4", "no parameter 'stesp' (nearest known: 'steps')"),
+        ("steps=x", "takes int"),
+        ("steps", "KEY=VALUE"),
+    ],
 )
 def test_a_wrong_change_is_refused_before_anything_runs(stage, capfd, change, says):
     code, folder = stage("pass", "--set", change)

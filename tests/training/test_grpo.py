@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from personavlm_lib.agent.replies import write_answer, write_retrieve
+from personavlm_lib.agent.protocol_writer import write_answer, write_retrieve
+from personavlm_lib.benchmark.lives import write_lives
 from personavlm_lib.memory.records import SESSION_GAP
 from personavlm_lib.models.local import LocalModel
+from personavlm_lib.simulation.wording import statement
 from personavlm_lib.training import grpo
-from personavlm_lib.world import dataset
-from personavlm_lib.world.tellers import sentence
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,10 @@ def life(lives):
 @pytest.fixture(scope="module")
 def inputs(life, memories):
     """The life's file, beside its images, and the folder of its memory."""
-    path = Path(next(image for turn in life.turns for image in turn.images)).parents[1] / "lives.jsonl"
-    dataset.write_lives(path, [life])
+    path = (
+        Path(next(image for turn in life.turns for image in turn.images)).parents[1] / "lives.jsonl"
+    )
+    write_lives(path, [life])
     return dict(lives=str(path), memory=str(memories[life.user].folder.parent))
 
 
@@ -44,7 +46,7 @@ def config(checkpoint, inputs, **changes):
 @pytest.fixture
 def recite(monkeypatch, processor, life):
     """The policy writes by a script: the rows of four in `searches` first look up the keywords given there."""
-    picture = sentence(next(beat for beat in life.plan.beats if beat.scene))
+    picture = statement(next(event for event in life.plan.events if event.scene))
     tokenizer = processor.tokenizer
     head = tokenizer.convert_tokens_to_ids("<|im_start|>")
 
@@ -52,11 +54,16 @@ def recite(monkeypatch, processor, life):
         def line(row, ids):
             # heads: the system's, then the user's and the assistant's of each turn
             if row in searches and ids.count(head) == 3:
-                return write_retrieve("look up", searches[row].replace("picture", picture), quote=False)
+                return write_retrieve(
+                    "look up", searches[row].replace("picture", picture), quote=False
+                )
             return write_answer("my cup is red", "(a)" if row % 2 else "(b)")
 
         def generate(self, input_ids, **_):
-            new = [tokenizer(line(n, ids.tolist()) + "<|im_end|>").input_ids for n, ids in enumerate(input_ids)]
+            new = [
+                tokenizer(line(n, ids.tolist()) + "<|im_end|>").input_ids
+                for n, ids in enumerate(input_ids)
+            ]
             width = max(map(len, new))
             new = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in new]
             return torch.cat([input_ids, torch.tensor(new)], dim=1)
@@ -79,13 +86,21 @@ def scored(monkeypatch):
 
     def spying(trainer, rows):
         batch = score(trainer, rows)
-        fields = {k: batch.get(k) for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
+        fields = {
+            k: batch.get(k)
+            for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+        }
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        model, width = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"].shape[1]
+        model, width = (
+            trainer.accelerator.unwrap_model(trainer.model),
+            batch["completion_ids"].shape[1],
+        )
         model.eval()
         with torch.no_grad():
-            trainers, *_ = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, **fields)
+            trainers, *_ = trainer._get_per_token_logps_and_entropies(
+                model, ids, mask, width, **fields
+            )
         local = LocalModel(model=model, processor=trainer.processing_class)
         plain = [_plain(local, transcript, trainer.temperature) for transcript in transcripts[-1]]
         model.train()
@@ -106,21 +121,36 @@ def _plain(local, transcript, temperature):
     return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt - 1 :, 0]
 
 
-@pytest.mark.parametrize("searches", [{1: "picture", 2: "my drink", 3: "picture"}, {1: "picture"}, {}])
-def test_the_trainer_scores_what_the_model_saw_and_wrote(checkpoint, inputs, recite, scored, tmp_path, searches):
+@pytest.mark.parametrize(
+    "searches", [{1: "picture", 2: "my drink", 3: "picture"}, {1: "picture"}, {}]
+)
+def test_the_trainer_scores_what_the_model_saw_and_wrote(
+    checkpoint, inputs, recite, scored, tmp_path, searches
+):
     """Text and images, one turn and several; one picture in the batch, so that a micro-batch has none; text alone."""
     recite(searches)
     grpo.train(config(checkpoint, inputs, temperature=0.7), tmp_path)
     assert len(scored) == 2
     for step in scored:
-        batch, template = step.batch, step.trainer._tokenize_prompts([row["prompt"] for row in step.rows])[0]
+        batch, template = (
+            step.batch,
+            step.trainer._tokenize_prompts([row["prompt"] for row in step.rows])[0],
+        )
         for n, transcript in enumerate(step.transcripts):
             prompt = batch["prompt_ids"][n][batch["prompt_mask"][n].bool()].tolist()
             completion = batch["completion_mask"][n].bool()
             assert prompt == template[n] == transcript.ids[: transcript.prompt]
-            assert batch["completion_ids"][n][completion].tolist() == transcript.ids[transcript.prompt :]
-            assert batch["tool_mask"][n][completion].tolist() == transcript.written[transcript.prompt :]
-            torch.testing.assert_close(step.trainers[n][completion], step.plain[n], atol=1e-4, rtol=0)
+            assert (
+                batch["completion_ids"][n][completion].tolist()
+                == transcript.ids[transcript.prompt :]
+            )
+            assert (
+                batch["tool_mask"][n][completion].tolist()
+                == transcript.written[transcript.prompt :]
+            )
+            torch.testing.assert_close(
+                step.trainers[n][completion], step.plain[n], atol=1e-4, rtol=0
+            )
             assert (0 in transcript.written[transcript.prompt :]) == (n in searches)
             assert bool(transcript.images) or searches.get(n) != "picture"
     pictured = [bool(t.images) for t in scored[0].transcripts]
@@ -138,7 +168,16 @@ def test_rewards_follow_the_answers(checkpoint, inputs, recite, scored, tmp_path
 
 def test_two_steps_of_sampling_leave_metrics_and_a_model(checkpoint, inputs, tmp_path):
     grpo.train(
-        config(checkpoint, inputs, max_tokens=6, group=2, groups=2, width=3, gradient_checkpointing=True), tmp_path
+        config(
+            checkpoint,
+            inputs,
+            max_tokens=6,
+            group=2,
+            groups=2,
+            width=3,
+            gradient_checkpointing=True,
+        ),
+        tmp_path,
     )
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in metrics] == [1, 2]
@@ -167,14 +206,20 @@ def test_the_group_shares_its_question_and_draws_its_own_top_k(lives, memories, 
     for row in range(8):
         trajectory = rollout.trajectory(question, 1, row)
         next(trajectory)
-        reply = SimpleNamespace(text=write_retrieve("look", "my drink", quote=False), tokens_in=1, tokens_out=1)
+        reply = SimpleNamespace(
+            text=write_retrieve("look", "my drink", quote=False), tokens_in=1, tokens_out=1
+        )
         shown.add(trajectory.send(reply).text)
     assert len(shown) > 2
 
 
 def test_prompts_find_their_questions_whatever_form_the_content_has(lives, memories):
     assert grpo.text_of([{"role": "user", "content": "ask a"}]) == "ask a"
-    parts = [{"type": "text", "text": "ask "}, {"type": "image", "text": None}, {"type": "text", "text": "a"}]
+    parts = [
+        {"type": "text", "text": "ask "},
+        {"type": "image", "text": None},
+        {"type": "text", "text": "a"},
+    ]
     assert grpo.text_of([{"role": "user", "content": parts}]) == "ask a"
 
 

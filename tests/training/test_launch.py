@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personavlm_lib.training.launch import checkpoint_folder, last_checkpoint, launch
-from personavlm_lib.work import finish
+from personavlm_lib.caching import mark_finished
+from personavlm_lib.training.launch import keep_last_checkpoint, launch, prepare_checkpoint_folder
 
 
 @pytest.fixture
@@ -30,7 +30,12 @@ for i in range(3):
 """
     (tmp_path / "02_sft").mkdir()
     (tmp_path / "02_sft" / "metrics.jsonl").write_text('{"step": 3}\n')  # of an earlier training
-    launch(module(text), {"data": Path("a/b"), "betas": (0.9, 0.95), "steps": 3}, tmp_path / "02_sft", every=0.1)
+    launch(
+        module(text),
+        {"data": Path("a/b"), "betas": (0.9, 0.95), "steps": 3},
+        tmp_path / "02_sft",
+        every=0.1,
+    )
     config = yaml.safe_load((tmp_path / "02_sft" / "config.yaml").read_text())
     assert config == {"data": "a/b", "betas": [0.9, 0.95], "steps": 3}
     assert "steps: 3" in (tmp_path / "02_sft" / "log.txt").read_text()
@@ -41,7 +46,11 @@ for i in range(3):
 
 def test_a_failure_carries_the_end_of_the_log(module, tmp_path):
     with pytest.raises(RuntimeError) as error:
-        launch(module("for i in range(40): print('line', i)\nraise KeyError('reward')"), {"steps": 1}, tmp_path / "out")
+        launch(
+            module("for i in range(40): print('line', i)\nraise KeyError('reward')"),
+            {"steps": 1},
+            tmp_path / "out",
+        )
     first, *rest = str(error.value).splitlines()
     assert "exit code 1: KeyError: 'reward'" in first and "log.txt" in first
     assert len(rest) == 20 and rest[-1] == "KeyError: 'reward'"
@@ -51,7 +60,13 @@ def test_checkpoints_of_other_keys_and_half_made_ones_are_not_taken(tmp_path):
     for step in (9, 10, 11):
         (tmp_path / "checkpoints" / "a" / f"checkpoint-{step}").mkdir(parents=True)
         if step < 11:  # the last was cut short
-            finish(tmp_path / "checkpoints" / "a" / f"checkpoint-{step}", "a")
-    folder = checkpoint_folder(tmp_path, "a")
-    assert last_checkpoint(folder, "a") == folder / "checkpoint-10" and not (folder / "checkpoint-11").exists()
-    assert last_checkpoint(checkpoint_folder(tmp_path, "b"), "b") is None and not folder.exists()
+            mark_finished(tmp_path / "checkpoints" / "a" / f"checkpoint-{step}", "a")
+    folder = prepare_checkpoint_folder(tmp_path, "a")
+    assert (
+        keep_last_checkpoint(folder, "a") == folder / "checkpoint-10"
+        and not (folder / "checkpoint-11").exists()
+    )
+    assert (
+        keep_last_checkpoint(prepare_checkpoint_folder(tmp_path, "b"), "b") is None
+        and not folder.exists()
+    )

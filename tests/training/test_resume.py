@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from personavlm_lib.benchmark import recordings
+from personavlm_lib.benchmark.lives import write_lives
 from personavlm_lib.training import grpo, sft
-from personavlm_lib.world import dataset
 
 TIMES = {"step_time"}
 
@@ -18,19 +19,33 @@ TIMES = {"step_time"}
 def configs(checkpoint, lives, memories, tmp_path_factory):
     """stage -> (train, a small configuration of it)."""
     folder = tmp_path_factory.mktemp("world")
-    samples = [row for life in lives for row in dataset.answer_samples(life, memories[life.user], random.Random(0))]
+    samples = [
+        row
+        for life in lives
+        for row in recordings.answer_samples(life, memories[life.user], random.Random(0))
+    ]
     pd.DataFrame(samples).to_parquet(folder / "sft.parquet")
     home = Path(next(image for turn in lives[0].turns for image in turn.images)).parents[1]
-    dataset.write_lives(home / "resume.jsonl", lives)
+    write_lives(home / "resume.jsonl", lives)
     common = dict(model=str(checkpoint), steps=5, accumulate=2, seed=0, warmup=1, lora_rank=4)
     common |= dict(gradient_checkpointing=False)
     first = dict(samples=str(folder / "sft.parquet"), batch=4, learning_rate=1e-3, log_every=1)
-    second = dict(lives=str(home / "resume.jsonl"), memory=str(memories[lives[0].user].folder.parent), prompts="nano")
+    second = dict(
+        lives=str(home / "resume.jsonl"),
+        memory=str(memories[lives[0].user].folder.parent),
+        prompts="nano",
+    )
     # more steps than there are questions: the order must go on in a second round too
-    second |= dict(questions=8, group=2, groups=2, learning_rate=1e-2, beta=0.01, epsilon=0.2, temperature=1.0)
+    second |= dict(
+        questions=8, group=2, groups=2, learning_rate=1e-2, beta=0.01, epsilon=0.2, temperature=1.0
+    )
     second |= dict(repetition_penalty=1.0, max_tokens=12, width=48)
     whole = common | first | {"lora_rank": 0}
-    return {"sft": (sft.train, common | first), "whole": (sft.train, whole), "grpo": (grpo.train, common | second)}
+    return {
+        "sft": (sft.train, common | first),
+        "whole": (sft.train, whole),
+        "grpo": (grpo.train, common | second),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +63,7 @@ def killed(monkeypatch):
     """Runs a training that ends after the checkpoint of step `at`, and leaves the next one half written."""
 
     def run(train, config, folder, at=2):
-        save = sft.Journal.on_save
+        save = sft.MetricsLog.on_save
 
         def on_save(self, args, state, control, **kwargs):
             if state.global_step > at:
@@ -56,7 +71,7 @@ def killed(monkeypatch):
             save(self, args, state, control, **kwargs)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(sft.Journal, "on_save", on_save)
+            patch.setattr(sft.MetricsLog, "on_save", on_save)
             train(config, folder)
 
     return run
@@ -83,7 +98,9 @@ def test_a_resumed_training_ends_as_an_unbroken_one(configs, killed, tmp_path, s
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            sft.Journal, "on_step_begin", lambda self, args, state, control, **_: steps.append(state.global_step)
+            sft.MetricsLog,
+            "on_step_begin",
+            lambda self, args, state, control, **_: steps.append(state.global_step),
         )
         train(config, tmp_path / "broken")
     assert steps == [2, 3, 4], "the first two steps are not made again"
@@ -91,8 +108,13 @@ def test_a_resumed_training_ends_as_an_unbroken_one(configs, killed, tmp_path, s
     assert all(row["grad_norm"] > 0 for row in rows)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert left(tmp_path / "broken") == (rows, weights)
-    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("whole", "broken")]
-    assert list(json.loads(texts[0])) == list(json.loads(texts[1])), "the columns come in the same order"
+    texts = [
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
+        for name in ("whole", "broken")
+    ]
+    assert list(json.loads(texts[0])) == list(json.loads(texts[1])), (
+        "the columns come in the same order"
+    )
     train(config, tmp_path / "broken")  # nothing is left to do, and nothing is lost
     assert left(tmp_path / "broken") == (rows, weights)
 

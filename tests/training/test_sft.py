@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from personavlm_lib.models import Ask
+from personavlm_lib.benchmark import recordings
+from personavlm_lib.models.chat import ChatRequest
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.training import sft
-from personavlm_lib.world import dataset
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,10 @@ def samples(lives, memories, tmp_path_factory):
     """Recordings of two lives, those without and those with images in turn."""
     rows, folder = [], tmp_path_factory.mktemp("samples")
     for life in lives * 2:
-        rows += dataset.answer_samples(life, memories[life.user], random.Random(len(rows)))
-    plain, pictured = ([row for row in rows if bool(row["images"]) == pictures] for pictures in (False, True))
+        rows += recordings.answer_samples(life, memories[life.user], random.Random(len(rows)))
+    plain, pictured = (
+        [row for row in rows if bool(row["images"]) == pictures] for pictures in (False, True)
+    )
     assert len(plain) >= 4 and len(pictured) >= 4
     mixed = [row for pair in zip(plain, pictured, strict=False) for row in pair]
     pd.DataFrame(mixed + plain[len(pictured) :]).to_parquet(folder / "sft.parquet")
@@ -33,12 +35,16 @@ def config(checkpoint, samples, **changes):
     ) | changes  # fmt: skip
 
 
-def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, processor, tmp_path, monkeypatch):
+def test_labels_cover_exactly_what_the_assistant_said(
+    checkpoint, samples, processor, tmp_path, monkeypatch
+):
     trainers = []
     monkeypatch.setattr(sft.SFTTrainer, "train", lambda self, **_: trainers.append(self))
     sft.train(config(checkpoint, samples), tmp_path)
     (trainer,), tokenizer = trainers, processor.tokenizer
-    frame = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0).reset_index(drop=True)
+    frame = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0).reset_index(
+        drop=True
+    )
     for index in range(8):
         batch = trainer.data_collator([trainer.train_dataset[index]])
         labels, ids = batch["labels"][0], batch["input_ids"][0]
@@ -50,7 +56,9 @@ def test_labels_cover_exactly_what_the_assistant_said(checkpoint, samples, proce
         assert squeezed == ["".join(text.split()) for text in said] + [""]
         text_only = not len(frame.images[index])
         assert (
-            "pixel_values" in batch and batch["pixel_values"] is not None and len(batch["pixel_values"]) > 0
+            "pixel_values" in batch
+            and batch["pixel_values"] is not None
+            and len(batch["pixel_values"]) > 0
         ) != text_only
 
 
@@ -61,23 +69,32 @@ def test_batches_are_random_mixtures_in_order_of_length():
     assert sorted(drawn.row[:24]) == sorted(drawn.row[24:]) == list(range(24))
     sizes = [len(messages[0]["content"]) for messages in drawn.messages]
     batches = [sizes[i : i + 6] for i in range(0, 48, 6)]
-    assert all(batch == sorted(batch) for batch in batches) and len({tuple(batch) for batch in batches}) > 4
+    assert (
+        all(batch == sorted(batch) for batch in batches)
+        and len({tuple(batch) for batch in batches}) > 4
+    )
 
 
 def test_rows_carry_their_images_in_place(samples):
     rows = sft.to_dataset(pd.read_parquet(samples))
     for row in rows:
-        marks = [part["type"] for message in row["messages"] for part in message["content"]].count("image")
+        marks = [part["type"] for message in row["messages"] for part in message["content"]].count(
+            "image"
+        )
         assert marks == len(row["images"])
     assert any(row["images"] for row in rows) and not all(row["images"] for row in rows)
 
 
 @pytest.mark.parametrize("batch", [2, 4])
-def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(checkpoint, samples, tmp_path, batch):
+def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(
+    checkpoint, samples, tmp_path, batch
+):
     """With micro-batches of one and of two: some of them have no image at all."""
     sft.train(config(checkpoint, samples, batch=batch), tmp_path)
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in metrics] == [1, 2] and all(entry["loss"] > 0 for entry in metrics)
+    assert [entry["step"] for entry in metrics] == [1, 2] and all(
+        entry["loss"] > 0 for entry in metrics
+    )
     before, merged = LocalModel(checkpoint), LocalModel(tmp_path / "model")
     adapted = LocalModel(checkpoint, tmp_path / "adapter")
     changed = [
@@ -87,13 +104,17 @@ def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(checkpoint
     assert changed and all("language_model" in name and "_proj" in name for name in changed)
     for name, weight in adapted.model.state_dict().items():
         torch.testing.assert_close(weight, merged.model.state_dict()[name])
-    assert merged.reply([(merged.start(), Ask("hello", max_tokens=3))])[0].tokens_out <= 3
+    assert merged.reply([(merged.start(), ChatRequest("hello", max_tokens=3))])[0].tokens_out <= 3
 
 
-def test_at_rank_0_the_language_model_is_trained_and_the_model_holds_the_weights(checkpoint, samples, tmp_path):
-    sft.train(config(checkpoint, samples), tmp_path)  # an adapter first: nothing of it is left in `model/`
+def test_at_rank_0_the_language_model_is_trained_and_the_model_holds_the_weights(
+    checkpoint, samples, tmp_path
+):
+    sft.train(
+        config(checkpoint, samples), tmp_path
+    )  # an adapter first: nothing of it is left in `model/`
     sft.train(config(checkpoint, samples, lora_rank=0), tmp_path)
     before, after = LocalModel(checkpoint), LocalModel(tmp_path / "model")
     for name, weight in after.model.named_parameters():
         assert torch.equal(weight, before.model.get_parameter(name)) == ("visual" in name), name
-    assert after.reply([(after.start(), Ask("hello", max_tokens=3))])[0].tokens_out <= 3
+    assert after.reply([(after.start(), ChatRequest("hello", max_tokens=3))])[0].tokens_out <= 3

@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from personavlm_lib.benchmark.tasks import make_questions
 from personavlm_lib.memory.vision import ClassicalDetector
-from personavlm_lib.world import lexicon
-from personavlm_lib.world.plan import sample_plan
-from personavlm_lib.world.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, Scene, Thing, render
-from personavlm_lib.world.tasks import ask
-from personavlm_lib.world.tellers import tell
+from personavlm_lib.simulation import lexicon
+from personavlm_lib.simulation.dialogue import render_dialogue
+from personavlm_lib.simulation.plan import sample_plan
+from personavlm_lib.simulation.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS, Scene, Thing, render
 
 KNOWN = lexicon.KNOWLEDGE
 MARKS = {w: (trait, s) for trait, marks in lexicon.MARKERS.items() for s, w in marks.items()}
-STYLE_OF = {word: (trait, pole) for trait, poles in lexicon.STYLES.items() for pole, word in poles.items()}
+STYLE_OF = {
+    word: (trait, pole)
+    for trait, poles in lexicon.REPLY_STYLES.items()
+    for pole, word in poles.items()
+}
 RULES = (  # question, what to find in the evidence (the newest counts), what follows from it
     (r"why did (\w+ \w+) change", r"{0} from \w+ is \w+ because (\w+)", None),
     (r"what is the (\w+) of who (i \w+ \w+) with", r"{friend} {0} is (\w+)", None),
@@ -39,7 +43,9 @@ def read(question, turns):
     text, said = question.text, "\n".join(turn.user for turn in told)
     if style := re.match(r"does a (\w+) reply suit me", text):
         trait, pole = STYLE_OF[style[1]]
-        scores = [MARKS[word][1] for word in said.split() if word in MARKS and MARKS[word][0] == trait]
+        scores = [
+            MARKS[word][1] for word in said.split() if word in MARKS and MARKS[word][0] == trait
+        ]
         return "yes" if ("high" if sum(scores) / len(scores) > 3 else "low") == pole else "no"
     if text.startswith("who do i meet most"):
         return Counter(re.findall(r" with (\w+)", said)).most_common(1)[0][0]
@@ -83,9 +89,20 @@ def tell_apart(image, box):
     fits = {}
     for kind, word in [(kind, "") for kind in LOOSE] + [("sign", word) for word in SIGN_WORDS]:
         for turned in (False, True):
-            thing = Thing(kind, color, tuple(v / size for v in (left, top, right, bottom)), COLORS[color], turned, word)
-            drawn = np.asarray(render(Scene((thing,), tuple(int(v) for v in behind)), size)).astype(int)
-            fits[kind, word] = min(fits.get((kind, word), np.inf), np.abs(drawn[top:bottom, left:right] - patch).mean())
+            thing = Thing(
+                kind,
+                color,
+                tuple(v / size for v in (left, top, right, bottom)),
+                COLORS[color],
+                turned,
+                word,
+            )
+            drawn = np.asarray(render(Scene((thing,), tuple(int(v) for v in behind)), size)).astype(
+                int
+            )
+            fits[kind, word] = min(
+                fits.get((kind, word), np.inf), np.abs(drawn[top:bottom, left:right] - patch).mean()
+            )
     kind, word = min(fits, key=fits.get)
     return kind, color, left, word
 
@@ -95,8 +112,8 @@ def test_a_reader_of_fixed_rules_answers_from_the_evidence(days, size, tmp_path)
     wrong, n = [], 0
     for seed in range(30):
         plan = sample_plan(seed, days, size)
-        turns = tell(plan, tmp_path)
-        for question in ask(plan, 26, 4):
+        turns = render_dialogue(plan, tmp_path)
+        for question in make_questions(plan, 26, 4):
             n += 1
             if read(question, turns) != question.answer:
                 wrong.append((seed, question.text, question.answer, read(question, turns)))
@@ -105,8 +122,8 @@ def test_a_reader_of_fixed_rules_answers_from_the_evidence(days, size, tmp_path)
 
 def test_the_reader_reads_the_evidence_and_nothing_else(tmp_path):
     """Shown another life's turns in place of the evidence it is lost."""
-    plan, other = sample_plan(1), tell(sample_plan(2), tmp_path)
-    asked = [q for q in ask(plan, 26, 0) if q.task == "Behavioral Pattern Recognition"]
+    plan, other = sample_plan(1), render_dialogue(sample_plan(2), tmp_path)
+    asked = [q for q in make_questions(plan, 26, 0) if q.task == "Behavioral Pattern Recognition"]
     assert asked
     for question in asked:
         with pytest.raises(IndexError):
