@@ -20,7 +20,7 @@ from pathlib import Path
 folder = Path("runs") / run / "{stage}"
 with open(folder / "ran", "a") as file:
     print(os.getpid(), file=file)
-child = subprocess.Popen([sys.executable, "-c", "from personavlm_lib.work import follow; follow(); import time; "
+child = subprocess.Popen([sys.executable, "-c", "from personavlm_lib.processes import exit_with_parent; exit_with_parent(); import time; "
                           "open('child', 'w').write(str(__import__('os').getpid())); time.sleep(300)"], cwd=folder)
 print("{stage}  step 1/2", flush=True)
 time.sleep(seconds)

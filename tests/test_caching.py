@@ -62,10 +62,10 @@ def test_progress_passes_everything_on_and_tells_at_the_end(capsys):
 
 
 def test_a_follower_ends_when_its_starter_is_killed(tmp_path):
-    inner = "import os, time; from personavlm_lib.work import follow; follow(); "
+    inner = "import os, time; from personavlm_lib.processes import exit_with_parent; exit_with_parent(); "
     inner += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     (tmp_path / "inner.py").write_text(inner)
-    outer = "import subprocess, sys; from personavlm_lib.work import follow; follow(); "
+    outer = "import subprocess, sys; from personavlm_lib.processes import exit_with_parent; exit_with_parent(); "
     outer += f"subprocess.run(['bash', '-c', sys.executable + ' {tmp_path / 'inner.py'}; true'])"
     starter = subprocess.Popen([sys.executable, "-c", outer], start_new_session=True)
     deadline = time.monotonic() + 20
