@@ -46,7 +46,7 @@ constraints: $(STAMP)  ## update constraints.txt to the newest versions that pyp
 	@head -n 2 constraints.txt > constraints.new
 	@$(VENV)/bin/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --extra training --extra dev --output-file - pyproject.toml \
-		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/' >> constraints.new
+		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/; / @ file:/d' >> constraints.new
 	@mv constraints.new constraints.txt
 
 clean:  ## remove runs/ and caches, but not the environment

@@ -1,8 +1,9 @@
-"""What a world is made of, as tables: from lives and samples to the small files that a run keeps, and Tables 5, 6, 7.
+"""Tables about a data set: the small CSV files that a run keeps, and the paper's Tables 5, 6 and 7.
 
-`write_world` leaves the files in a folder and `read_world` reads them back; all else that is drawn or said of the world
-(`world_figures`, the report) is a pure function of these and of the paper's numbers in `results/paper/`.
-The group `train` is what is trained on; every other group is the test, which is compared with Persona-MME.
+`write_world` writes the files into a folder, `read_world` reads them back. Every figure
+(`dataset_figures`) and the report use these tables and the paper's numbers in `results/paper/`.
+The group `train` holds the training users; all other groups are test users, which are compared
+with Persona-MME.
 """
 
 import base64
@@ -19,38 +20,38 @@ from wordcloud import STOPWORDS
 
 from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.mixtures import MEMORY_PURPOSES
-from personavlm_lib.benchmark.questions import ASPECTS
+from personavlm_lib.benchmark.questions import ASPECTS, Question
 from personavlm_lib.benchmark.tables import dialogue_table, needed_picture, question_table
 from personavlm_lib.simulation.lexicon import MARKERS
 from personavlm_lib.study.profiles import PAPER_TABLES
 
 World = dict[str, pd.DataFrame]
 TRAIN = "train"
-PARTS = {"respond": "question answering", **dict.fromkeys(MEMORY_PURPOSES, "four memory types")}
-PARTS |= {"open": "open-ended", "choice": "multiple choice", "binary": "yes or no"}
+PARTS = {
+    "respond": "question answering",
+    **dict.fromkeys(MEMORY_PURPOSES, "four memory types"),
+    "open": "open-ended",
+    "choice": "multiple choice",
+    "binary": "yes or no",
+}
 
 
 def write_world(
     folder: Path, groups: dict[str, list[Life]], purposes: Iterable[str], kinds: Iterable[str]
 ) -> World:
-    """The tables of a world, written to `folder` and returned by name.
+    """Write the tables of a data set to `folder` and return them by name.
 
-    `purposes` are those of the SFT samples, `kinds` those of the questions that reinforcement learning is prompted by.
+    `purposes` are those of the SFT samples, `kinds` those of the RL prompts.
     """
     test = [life for group, lives in groups.items() if group != TRAIN for life in lives]
-    samples = [("SFT", PARTS.get(p, p)) for p in purposes] + [("RL", PARTS[k]) for k in kinds]
-    mixture = (
-        pd.DataFrame(samples, columns=["stage", "part"])
-        .value_counts(sort=False)
-        .rename("samples")
-        .reset_index()
-    )
     world = {
         "dialogues": dialogue_table(groups),
         "questions": question_table(test),
         "topics": topics(groups),
+        "keywords": keywords(test),
+        "mixture": mixture(purposes, kinds),
+        "cases": cases(test),
     }
-    world |= {"keywords": keywords(test), "mixture": mixture, "cases": cases(test)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in world.items():
         table.to_csv(folder / f"{name}.csv", index=False)
@@ -58,7 +59,7 @@ def write_world(
 
 
 def read_world(folder: Path) -> World:
-    """The tables that `write_world` left in `folder`, by name; none if it left none."""
+    """The tables in `folder` by name; empty if there are none."""
     return {path.stem: pd.read_csv(path, keep_default_na=False) for path in folder.glob("*.csv")}
 
 
@@ -67,136 +68,162 @@ def paper(name: str) -> pd.DataFrame:
     return pd.read_csv(PAPER_TABLES / f"{name}.csv", keep_default_na=False)
 
 
+def mixture(purposes: Iterable[str], kinds: Iterable[str]) -> pd.DataFrame:
+    """Training samples by stage and part (Fig. 7): stage, part, samples."""
+    rows = [("SFT", PARTS.get(purpose, purpose)) for purpose in purposes]
+    rows += [("RL", PARTS[kind]) for kind in kinds]
+    counts = pd.DataFrame(rows, columns=["stage", "part"]).value_counts(sort=False)
+    return counts.rename("samples").reset_index()
+
+
 def topics(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """Turns by what they are about (Fig. 3c): group, kind of the plan's beat, turns."""
-    kinds = [
-        (group, event.kind)
-        for group, lives in groups.items()
-        for life in lives
-        for event in life.plan.events
-    ]
-    return (
-        pd.DataFrame(kinds, columns=["group", "kind"]).value_counts().rename("turns").reset_index()
-    )
+    """Turns by the kind of their life event (Fig. 3c): group, kind, turns."""
+    kinds = []
+    for group, lives in groups.items():
+        for life in lives:
+            kinds += [(group, event.kind) for event in life.plan.events]
+    counts = pd.DataFrame(kinds, columns=["group", "kind"]).value_counts()
+    return counts.rename("turns").reset_index()
 
 
 def keywords(lives: list[Life], most: int = 150) -> pd.DataFrame:
-    """The words that tell dialogues apart (Fig. 12): word, weight = times said * log of how few dialogues say it.
+    """The words that distinguish dialogues (Fig. 12), ranked by tf-idf: word, weight.
 
-    Names, and words that only show a mood, are left out: they stand in every turn, whatever it is about.
+    Names and words that only show a mood are excluded: they occur whatever the topic is.
     """
-    events = [event for life in lives for event in life.plan.events]
-    names = [
-        f"{b.who} {b.friend} {b.value if b.kind == 'name' else ''}".lower().split() for b in events
-    ]
-    silent = STOPWORDS.union(*names, *(words.values() for words in MARKERS.values()))
-    texts = [
-        re.sub(r"<\w+>", "", " ".join(turn.user for turn in life.turns)).lower() for life in lives
-    ]
-    said = [
-        Counter(word for word in re.findall(r"[^\W\d_]{3,}", text) if word not in silent)
-        for text in texts
-    ]
-    tellers = Counter(word for words in said for word in words)
-    rows = [
-        (w, round(n * log((len(lives) + 1) / tellers[w]), 3))
-        for w, n in sum(said, Counter()).items()
-    ]
+    excluded = STOPWORDS.union(_names(lives), *(words.values() for words in MARKERS.values()))
+    counts = []
+    for life in lives:
+        text = " ".join(turn.user for turn in life.turns)
+        words = re.findall(r"[^\W\d_]{3,}", re.sub(r"<\w+>", "", text).lower())
+        counts.append(Counter(word for word in words if word not in excluded))
+    dialogues_with = Counter(word for words in counts for word in words)
+    rows = []
+    for word, count in sum(counts, Counter()).items():
+        rarity = log((len(lives) + 1) / dialogues_with[word])
+        rows.append((word, round(count * rarity, 3)))
     table = pd.DataFrame(rows, columns=["word", "weight"])
     return table.sort_values(["weight", "word"], ascending=[False, True]).head(most)
 
 
+def _names(lives: list[Life]) -> set[str]:
+    """All words that name a person in these lives."""
+    names: set[str] = set()
+    for life in lives:
+        for event in life.plan.events:
+            own = event.value if event.kind == "name" else ""
+            names.update(f"{event.who} {event.friend} {own}".lower().split())
+    return names
+
+
 def cases(lives: list[Life]) -> pd.DataFrame:
-    """One case of each task (Fig. 9), rather one whose evidence is a picture: aspect, task, question, options (one a
-    line), answer, evidence (the first gold turn), turns (gold ones), picture (PNG in base64)."""
+    """One test case per task (Fig. 9), preferably one whose evidence is a picture.
+
+    Columns: aspect, task, question, options (one per line), answer, evidence (first gold turn),
+    turns (number of gold turns), picture (PNG in base64, or empty).
+    """
     rows = []
     for task, aspect in ASPECTS.items():
-        fitting = [(life, q) for life in lives for q in life.questions if q.task == task]
-        for life, q in sorted(
-            fitting, key=lambda pair: (not needed_picture(*pair), not pair[1].evidence)
-        )[:1]:
-            path = needed_picture(life, q)
-            turn = next(
-                (life.turns[i] for i in q.evidence if path in ("", *life.turns[i].images)), None
-            )
-            said = (
-                f"{turn.time:%d %B}: {re.sub(r' ?<.+?>', '', turn.user)}"
-                if turn
-                else "nothing was said of it"
-            )
-            picture = base64.b64encode(Path(path).read_bytes()).decode() if path else ""
-            rows.append(
-                (
-                    aspect,
-                    task,
-                    q.text,
-                    "\n".join(q.options),
-                    q.answer,
-                    said,
-                    len(q.evidence),
-                    picture,
-                )
-            )
-    return pd.DataFrame(
-        rows, columns="aspect task question options answer evidence turns picture".split()
+        candidates = [(life, q) for life in lives for q in life.questions if q.task == task]
+        if candidates:
+            life, question = min(candidates, key=_preference)
+            rows.append(_case_row(aspect, life, question))
+    columns = "aspect task question options answer evidence turns picture".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _preference(case: tuple[Life, Question]) -> tuple[bool, bool]:
+    life, question = case
+    return not needed_picture(life, question), not question.evidence
+
+
+def _case_row(aspect: str, life: Life, question: Question) -> tuple:
+    path = needed_picture(life, question)
+    evidence = "not mentioned"
+    for index in question.evidence:
+        turn = life.turns[index]
+        if not path or path in turn.images:
+            evidence = f"{turn.time:%d %B}: {re.sub(r' ?<.+?>', '', turn.user)}"
+            break
+    picture = base64.b64encode(Path(path).read_bytes()).decode() if path else ""
+    options = "\n".join(question.options)
+    return (
+        aspect,
+        question.task,
+        question.text,
+        options,
+        question.answer,
+        evidence,
+        len(question.evidence),
+        picture,
     )
 
 
 def cases_html(cases: pd.DataFrame) -> str:
-    """The cases as an HTML table, the right option in bold and the picture where the evidence is one."""
-    return Template(Path(__file__).with_name("cases.html.j2").read_text(), autoescape=True).render(
-        cases=cases
-    )
+    """The cases as an HTML table, with the correct option in bold and the picture, if any."""
+    template = Path(__file__).with_name("cases.html.j2").read_text(encoding="utf-8")
+    return Template(template, autoescape=True).render(cases=cases)
 
 
-def table_5(asked: pd.DataFrame) -> pd.DataFrame:
-    """The tasks in our words, with our number of questions and, at 128k, the paper's (which its scores give away)."""
-    theirs = paper("counts").query("set == 'all' and context == '128k'").set_index("column")["n"]
-    table, ours = paper("table5"), asked["task"].value_counts()
-    counts = {
-        "ours": table["task"].map(ours).fillna(0).astype(int),
-        "paper_128k": table["short"].map(theirs),
-    }
-    return table[["aspect", "task", "definition"]].assign(**counts)
+def table_5(questions: pd.DataFrame) -> pd.DataFrame:
+    """The tasks with our number of questions and the paper's at 128k, inferred from its scores."""
+    inferred = paper("counts").query("set == 'all' and context == '128k'")
+    inferred = inferred.set_index("column")["n"]
+    table = paper("table5")
+    ours = table["task"].map(questions["task"].value_counts())
+    columns = table[["aspect", "task", "definition"]]
+    return columns.assign(ours=ours.fillna(0).astype(int), paper_128k=table["short"].map(inferred))
 
 
-def table_6(dialogues: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
-    """The paper's statistics (Table 6, and what its text says of size), ours, and the difference."""
-    choice, training = asked[asked["kind"] == "choice"], dialogues["group"] == TRAIN
-    train, test = dialogues[training], dialogues[~training]
-    ours = choice[["question_words", "answer_words", "needs_picture"]].mean().to_dict()
-    ours |= {
-        "turns": test["turns"].mean(),
-        "pictured": test["pictured"].sum() / test["turns"].sum(),
-    }
-    ours |= {"cases": len(choice), "pairs": sum(asked["kind"] == "binary") // 2, "users": len(test)}
-    ours |= {"train_users": len(train), "train_turns": train["turns"].sum()}
+def table_6(dialogues: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """The paper's statistics (Table 6, and the sizes in its text), ours, and the difference."""
+    choice = questions[questions["kind"] == "choice"]
+    in_training = dialogues["group"] == TRAIN
+    train = dialogues[in_training]
+    test = dialogues[~in_training]
+    measures = choice[["question_words", "answer_words", "needs_picture"]].mean().to_dict()
+    measures["turns"] = test["turns"].mean()
+    measures["pictured"] = test["pictured"].sum() / test["turns"].sum()
+    measures["cases"] = len(choice)
+    measures["pairs"] = sum(questions["kind"] == "binary") // 2
+    measures["users"] = len(test)
+    measures["train_users"] = len(train)
+    measures["train_turns"] = train["turns"].sum()
     table = paper("table6")
-    ours = (
-        table.pop("measure").map(ours) * np.where(table["statistic"].str.endswith("%)"), 100, 1)
-    ).round(2)
-    return table.assign(
-        ours=ours, difference=(ours - table["paper"].str.strip(">").astype(float)).round(2)
-    )
+    scale = np.where(table["statistic"].str.endswith("%)"), 100, 1)
+    ours = (table.pop("measure").map(measures) * scale).round(2)
+    theirs = table["paper"].str.strip(">").astype(float)
+    return table.assign(ours=ours, difference=(ours - theirs).round(2))
 
 
-def table_7(dialogues: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
-    """The paper's comparison of benchmarks, and ours as its data say. Modality: V(ision), T(ext). Capabilities:
-    U(nderstanding), M(emory), A(lignment). Answers: MC (multiple choice), BC (binary choice)."""
-    asks, table = {*asked["aspect"], *asked["kind"]}, paper("table7")
-    signs = {"U": "Preference", "M": "Memory", "A": "Alignment"}, {"MC": "choice", "BC": "binary"}
-    able, answers = (" + ".join(sign for sign, what in of.items() if what in asks) for of in signs)
+def table_7(dialogues: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """The paper's comparison of benchmarks, with ours added.
+
+    Modality: V(ision), T(ext). Capabilities: U(nderstanding), M(emory), A(lignment). Answers:
+    MC (multiple choice), BC (binary choice).
+    """
+    present = {*questions["aspect"], *questions["kind"]}
+    capabilities = _signs({"U": "Preference", "M": "Memory", "A": "Alignment"}, present)
+    answers = _signs({"MC": "choice", "BC": "binary"}, present)
     modality = "V + T" if dialogues["pictured"].any() else "T"
     long_term = "yes" if (dialogues["sessions"] > 1).all() else "no"
-    table.loc[len(table)] = ["our data", "ours", modality, long_term, able, answers]
+    table = paper("table7")
+    table.loc[len(table)] = ["our data", "ours", modality, long_term, capabilities, answers]
     return table
 
 
+def _signs(meanings: dict[str, str], present: set[str]) -> str:
+    return " + ".join(sign for sign, meaning in meanings.items() if meaning in present)
+
+
 def tables(world: World) -> dict[str, pd.DataFrame]:
-    """Tables 5, 6 and 7 of a world, by name; none where there are no tables."""
-    shown = [world[name] for name in ("dialogues", "questions") if world]
-    return (
-        {"Table 5": table_5(shown[1]), "Table 6": table_6(*shown), "Table 7": table_7(*shown)}
-        if world
-        else {}
-    )
+    """Tables 5, 6 and 7 of a data set by name; empty if there are no tables."""
+    if not world:
+        return {}
+    dialogues = world["dialogues"]
+    questions = world["questions"]
+    return {
+        "Table 5": table_5(questions),
+        "Table 6": table_6(dialogues, questions),
+        "Table 7": table_7(dialogues, questions),
+    }

@@ -19,7 +19,7 @@ from PIL import Image
 from personavlm_lib.memory.personality import summarize_profile
 from personavlm_lib.memory.records import TRAITS, BigFive, CoreMemory, ProceduralMemory
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.study.figures import TRAIT_COLOURS
+from personavlm_lib.study.figures import TRAIT_COLORS
 
 THUMBNAIL = 128  # pixels of the longer side: twice what is shown, for dense screens
 Change = tuple[
@@ -93,7 +93,7 @@ def panel(view: MemoryView, user: str, page: bool = False) -> str:
         if view.time == datetime.max
         else f"on {view.time:%Y-%m-%d} at {view.time:%H:%M}",
         traits=[(trait, getattr(profile, trait), words[trait]) for trait in TRAITS],
-        colours=TRAIT_COLOURS,
+        colours=TRAIT_COLORS,
         days=[
             (day, list(part))
             for day, part in groupby(_learned(view), lambda entry: entry[1].date())

@@ -1,7 +1,7 @@
-"""The report of a run: one page that works offline, and its numbers as JSON beside it.
+"""The report of a run: one page that opens offline, with its numbers as JSON beside it.
 
-Reads what the stages left (a missing file gives an empty part, never an invented number) and the paper's printed
-numbers from `results/paper/`; writes `runs/<run>/09_report/`.
+Reads the stages' output and the paper's printed numbers (`results/paper/`), writes
+`runs/<run>/09_report/`. A missing file leaves its part of the page empty.
 """
 
 import base64
@@ -33,209 +33,262 @@ from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stag
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
-    "accuracy_by_condition": "Right answers to multiple-choice questions, with 95% intervals over users. Grey: floors. "
-    "Green: ceilings.",
-    "accuracy_by_task": "Right answers by task, in percent (the paper's Table 4, turned); in brackets: questions.",
-    "figure_14_personality_own": "Personality of some users, true and as PEM estimates it from what the model reads in "
-    "each turn (the paper's Fig. 14).",
-    "figure_14_personality_gold": "The same when PEM is given the true reading of each turn: the mechanism alone.",
-    "training_curves": "Training: thin lines are single steps, bold ones a running mean over a tenth of them.",
-    "table_8_ablations": "What taking one part away costs: our change with interval, and the paper's (Tables 8, 9).",
-    "table_11_efficiency": "What an answer costs: tokens and time, means (the paper's Table 11).",
+    "accuracy_by_condition": "Correct answers to multiple-choice questions, with 95% intervals "
+    "over users. Gray: floors. Green: ceilings.",
+    "accuracy_by_task": "Correct answers by task, in percent (the paper's Table 4, transposed). "
+    "In brackets: number of questions.",
+    "figure_14_personality_own": "True personality of some users, and PEM's estimate from the "
+    "model's own reading of each turn (the paper's Fig. 14).",
+    "figure_14_personality_gold": "The same with the true reading of each turn: PEM alone.",
+    "training_curves": "Training curves. Thin: single steps. Bold: running mean over a tenth of "
+    "the steps.",
+    "table_8_ablations": "Change when one part is removed: ours with its interval, and the "
+    "paper's (Tables 8 and 9).",
+    "table_11_efficiency": "Mean tokens and time per answer (the paper's Table 11).",
 } | dataset_figures.CAPTIONS
 
 
 def load_evidence(run: str) -> Evidence:
-    """Everything the report is made from, read from the stages' folders of `run`."""
-
-    def metrics(stage: str) -> pd.DataFrame:
-        path = stage_folder(run, stage) / "metrics.jsonl"
-        return pd.read_json(path, lines=True) if path.is_file() else pd.DataFrame()
-
-    answers = [
-        stage_folder(run, stage) / "records.parquet" for stage in ("05_evaluate", "06_ablations")
-    ]
-    answers = [read_records(path) for path in answers if path.is_file()]
-    records = pd.concat(answers, ignore_index=True) if answers else pd.DataFrame()
+    """Everything that the report is computed from, read from the stage folders of `run`."""
     personality = stage_folder(run, "07_personality") / "personality.parquet"
     return Evidence(
-        records.drop_duplicates(["condition", "benchmark", "case", "kind", "seed"])
-        if answers
-        else records,
-        metrics("02_sft"),
-        metrics("03_grpo"),
+        _answers(run),
+        _metrics(run, "02_sft"),
+        _metrics(run, "03_grpo"),
         pd.read_parquet(personality) if personality.is_file() else pd.DataFrame(),
-        pd.DataFrame(
-            json.loads(p.read_text())
-            for s in STAGES
-            if (p := stage_folder(run, s) / "run.json").is_file()
-        ),
+        _finished_stages(run),
     )
+
+
+def _answers(run: str) -> pd.DataFrame:
+    """The answer records of both stages that write some; a condition of both counts once."""
+    parts = []
+    for stage in ("05_evaluate", "06_ablations"):
+        path = stage_folder(run, stage) / "records.parquet"
+        if path.is_file():
+            parts.append(read_records(path))
+    if not parts:
+        return pd.DataFrame()
+    records = pd.concat(parts, ignore_index=True)
+    return records.drop_duplicates(["condition", "benchmark", "case", "kind", "seed"])
+
+
+def _metrics(run: str, stage: str) -> pd.DataFrame:
+    path = stage_folder(run, stage) / "metrics.jsonl"
+    return pd.read_json(path, lines=True) if path.is_file() else pd.DataFrame()
+
+
+def _finished_stages(run: str) -> pd.DataFrame:
+    """The `run.json` of each finished stage, one row per stage."""
+    records = []
+    for stage in STAGES:
+        path = stage_folder(run, stage) / "run.json"
+        if path.is_file():
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+    return pd.DataFrame(records)
 
 
 def build_report(run: str) -> Path:
-    """Write report.html, summary.json, claims.json and figures/ under `runs/<run>/09_report/`; return the page's path.
+    """Write report.html, summary.json, claims.json and figures/; return the page's path.
 
-    FileNotFoundError if no stage of the run has finished.
+    FileNotFoundError if the run has no finished stage.
     """
     evidence = load_evidence(run)
     if evidence.stages.empty:
-        raise FileNotFoundError(
-            f"{run_folder(run)} holds no finished stage: run 'make reproduce' first"
-        )
-    folder, world = stage_folder(run, "09_report"), stage_folder(run, "01_synthesize") / "world"
-    drawn = {
-        name: figures.save(figure, folder / "figures", name)
-        for name, figure in draw(run, evidence).items()
-    }
-    found = evaluate_claims(evidence)
+        message = f"{run_folder(run)} holds no finished stage: run 'make reproduce' first"
+        raise FileNotFoundError(message)
+    folder = stage_folder(run, "09_report")
+    results = evaluate_claims(evidence)
     _write_json(folder / "summary.json", summarize(run, evidence))
-    _write_json(folder / "claims.json", [_claim_row(finding) for finding in found])
-    page = Environment(
-        loader=PackageLoader("personavlm_lib.study", "."), autoescape=True, trim_blocks=True
-    )
-    page = page.get_template("report.html.j2").render(
+    _write_json(folder / "claims.json", [_claim_row(result) for result in results])
+    images = {}
+    for name, figure in draw(run, evidence).items():
+        images[name] = figures.save(figure, folder / "figures", name)
+    page = folder / "report.html"
+    page.write_text(_render_page(run, evidence, results, images), encoding="utf-8")
+    return page
+
+
+def _render_page(
+    run: str, evidence: Evidence, results: list[ClaimResult], images: dict[str, Path]
+) -> str:
+    loader = PackageLoader("personavlm_lib.study", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
+    claims = [_claim_row(result) | {"shown": show(result)} for result in results]
+    pictures = [(name, CAPTIONS[name], _data_uri(path)) for name, path in images.items()]
+    world = dataset_tables.read_world(_world_folder(run))
+    checks = audit.audit_tables(PAPER_TABLES)
+    return environment.get_template("report.html.j2").render(
         run=run,
         about=_about(evidence.stages),
-        claims=[_claim_row(finding) | {"shown": show(finding)} for finding in found],
-        figures=[(name, CAPTIONS[name], _data_uri(path)) for name, path in drawn.items()],
-        tasks=tables.task_table(evidence.records) if len(evidence.records) else None,
+        claims=claims,
+        figures=pictures,
+        tasks=None if evidence.records.empty else tables.task_table(evidence.records),
         label=tables.label,
-        world=dataset_tables.tables(dataset_tables.read_world(world)),
-        audit=audit.audit_summary(checks := audit.audit_tables(PAPER_TABLES)),
+        world=dataset_tables.tables(world),
+        audit=audit.audit_summary(checks),
         checks=len(checks),
         stages=evidence.stages,
     )
-    (folder / "report.html").write_text(page)
-    return folder / "report.html"
 
 
 def draw(run: str, evidence: Evidence) -> dict[str, Figure]:
-    """The figures that the evidence, and the tables of the run's world, suffice for, by name."""
-    records, drawn = evidence.records, {}
-    if len(records):
+    """Every figure that the evidence and the run's data set suffice for, by name."""
+    drawn = {}
+    records = evidence.records
+    if not records.empty:
         drawn["accuracy_by_condition"] = figures.accuracy_by_condition(records)
         drawn["accuracy_by_task"] = figures.accuracy_by_task(records)
-    if len(evidence.sft_metrics) or len(evidence.grpo_metrics):
-        drawn["training_curves"] = figures.training_curves(
-            evidence.sft_metrics, evidence.grpo_metrics
-        )
+    sft, grpo = evidence.sft_metrics, evidence.grpo_metrics
+    if not (sft.empty and grpo.empty):
+        drawn["training_curves"] = figures.training_curves(sft, grpo)
     for source in ("own", "gold"):
         if source in set(evidence.personality.get("source", ())):
             name = f"figure_14_personality_{source}"
             drawn[name] = figures.figure_14_personality(evidence.personality, source=source)
-    if len(records) and len(tables.ablation_table(records)):
-        drawn["table_8_ablations"] = figures.table_8_ablations(
-            records, audit.read_paper(PAPER_TABLES)
-        )
-    if len(records) and len(tables.efficiency_table(records)):
+    if not records.empty and not tables.ablation_table(records).empty:
+        paper = audit.read_paper(PAPER_TABLES)
+        drawn["table_8_ablations"] = figures.table_8_ablations(records, paper)
+    if not records.empty and not tables.efficiency_table(records).empty:
         drawn["table_11_efficiency"] = figures.table_11_efficiency(records)
-    return drawn | dataset_figures.draw(
-        dataset_tables.read_world(stage_folder(run, "01_synthesize") / "world")
-    )
+    return drawn | dataset_figures.draw(dataset_tables.read_world(_world_folder(run)))
+
+
+def _world_folder(run: str) -> Path:
+    return stage_folder(run, "01_synthesize") / "world"
 
 
 def summarize(run: str, evidence: Evidence) -> dict:
-    """The run in numbers. Accuracy and recall are shares (0..1), `first` and `last` means over a fifth of the steps."""
-    about, records, stages = _about(evidence.stages), evidence.records, evidence.stages
-    summary = {"run": run} | {
-        key: about[key] for key in ("profile", "seed", "git_commit", "git_dirty")
-    }
-    for name, kind in (("conditions", "choice"), ("alignment", "alignment")):
-        rows = records[records["kind"] == kind] if len(records) else records
-        shares = {}
-        for row in tables.condition_table(rows, kind).itertuples() if len(rows) else ():
-            shares[row.condition] = {"n": row.n} | {
-                c: getattr(row, c) / 100 for c in ("accuracy", "low", "high")
-            }
-        summary[name] = shares
-    choice = records[records["kind"] == "choice"] if len(records) else records
-    summary["paired_with_rl_own"] = {
-        name: vars(paired_difference(choice, name, "rl_own"))
-        for name in summary["conditions"] if {name, "rl_own"} <= set(summary["conditions"]) and name != "rl_own"
-    }  # fmt: skip
-    recall = evidence_recall(records) if len(records) else pd.DataFrame()
-    summary["evidence_recall"] = (
-        recall.set_index("condition").to_dict("index") if len(recall) else {}
-    )
+    """The run in numbers.
+
+    Accuracy and recall are shares from 0 to 1; `first` and `last` are means over a fifth of the
+    training steps.
+    """
+    about = _about(evidence.stages)
+    stages = evidence.stages.set_index("stage")
+    conditions = _accuracies(evidence.records, "choice")
+    summary: dict = {"run": run}
+    for key in ("profile", "seed", "git_commit", "git_dirty"):
+        summary[key] = about[key]
+    summary["conditions"] = conditions
+    summary["alignment"] = _accuracies(evidence.records, "alignment")
+    summary["paired_with_rl_own"] = _differences_to_rl_own(evidence.records, conditions)
+    summary["evidence_recall"] = _recalls(evidence.records)
     summary["reward"] = _first_and_last(evidence.grpo_metrics, "reward")
     summary["loss"] = _first_and_last(evidence.sft_metrics, "loss")
-    summary["personality_error"] = {}
-    for source, rows in (
-        last_profiles(evidence.personality).groupby("source") if len(evidence.personality) else ()
-    ):
-        errors = {"final": rows, "neutral": rows.assign(estimated=NEUTRAL)}
-        errors = {name: mean_absolute_error_interval(frame) for name, frame in errors.items()}
-        summary["personality_error"][source] = {
-            name: {"n": e.n, "mean": e.mean, "low": e.low, "high": e.high}
-            for name, e in errors.items()
+    summary["personality_error"] = _personality_errors(evidence.personality)
+    summary["wall_seconds"] = stages["wall_seconds"].astype(float).to_dict()
+    summary["peak_memory_gib"] = stages["peak_memory_gib"].astype(float).to_dict()
+    summary["total_wall_seconds"] = about["minutes"] * 60
+    summary["most_memory_gib"] = about["memory_gib"]
+    return summary
+
+
+def _accuracies(records: pd.DataFrame, kind: str) -> dict[str, dict]:
+    """Condition -> n, accuracy, low and high (shares) for the questions of one kind."""
+    if records.empty or kind not in set(records["kind"]):
+        return {}
+    shares = {}
+    for row in tables.condition_table(records, kind).to_dict("records"):
+        share = {"n": row["n"]}
+        for column in ("accuracy", "low", "high"):
+            share[column] = row[column] / 100
+        shares[row["condition"]] = share
+    return shares
+
+
+def _differences_to_rl_own(records: pd.DataFrame, conditions: dict[str, dict]) -> dict[str, dict]:
+    if "rl_own" not in conditions:
+        return {}
+    choice = records[records["kind"] == "choice"]
+    others = [name for name in conditions if name != "rl_own"]
+    return {name: vars(paired_difference(choice, name, "rl_own")) for name in others}
+
+
+def _recalls(records: pd.DataFrame) -> dict[str, dict]:
+    if records.empty:
+        return {}
+    recall = evidence_recall(records)
+    return recall.set_index("condition").to_dict("index") if len(recall) else {}
+
+
+def _personality_errors(personality: pd.DataFrame) -> dict[str, dict]:
+    """Source -> mean absolute error of the last profile, and of staying at the neutral one."""
+    if personality.empty:
+        return {}
+    errors: dict[str, dict] = {}
+    for source, rows in last_profiles(personality).groupby("source"):
+        errors[str(source)] = {
+            "final": _interval_row(mean_absolute_error_interval(rows)),
+            "neutral": _interval_row(mean_absolute_error_interval(rows.assign(estimated=NEUTRAL))),
         }
-    summary["wall_seconds"] = dict(
-        zip(stages["stage"], stages["wall_seconds"].astype(float), strict=True)
-    )
-    summary["peak_memory_gib"] = dict(
-        zip(stages["stage"], stages["peak_memory_gib"].astype(float), strict=True)
-    )
-    return summary | {
-        "total_wall_seconds": about["minutes"] * 60,
-        "most_memory_gib": about["memory_gib"],
+    return errors
+
+
+def _interval_row(interval: Interval) -> dict:
+    return {
+        "n": interval.n,
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
     }
 
 
-def show(finding: ClaimResult) -> str:
-    """Our number with its interval, as text: `+3.1 points (+0.4 to +5.8)`."""
-    ours, unit = finding.ours, finding.claim.unit
+def show(result: ClaimResult) -> str:
+    """Our number with its interval as text: `+3.1 points (+0.4 to +5.8)`."""
+    ours = result.ours
     if ours is None:
         return "not measured"
+    unit = result.claim.unit
     places = 1 if unit == "points" else 2
-    bounds = (
-        f"({ours.low:+.{places}f} to {ours.high:+.{places}f})"
-        if isfinite(ours.low)
-        else "(no interval)"
-    )
+    bounds = "(no interval)"
+    if isfinite(ours.low):
+        bounds = f"({ours.low:+.{places}f} to {ours.high:+.{places}f})"
     return f"{ours.mean:+.{places}f}{UNITS[unit]} {bounds}".replace("-", "−")
 
 
-def say(finding: ClaimResult) -> str:
-    """A plain sentence on a claim that did not come out as in the paper; empty for one that did."""
-    if finding.verdict == "not measured":
-        return "Not measured: this run has no answers or readings to test it with."
-    if finding.verdict == "disagrees":
-        return f"It came out the other way round: {show(finding)}."
-    if finding.verdict == "undecided":
-        if not isfinite(finding.ours.low):
-            return "Undecided: there is too little to take an interval from."
-        return f"Undecided at this scale: {show(finding)}, an interval that holds zero."
+def explain(result: ClaimResult) -> str:
+    """One sentence on a claim that does not agree with the paper; empty if it agrees."""
+    if result.verdict == "not measured":
+        return "Not measured: this run has no answers or readings to test it."
+    if result.verdict == "disagrees":
+        return f"The effect has the opposite sign: {show(result)}."
+    if result.verdict == "undecided":
+        if result.ours is None or not isfinite(result.ours.low):
+            return "Undecided: too few observations for an interval."
+        return f"Undecided at this scale: {show(result)}, an interval that contains zero."
     return ""
 
 
-def _claim_row(finding: ClaimResult) -> dict:
-    claim, ours = finding.claim, finding.ours or Interval(*[float("nan")] * 3, n=0)
+def _claim_row(result: ClaimResult) -> dict:
+    missing = float("nan")
+    ours = result.ours or Interval(missing, missing, missing, n=0)
     return {
-        "id": claim.id,
-        "claim": claim.sentence,
-        "paper": claim.paper,
-        "unit": claim.unit,
+        "id": result.claim.id,
+        "claim": result.claim.sentence,
+        "paper": result.claim.paper,
+        "unit": result.claim.unit,
         "ours": ours.mean,
         "low": ours.low,
         "high": ours.high,
         "n": ours.n,
         "p_mcnemar": ours.p,
-        "verdict": finding.verdict,
-        "said": say(finding),
+        "verdict": result.verdict,
+        "explanation": explain(result),
     }
 
 
 def _about(stages: pd.DataFrame) -> dict:
-    """What was run, on what, for how long: from the newest finished stage, times and memory from all of them."""
+    """Code and machine of the newest finished stage; total time and largest memory of all."""
     newest = stages.iloc[-1].dropna().to_dict()
     keys = ("profile", "seed", "git_commit", "git_dirty", "python", "packages", "hardware")
-    commits = stages["git_commit"].dropna().unique() if "git_commit" in stages else []
-    return {key: newest.get(key) for key in keys} | {
-        "commits": list(commits),
-        "minutes": float(stages["wall_seconds"].sum()) / 60,
-        "memory_gib": float(stages["peak_memory_gib"].max()),
-    }
+    about = {key: newest.get(key) for key in keys}
+    about["commits"] = []
+    if "git_commit" in stages:
+        about["commits"] = list(stages["git_commit"].dropna().unique())
+    about["minutes"] = float(stages["wall_seconds"].sum()) / 60
+    about["memory_gib"] = float(stages["peak_memory_gib"].max())
+    return about
 
 
 def _first_and_last(metrics: pd.DataFrame, column: str) -> dict:
@@ -256,10 +309,9 @@ def _data_uri(png: Path) -> str:
 
 
 def _write_json(path: Path, value: dict | list) -> None:
-    """JSON with five decimals, and null for what is not a number."""
+    """Write JSON with five decimals, and null for NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    series = pd.Series(value, dtype=object)
     orient = "index" if isinstance(value, dict) else "records"
-    text = pd.Series(value, dtype=object).to_json(
-        orient=orient, double_precision=5, indent=2, force_ascii=False
-    )
-    path.write_text(text.replace("\\/", "/") + "\n")
+    text = series.to_json(orient=orient, double_precision=5, indent=2, force_ascii=False)
+    path.write_text(text.replace("\\/", "/") + "\n", encoding="utf-8")

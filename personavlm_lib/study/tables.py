@@ -1,4 +1,7 @@
-"""The tables of the report, each a DataFrame made from records alone. Accuracies and differences are in percent."""
+"""The tables of the report, each computed from answer records alone.
+
+Accuracies are in percent, differences in percentage points.
+"""
 
 import pandas as pd
 
@@ -9,18 +12,18 @@ CONDITIONS = {
     "chance": "chance",
     "no_memory": "no memory",
     "backbone_rag5": "backbone, 5 nearest turns",
-    "backbone_rag5_paraphrased": "the same, other words",
+    "backbone_rag5_paraphrased": "backbone, 5 nearest (paraphrased)",
     "backbone_bm25": "backbone, 5 turns by BM25",
     "backbone_full": "backbone, all turns",
     "sft_own": "SFT, own memory",
     "sft_gold": "SFT, gold memory",
     "rl_own": "RL, own memory",
-    "rl_own_paraphrased": "the same, other words",
+    "rl_own_paraphrased": "RL, own memory (paraphrased)",
     "rl_gold": "RL, gold memory",
     "gold_evidence": "gold evidence shown",
     "oracle": "oracle, gold memory",
 }
-FULL = "rl_gold"  # what the ablations take a part away from
+FULL = "rl_gold"  # the full agent that each ablation removes a part from
 ABLATIONS = {
     f"{FULL}_wo_core": "w/o Core",
     f"{FULL}_wo_procedural": "w/o Procedural",
@@ -29,6 +32,7 @@ ABLATIONS = {
     f"{FULL}_wo_reasoning": "w/o Reasoning",
     f"{FULL}_wo_pem": "w/o PEM",
 }
+# The conditions of the figure by task; the report's table shows all.
 SHOWN_BY_TASK = (
     "no_memory",
     "backbone_rag5",
@@ -42,73 +46,69 @@ LABELS = CONDITIONS | ABLATIONS
 
 
 def label(condition: str) -> str:
-    """A condition in words; one that is not known is shown by its name."""
+    """The label of a condition; its own name if it has none."""
     return LABELS.get(condition, condition.replace("_", " "))
 
 
 def condition_order(records: pd.DataFrame, ablations: bool = False) -> list[str]:
-    """The conditions there are, floors first and ceilings last, unknown ones after them."""
-    there = [c for c in records["condition"].unique() if ablations or c not in ABLATIONS]
-    order = list(LABELS)
-    return sorted(there, key=lambda c: (order.index(c) if c in order else len(order), c))
+    """The conditions in the records: floors first, ceilings last, unknown ones after them."""
+    order = {condition: place for place, condition in enumerate(LABELS)}
+    present = records["condition"].unique()
+    if not ablations:
+        present = [condition for condition in present if condition not in ABLATIONS]
+    known = sorted((c for c in present if c in order), key=order.__getitem__)
+    unknown = sorted(c for c in present if c not in order)
+    return known + unknown
 
 
 def condition_table(records: pd.DataFrame, kind: str = "choice") -> pd.DataFrame:
-    """Condition, n, accuracy, low, high (percent), in `condition_order`; questions of one kind."""
+    """Condition, n, accuracy, low, high (percent) for the questions of one kind."""
     rows = records[records["kind"] == kind]
-    table = (
-        accuracy_table(rows)
-        .set_index("condition")
-        .loc[condition_order(rows, ablations=True)]
-        .reset_index()
-    )
-    return table.assign(**{c: 100 * table[c] for c in ("accuracy", "low", "high")})
+    order = condition_order(rows, ablations=True)
+    table = accuracy_table(rows).set_index("condition").loc[order].reset_index()
+    for column in ("accuracy", "low", "high"):
+        table[column] = 100 * table[column]
+    return table
 
 
 def task_table(records: pd.DataFrame) -> pd.DataFrame:
-    """As the paper's Table 4, turned: a row per (aspect, task), the number of questions, a column per condition."""
-    rows = records[records["condition"].isin(condition_order(records))]
-    table = 100 * rows.pivot_table(
-        index=["aspect", "task"], columns="condition", values="correct", sort=False
-    )
-    asked = rows.groupby(["aspect", "task", "condition"]).size().groupby(["aspect", "task"]).max()
-    table = table[condition_order(rows)]
-    table.insert(0, "n", asked.reindex(table.index))
-    order = [*ASPECTS, "Alignment"]
-    return table.loc[
-        sorted(table.index, key=lambda row: order.index(row[0]) if row[0] in order else len(order))
-    ]
+    """The paper's Table 4, transposed: one row per (aspect, task), n, one column per condition."""
+    order = condition_order(records)
+    rows = records[records["condition"].isin(order)]
+    keys = ["aspect", "task"]
+    shares = rows.pivot_table(index=keys, columns="condition", values="correct", sort=False)
+    table = 100 * shares[order]
+    questions = rows.groupby([*keys, "condition"]).size().groupby(keys).max()
+    table.insert(0, "n", questions.reindex(table.index))
+    aspects = [*ASPECTS, "Alignment"]
+
+    def aspect_place(row: tuple[str, str]) -> int:
+        return aspects.index(row[0]) if row[0] in aspects else len(aspects)
+
+    return table.loc[sorted(table.index, key=aspect_place)]
 
 
 def ablation_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Condition, what is removed, n and the change against the full agent with its interval (percentage points).
+    """Condition, removed part, n, and the change against the full agent with its interval.
 
-    Multiple-choice questions; for PEM, which nothing but alignment uses, the alignment questions.
+    Multiple-choice questions; for PEM, which only alignment uses, the alignment questions.
     """
     rows = []
-    for condition in [c for c in ABLATIONS if c in set(records["condition"])]:
-        asked = records[
-            records["kind"] == ("alignment" if condition.endswith("_pem") else "choice")
-        ]
-        if {condition, FULL} <= set(asked["condition"]):
-            found = paired_difference(asked, condition, FULL)
-            rows.append(
-                (
-                    condition,
-                    ABLATIONS[condition],
-                    found.n,
-                    100 * found.mean,
-                    100 * found.low,
-                    100 * found.high,
-                )
-            )
+    for condition, removed in ABLATIONS.items():
+        kind = "alignment" if condition.endswith("_pem") else "choice"
+        questions = records[records["kind"] == kind]
+        if not {condition, FULL} <= set(questions["condition"]):
+            continue
+        change = paired_difference(questions, condition, FULL)
+        percent = [100 * value for value in (change.mean, change.low, change.high)]
+        rows.append((condition, removed, change.n, *percent))
     return pd.DataFrame(rows, columns=["condition", "removed", "n", "change", "low", "high"])
 
 
 def efficiency_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Means per answer and condition: tokens read, tokens written, seconds, steps, retrievals."""
+    """Means per answer and condition: tokens in and out, seconds, steps, retrievals (Table 11)."""
     columns = ["tokens_in", "tokens_out", "seconds", "steps", "retrievals"]
-    means = (
-        records.groupby("condition")[columns].mean().loc[condition_order(records, ablations=True)]
-    )
-    return means[means["tokens_in"] + means["tokens_out"] > 0].reset_index()
+    order = condition_order(records, ablations=True)
+    means = records.groupby("condition")[columns].mean().loc[order]
+    uses_model = means["tokens_in"] + means["tokens_out"] > 0
+    return means[uses_model].reset_index()

@@ -106,7 +106,7 @@ def test_report_says_every_claim_and_its_numbers(made):
     assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == [
         "agrees"
     ] * 7
-    assert claims["C3"]["verdict"] == "undecided" and "an interval that holds zero" in text
+    assert claims["C3"]["verdict"] == "undecided" and "an interval that contains zero" in text
     summary = json.loads((page.parent / "summary.json").read_text())
     assert summary["conditions"]["rl_gold"]["n"] == 240
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
