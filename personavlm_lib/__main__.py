@@ -28,7 +28,7 @@ Profile = Annotated[str, typer.Option(help="name in profiles/, or path of a YAML
 Run = Annotated[str, typer.Option(help="folder under runs/; default: the profile's name")]
 Seed = Annotated[int | None, typer.Option(help="random seed; default: the profile's")]
 Changes = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
 ]
 Json = Annotated[Path | None, typer.Option(help="also write the numbers to this file")]
@@ -66,7 +66,7 @@ def run(
     profile: Profile = "nano",
     run: Run = "",
     seed: Seed = None,
-    changes: Changes = (),
+    changes: Changes = None,
 ) -> int:
     """Run one stage of the study, optionally with changed parameters."""
     from personavlm_lib.study.chain import hold
@@ -78,7 +78,7 @@ def run(
     hint = ""
     try:
         loaded = load_profile(profile, seed)
-        changed = _parse_changes(changes)
+        changed = _parse_changes(changes or [])
         run = run or loaded.name
         hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
         with hold(run):
@@ -227,7 +227,7 @@ def skills(
         Path | None, typer.Option(help="folder for the radar chart, as PNG and PDF")
     ] = None,
 ) -> int:
-    """Measure models skill by skill on new lives; several (one per training seed) also on average."""
+    """Measure models skill by skill on new lives; several (one per training seed) also averaged."""
     import pandas as pd
 
     from personavlm_lib.agent.prompt_sets import PromptSet

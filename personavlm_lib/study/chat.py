@@ -94,7 +94,7 @@ def converse(run: str, folder: Path | None) -> int:
     return 0
 
 
-def _first_day(earlier_turns: tuple[Turn, ...]) -> datetime:
+def _first_day(earlier_turns: list[Turn]) -> datetime:
     """The day after the last turn in memory, but not before FIRST_DAY."""
     if not earlier_turns:
         return FIRST_DAY
