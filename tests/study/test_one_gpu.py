@@ -175,8 +175,10 @@ def test_memories_use_the_encoders_of_the_profile(chain):
     (user,) = memory_folder("tiny", "gold").iterdir()
     with MemoryStore(user) as store:
         assert store.encoder.name == chain["text_encoder"]
-        found = PAPER_RETRIEVER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
-        assert len(found) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {(4 * 16,)}
+        retrieved = PAPER_RETRIEVER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
+        assert len(retrieved) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {
+            (4 * 16,)
+        }
     summary = json.loads((stage_folder("tiny", "09_report") / "summary.json").read_text())
     assert summary["profile"] == "tiny"
 

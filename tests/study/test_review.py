@@ -58,12 +58,12 @@ def test_last_decision_counts_and_a_drop_overrides_edits(path, lives):
     record_decision(path, "ada", two.case, "edit", text="a ?")
     record_decision(path, "bob", two.case, "edit", text="b ?")
     record_decision(path, "bob", three.case, "drop")
-    kept = apply_decisions(lives, read_decisions(path))
-    assert [q.text for q in kept[0].questions] == [
+    result = apply_decisions(lives, read_decisions(path))
+    assert [q.text for q in result[0].questions] == [
         "new ?",
         *(q.text for q in lives[0].questions[3:]),
     ]
-    assert kept[1] == lives[1]
+    assert result[1] == lives[1]
     assert apply_decisions(lives, read_decisions(path.with_name("none"))) == lives
     with pytest.raises(ValueError, match="'ada' decided 'maybe'"):
         record_decision(path, "ada", one.case, "maybe")

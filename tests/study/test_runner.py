@@ -19,10 +19,10 @@ import json, os, subprocess, sys, time
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 child = subprocess.Popen(sleep, start_new_session=True)
 time.sleep(1.2)
-seen = {"steps": steps, "seed": seed, "offline": os.environ["HF_HUB_OFFLINE"]}
-seen |= {"python": sys.executable, "pid": child.pid}
-with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "seen.json"), "w") as file:
-    json.dump(seen, file)
+observed = {"steps": steps, "seed": seed, "offline": os.environ["HF_HUB_OFFLINE"]}
+observed |= {"python": sys.executable, "pid": child.pid}
+with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "observed.json"), "w") as file:
+    json.dump(observed, file)
 print("printed by a cell")
 print("08_audit  step 1/2")
 """
@@ -49,9 +49,9 @@ def stage(tmp_path, monkeypatch):
 def test_finished_stage_has_notebook_parameters_and_record(stage, capfd):
     code, folder = stage(WORKS, "--set", "steps=4")
     assert code == 0
-    seen = json.loads((folder.parent / "seen.json").read_text())
-    pid = seen.pop("pid")
-    assert seen == {"steps": 4, "seed": 5, "offline": "1", "python": sys.executable}
+    observed = json.loads((folder.parent / "observed.json").read_text())
+    pid = observed.pop("pid")
+    assert observed == {"steps": 4, "seed": 5, "offline": "1", "python": sys.executable}
     ended = not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert ended, "a process that the notebook started is still running"
     record = json.loads((folder / "run.json").read_text())
