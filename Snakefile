@@ -1,11 +1,12 @@
-"""The chain, and the only one: which stage needs which, run by the strict runner, resumed where it stopped.
+"""The stages of the study and their dependencies. Finished stages are skipped, interrupted ones resumed.
 
-`python -m personavlm_lib reproduce` calls it. By hand, with all that Snakemake knows (clusters, graphs, dry runs):
+`personavlm reproduce` runs this file. To use other features of Snakemake (clusters, graphs, dry runs), run it yourself;
+this command repeats the study with another seed, in runs/nano-1:
 
-    snakemake --cores all --config profile=nano run=nano-1 seed=1       the study under another seed, in runs/nano-1
+    snakemake --cores all --config profile=nano run=nano-1 seed=1
 
-Only each stage's run.json is declared: Snakemake deletes declared outputs before it runs a stage again, and checkpoints
-and records must survive that.
+The only declared output of a stage is its run.json, because Snakemake deletes declared outputs before it reruns a
+stage, and checkpoints and records must survive a rerun.
 """
 
 import os
@@ -14,7 +15,7 @@ import sys
 from personavlm_lib.study.profiles import ROOT, load_profile, notebook, stage_folder, stage_parameters
 from personavlm_lib.processes import exit_with_parent
 
-exit_with_parent()  # a killed chain leaves nothing behind
+exit_with_parent()  # so that a killed chain leaves no process behind
 PROFILE = load_profile(config.get("profile", "nano"), config.get("seed"))
 RUN = str(config.get("run", PROFILE.name))
 PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN) for stage in PROFILE.stages}
@@ -23,7 +24,7 @@ NEEDS = {
     "01_synthesize": [],
     "02_sft": ["00_backbone", "01_synthesize"],
     "03_grpo": ["02_sft"],
-    # all, not the last alone: a run of weights that are trained already leaves 02 and 03 out
+    # 00_backbone is listed for runs of released weights, which leave 02_sft and 03_grpo out
     "04_agent_demo": ["00_backbone", "01_synthesize", "03_grpo"],
     "05_evaluate": ["00_backbone", "01_synthesize", "03_grpo"],
     "06_ablations": ["05_evaluate"],
@@ -35,7 +36,7 @@ NEEDS = {
 
 
 def record(stage):
-    """The stage's run.json, relative to the project where possible, so that a moved checkout is not run again."""
+    """The stage's run.json, relative to the project if possible, so that a moved checkout is not rerun."""
     path = stage_folder(RUN, stage) / "run.json"
     return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
 
@@ -56,11 +57,11 @@ for position, stage in enumerate(PROFILE.stages):
         output:
             record(stage),
         params:
-            # compared by Snakemake: a changed parameter runs the stage, and all that need it, again
+            # Snakemake compares these: a changed parameter reruns the stage and those that depend on it
             values=PARAMETERS[stage],
             command=[sys.executable, "-m", "personavlm_lib", "run", stage]
             + ["--profile", config.get("profile", "nano"), "--run", RUN, "--seed", str(PROFILE.seed)],
-        threads: workflow.cores or 1  # a stage uses all cores itself, so they run one after another
-        priority: 100 - position  # in the order of the profile
+        threads: workflow.cores or 1  # each stage uses all cores, so stages run one at a time
+        priority: 100 - position  # prefer the order of the profile
         shell:
             "{params.command:q}"

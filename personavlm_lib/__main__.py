@@ -1,9 +1,10 @@
-"""The command line: `python -m personavlm_lib --help`. Whatever fails ends in one line and exit code 1."""
+"""The command line, `personavlm --help`. Any failure is one line and exit code 1."""
 
 import os
 import signal
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,31 +21,29 @@ from personavlm_lib.study.profiles import (
     stage_folder,
 )
 
-app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
-Profile = Annotated[str, typer.Option(help="a name in profiles/, or the path of a YAML file")]
-Run = Annotated[str, typer.Option(help="folder under runs/; the profile's name if not given")]
-Seed = Annotated[int | None, typer.Option(help="in place of the profile's")]
+app = typer.Typer(
+    name="personavlm", help="A reproduction study of the paper PersonaVLM.", add_completion=False
+)
+Profile = Annotated[str, typer.Option(help="name in profiles/, or path of a YAML file")]
+Run = Annotated[str, typer.Option(help="folder under runs/; default: the profile's name")]
+Seed = Annotated[int | None, typer.Option(help="random seed; default: the profile's")]
 Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="a parameter to change, in YAML")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
 ]
+Json = Annotated[Path | None, typer.Option(help="also write the numbers to this file")]
 
-
+# What the messages of general-purpose errors cannot say about a run
 SUGGESTED_FIXES = {
-    "StoreError": "restore it from a copy, or delete its folder; a run's memories are written again by "
-    "'python -m personavlm_lib reproduce 05_evaluate --force'"
-}  # what an error's own words, written for any user of the package, do not say of a run
-
-
-def _changes(given: list[str]) -> dict:
-    if wrong := [change for change in given if "=" not in change]:
-        raise ProfileError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
-    return {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in given)}
+    "StoreError": "restore it from a copy, or delete its folder; a run's memories are rewritten by "
+    "'personavlm reproduce 05_evaluate --force'"
+}
 
 
 @app.command()
 def reproduce(
     stages: Annotated[
-        list[str] | None, typer.Argument(help="only these and what they need")
+        list[str] | None, typer.Argument(help="only these stages and what they need")
     ] = None,
     profile: Profile = "nano",
     run: Run = "",
@@ -53,73 +52,89 @@ def reproduce(
         bool, typer.Option("--force", help="rerun these stages even if they are finished")
     ] = False,
 ) -> int:
-    """The whole study on a profile: what is done is skipped, what was stopped goes on."""
+    """Run the whole study on a profile. Finished stages are skipped, interrupted ones resumed."""
     from personavlm_lib.study.chain import reproduce
 
-    return reproduce(
-        str(Path(profile).resolve()) if "." in profile else profile, run, stages or [], seed, force
-    )
+    if "." in profile:  # a path: Snakemake runs in the project's folder
+        profile = str(Path(profile).resolve())
+    return reproduce(profile, run, stages or [], seed, force)
 
 
 @app.command()
 def run(
-    stage: str, profile: Profile = "nano", run: Run = "", seed: Seed = None, changes: Changes = ()
+    stage: Annotated[str, typer.Argument(help="name of the stage, such as 02_sft")],
+    profile: Profile = "nano",
+    run: Run = "",
+    seed: Seed = None,
+    changes: Changes = None,
 ) -> int:
-    """One stage of it, with parameters of your own."""
+    """Run one stage of the study, optionally with changed parameters."""
     from personavlm_lib.study.chain import hold
     from personavlm_lib.study.runner import run_stage
 
     exit_with_parent()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that a stopped chain leaves no kernel behind
-    executed = ""
+    # raise SystemExit on SIGTERM, so that an interrupted chain leaves no kernel behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    hint = ""
     try:
-        given, changed = load_profile(profile, seed), _changes(changes)
-        run = run or given.name
-        executed = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
+        loaded = load_profile(profile, seed)
+        changed = _parse_changes(changes or [])
+        run = run or loaded.name
+        hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
         with hold(run):
-            run_stage(stage, given, run, changed)
+            run_stage(stage, loaded, run, changed)
     except Exception as error:
-        look = "" if isinstance(error, ProfileError) else executed
-        print(f"{stage} failed: {_one_line(error)}{look}", file=sys.stderr, flush=True)
+        if isinstance(error, ProfileError):
+            hint = ""  # raised before the notebook was executed
+        print(f"{stage} failed: {_one_line(error)}{hint}", file=sys.stderr, flush=True)
         return 1
     return 0
 
 
+def _parse_changes(options: list[str]) -> dict:
+    """Parse the KEY=VALUE options of --set."""
+    changes = {}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise ProfileError(f"--set takes KEY=VALUE, not {option!r}")
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
 def _one_line(error: Exception) -> str:
-    """An error in one line; papermill's carries that of the cell."""
-    kind, message = (
-        getattr(error, "ename", type(error).__name__),
-        getattr(error, "evalue", str(error)),
-    )
-    message = textwrap.shorten(message, 500)
-    return f"{kind}: {message}" + (f": {SUGGESTED_FIXES[kind]}" if kind in SUGGESTED_FIXES else "")
+    """Describe an error in one line; for papermill's error, the one that the cell raised."""
+    name = getattr(error, "ename", type(error).__name__)
+    message = textwrap.shorten(getattr(error, "evalue", str(error)), 500)
+    line = f"{name}: {message}"
+    if name in SUGGESTED_FIXES:
+        line += f": {SUGGESTED_FIXES[name]}"
+    return line
 
 
 @app.command()
 def figures() -> int:
-    """Draws figures/ anew from results/reference/ (laid out as a run, tables only)."""
+    """Redraw figures/ from the tables in results/reference/."""
     from personavlm_lib.study import figures, report
 
-    os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")
+    os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")  # results/reference/ is laid out as a run
     drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
         print(figures.save(figure, ROOT / "figures", name))
     if not drawn:
         raise FileNotFoundError(
-            "results/reference/ holds no tables: copy those of a finished run there"
+            "no tables in results/reference/: copy those of a finished run there"
         )
     return 0
 
 
 @app.command()
 def locomo(
-    file: Annotated[Path, typer.Argument(help="conversations of LoCoMo's shape")],
+    file: Annotated[Path, typer.Argument(help="conversations in LoCoMo's format")],
     ranking: Annotated[str, typer.Option(help="dense (the paper), bm25 or hybrid")] = "hybrid",
-    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+    json: Json = None,
 ) -> int:
-    """Evidence recall of a ranking, turns as units: per category and for all, with intervals."""
+    """Measure the evidence recall of a ranking over turns, per category and overall."""
     from personavlm_lib.evaluation.locomo import report_locomo
 
     report_locomo(file, ranking, json)
@@ -128,24 +143,23 @@ def locomo(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Option(help="the new folder of the data set")],
+    out: Annotated[Path, typer.Option(help="new folder for the data set")],
     size: Annotated[str, typer.Option(help="nano, short, long or paper")] = "nano",
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
-    workers: Annotated[int, typer.Option(help="processes; 0: one for each core")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    workers: Annotated[int, typer.Option(help="number of processes; 0: one per core")] = 0,
     personas: Annotated[
         Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')
     ] = None,
     wording: Annotated[str, typer.Option(help="canonical or paraphrased")] = "canonical",
-    teller: Annotated[
-        str, typer.Option(help="a model that tells the lives, http://host:port/v1#model")
+    generator: Annotated[
+        str, typer.Option(help="model that writes the dialogues: http://host:port/v1#model")
     ] = "",
     prices: Annotated[
-        tuple[float, float], typer.Option(help="of its million tokens, in and out")
+        tuple[float, float],
+        typer.Option(help="price per million input and output tokens"),
     ] = (0.0, 0.0),
 ) -> int:
-    """A data set from a seed: lives, questions, and for nano and paper the samples to train on."""
-    from functools import partial
-
+    """Synthesize a data set: lives and questions; for nano and paper also training samples."""
     from personavlm_lib.benchmark.synthesis import DATASET_SIZES, synthesize
     from personavlm_lib.simulation.storyteller import generate_dialogues
     from personavlm_lib.study.components import open_model, open_recognizer
@@ -153,34 +167,40 @@ def synthesize(
     if size not in DATASET_SIZES:
         raise ProfileError(f"--size is {size!r}; choose {', '.join(DATASET_SIZES)}")
     recognizer = partial(open_recognizer, "classical", "nano")
-    cost = dict(price_in=prices[0], price_out=prices[1])
-    tell = (
-        partial(generate_dialogues, model=open_model(teller), name=teller, draw=False, **cost)
-        if teller
-        else None
-    )
-    made = synthesize(
+    generate = None
+    if generator:
+        generate = partial(
+            generate_dialogues,
+            model=open_model(generator),
+            name=generator,
+            draw=False,
+            price_in=prices[0],
+            price_out=prices[1],
+        )
+    processes = workers or os.cpu_count() or 1
+    counts = synthesize(
         DATASET_SIZES[size],
         seed,
         out,
-        workers or os.cpu_count() or 1,
+        processes,
         recognizer,
         personas,
         wording,
-        tell,
+        generate,
     )
-    print(f"{out}: {', '.join(f'{n} {name}' for name, n in made.items())}")
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{out}: {summary}")
     return 0
 
 
 @app.command()
 def shortcuts(
     file: Annotated[
-        Path, typer.Argument(help="lives of a run (JSON Lines), or a file of Persona-MME's shape")
+        Path, typer.Argument(help="lives of a run (JSON Lines), or a file in Persona-MME's format")
     ],
-    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
+    json: Json = None,
 ) -> int:
-    """What guessing by the options' surface gets right: per task, four baselines with intervals."""
+    """Measure what four baselines that see only the options' surface get right, per task."""
     from personavlm_lib.evaluation.shortcuts import report_shortcuts
 
     report_shortcuts(file, json)
@@ -191,18 +211,23 @@ def shortcuts(
 def skills(
     model: Annotated[
         list[str],
-        typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; may be repeated"),
+        typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; repeatable"),
     ],
-    seed: Annotated[int, typer.Option(help="of the lives that are asked about")] = 0,
-    questions: Annotated[int, typer.Option(help="for each skill")] = 64,
+    seed: Annotated[int, typer.Option(help="random seed of the lives")] = 0,
+    questions: Annotated[int, typer.Option(help="number of questions per skill")] = 64,
     prompts: Annotated[str, typer.Option(help="prompt set: nano or full")] = "nano",
-    shown: Annotated[
-        bool, typer.Option("--shown", help="of a model that was not taught to retrieve")
+    no_retrieval: Annotated[
+        bool,
+        typer.Option(
+            "--no-retrieval", help="put the evidence into the prompt, for a model before SFT"
+        ),
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="also write the numbers there")] = None,
-    plot: Annotated[Path | None, typer.Option(help="folder for the radar, as PNG and PDF")] = None,
+    json: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="folder for the radar chart, as PNG and PDF")
+    ] = None,
 ) -> int:
-    """What models can do, skill by skill, on fresh lives; of several, which differ in their seed, also the mean."""
+    """Measure models skill by skill on new lives; several (one per training seed) also averaged."""
     import pandas as pd
 
     from personavlm_lib.agent.prompt_sets import PromptSet
@@ -212,37 +237,44 @@ def skills(
     from personavlm_lib.study.components import open_recognizer
     from personavlm_lib.training.clip import concept_top1
 
-    recognizer, given = open_recognizer("classical", "nano"), PromptSet(prompts)
-    again = concept_top1(recognizer.encoder, 50, seed, recognizer.threshold, recognizer.detector)[
-        "top1"
-    ]
-    values = []
-    for name in model:
-        of, _, stage = name.rpartition("/")
-        source = require(of, stage) / "model" if stage in STAGES else name
-        asked = LocalModel(source), questions, seed, given, recognizer, not shown, again
-        values.append(skills.measure_skills(*asked).assign(model=name))
-    tables = [
-        skills.skill_table(part).assign(model=name)
-        for name, part in zip(model, values, strict=True)
-    ]
-    tables += (
-        [skills.skill_table(pd.concat(values), "model").assign(model="all")]
-        if len(model) > 1
-        else []
+    recognizer = open_recognizer("classical", "nano")
+    prompt_set = PromptSet(prompts)
+    retrieving = not no_retrieval
+    recognition = concept_top1(
+        recognizer.encoder, 50, seed, recognizer.threshold, recognizer.detector
     )
-    rows = pd.concat(tables).assign(seed=seed, prompts=given.label, retrieving=not shown)
-    print(rows.iloc[:, :-3].round(3).to_string(index=False, na_rep=""))
+    again = recognition["top1"]
+    values = []
+    tables = []
+    for name in model:
+        opened = LocalModel(_model_source(name))
+        measured = skills.measure_skills(
+            opened, questions, seed, prompt_set, recognizer, retrieving, again
+        )
+        measured = measured.assign(model=name)
+        values.append(measured)
+        tables.append(skills.skill_table(measured).assign(model=name))
+    if len(model) > 1:
+        tables.append(skills.skill_table(pd.concat(values), "model").assign(model="all"))
+    table = pd.concat(tables).assign(seed=seed, prompts=prompt_set.label, retrieving=retrieving)
+    printed = table.drop(columns=["seed", "prompts", "retrieving"])
+    print(printed.round(3).to_string(index=False, na_rep=""))
     if json:
-        rows.to_json(json, orient="records", indent=1)
+        table.to_json(json, orient="records", indent=1)
     if plot:
-        print(figures.save(figures.skills_radar(rows), plot, "skills"))
+        print(figures.save(figures.skills_radar(table), plot, "skills"))
     return 0
+
+
+def _model_source(name: str) -> str | Path:
+    """The model folder for RUN/STAGE; any other name is a hub id or a folder already."""
+    run, _, stage = name.rpartition("/")
+    return require(run, stage) / "model" if stage in STAGES else name
 
 
 @app.command()
 def doctor() -> int:
-    """What is installed, found and missing, each with its mend."""
+    """Check what is installed, found and missing, with a suggested fix for each."""
     from personavlm_lib.study.doctor import run_checks
 
     return run_checks()
@@ -250,43 +282,43 @@ def doctor() -> int:
 
 @app.command()
 def chat(
-    run_: Annotated[
-        str, typer.Option("--run", help="the finished run whose model answers")
-    ] = "nano",
+    run: Annotated[str, typer.Option(help="finished run whose model answers")] = "nano",
     memory: Annotated[
-        Path | None, typer.Option(help="folder of the memory; runs/<run>/chat if not given")
+        Path | None, typer.Option(help="folder of the memory; default: runs/<run>/chat")
     ] = None,
 ) -> int:
-    """A conversation with the agent of a finished run, which remembers it."""
+    """Chat with the agent of a finished run, which remembers the conversation."""
     from personavlm_lib.study.chat import converse
 
-    return converse(run_, memory)
+    return converse(run, memory)
 
 
 @app.command()
 def serve(
     model: Annotated[str, typer.Option(help="folder or hub id")],
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; 0: any free port")] = 8000,
 ) -> int:
-    """An OpenAI-compatible server over a local model; port 0 takes a free one."""
+    """Serve a local model with an OpenAI-compatible API."""
     from personavlm_lib.models.serve import ChatServer, LocalModel
 
     with ChatServer(LocalModel(model), host, port) as server:
-        print(f"Answers as {server.source} until Ctrl-C", flush=True)
+        print(f"Serving {server.source}, stop with Ctrl-C", flush=True)
         server.serve_forever()
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code. A failure is told in one line."""
+    """Run a command and return its exit code; print any failure as one line."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(arguments, standalone_mode=False)
+        return app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Interrupted. Rerun the same command to resume.", file=sys.stderr)
         return 130
-    except Exception as error:  # whatever it is, the reader gets one line
-        print(error if isinstance(error, ProfileError) else _one_line(error), file=sys.stderr)
+    except Exception as error:
+        message = str(error) if isinstance(error, ProfileError) else _one_line(error)
+        print(message, file=sys.stderr)
         return 1
 
 

@@ -1,1 +1,1 @@
-"""How the study is run and told: profiles and paths, the notebook runner, figures, tables and the report."""
+"""Run and report the study: profiles, paths, notebook runner, chain, figures, tables and report."""

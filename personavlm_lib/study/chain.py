@@ -1,7 +1,8 @@
-"""The whole chain on one run: Snakemake, alone in that run's folder, and stopped with all that it started.
+"""Run the whole chain: Snakemake, with exclusive access to one run's folder.
 
-`Snakefile` says what is done and what is not. Here is what it leaves open: a lock that is gone with its holder (in
-place of Snakemake's own, which outlives a killed run), a log, and one line for whatever ends the chain early.
+`Snakefile` decides which stages are finished. This module adds a lock that disappears with its
+holder (Snakemake's own lock survives a killed run, so it is off), a log file, one line for any
+failure, and the end of every process that the chain started.
 """
 
 import fcntl
@@ -17,7 +18,9 @@ from pathlib import Path
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.study.profiles import (
     ROOT,
+    Profile,
     ProfileError,
+    check_run_version,
     load_profile,
     memory_folder,
     run_folder,
@@ -25,18 +28,19 @@ from personavlm_lib.study.profiles import (
     stage_parameters,
 )
 
-HELD = "PERSONAVLM_HELD"  # environment variable: the run's folder that a process before this one has locked
-STOPPING = 15.0  # seconds that a stopped chain has to end its children itself
+LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
+GRACE_SECONDS = 15.0  # for an interrupted chain to end its children itself
 
 
 @contextmanager
 def hold(run: str) -> Iterator[None]:
-    """Nobody else works on `runs/<run>` while this is open, but for processes started inside.
+    """Lock `runs/<run>` against other processes, except those started inside of the context.
 
-    ProfileError if another process does. The lock is the system's: it goes with its holder, however that ends.
+    Raises ProfileError if another process holds the lock. The operating system releases the lock
+    when its holder ends, however that happens.
     """
     folder = run_folder(run)
-    if os.environ.get(HELD) == str(folder):
+    if os.environ.get(LOCKED_FOLDER) == str(folder):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,100 +49,123 @@ def hold(run: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = f"process {lock.read()} works on {folder}"
+            holder = lock.read()
             raise ProfileError(
-                f"{holder}: wait for it, stop it, or name another run with --run"
+                f"process {holder} is working on {folder}: "
+                "wait for it, stop it, or choose another run with --run"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        os.environ[HELD] = str(folder)
+        os.environ[LOCKED_FOLDER] = str(folder)
         try:
             yield
         finally:
-            del os.environ[HELD]
+            del os.environ[LOCKED_FOLDER]
 
 
 def reproduce(name: str, run: str, stages: list[str], seed: int | None, force: bool) -> int:
-    """Runs what is not done of a profile's chain, or of `stages` and what they need; the exit code.
+    """Run the unfinished stages of a profile, or `stages` and what they need; return the exit code.
 
-    `force` reruns the named stages, or all, again, and uses nothing that they kept. Raises ProfileError before anything is
-    touched.
+    `force` deletes the output of the named stages, or of all, and runs them again. Raises
+    ProfileError before anything is touched.
     """
     profile = load_profile(name, seed)
     run = run or profile.name
     for stage in [*profile.stages, *stages]:
         stage_parameters(profile, stage, run)
-    chosen, folders = (
-        stages or list(profile.stages),
-        [stage_folder(run, stage) for stage in profile.stages],
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--cores",
-        "all",
-        "--rerun-incomplete",
-        "--nolock",
-    ]
-    command += [
-        *stages,
-        *(["--forcerun", *chosen] if force else []),
-        "--config",
-        f"profile={name}",
-        f"run={run}",
-    ]
-    command += [] if seed is None else [f"seed={seed}"]
+    selected = stages or list(profile.stages)
+    forced = selected if force else []
+    if "01_synthesize" not in forced:
+        check_run_version(run)
+    command = _snakemake_command(stages, forced, name, run, seed)
     with hold(run):
-        if force:
-            kept = [memory_folder(run, "")] if "05_evaluate" in chosen else []
-            for folder in kept + [stage_folder(run, stage) for stage in chosen]:
-                shutil.rmtree(folder, ignore_errors=True)
-        before = _times(folders)
-        code = _snakemake(command, run_folder(run) / "chain.log")
-    if code == 0 and _times(folders) == before:
-        print(f"Nothing to do: all of it is in {run_folder(run)}.")
-    report = stage_folder(run, "09_report") / "report.html"
-    if code == 0 and report.is_file():
-        print(f"The report is {os.path.relpath(report)}")
+        _delete_outputs(run, forced)
+        times_before = _finish_times(profile, run)
+        code = _run_snakemake(command, run_folder(run) / "chain.log")
+    if code == 0:
+        if _finish_times(profile, run) == times_before:
+            print(f"Nothing to do: everything is already in {run_folder(run)}.")
+        report = stage_folder(run, "09_report") / "report.html"
+        if report.is_file():
+            print(f"The report is {os.path.relpath(report)}")
     return code
 
 
-def _times(folders: list[Path]) -> list[float]:
-    """When the finished ones of these stages ended."""
-    return [path.stat().st_mtime for folder in folders if (path := folder / "run.json").is_file()]
+def _snakemake_command(
+    stages: list[str], forced: list[str], profile: str, run: str, seed: int | None
+) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", "all"]
+    command += ["--rerun-incomplete", "--nolock"]
+    command += stages
+    if forced:
+        command += ["--forcerun", *forced]
+    command += ["--config", f"profile={profile}", f"run={run}"]
+    if seed is not None:
+        command.append(f"seed={seed}")
+    return command
 
 
-def _snakemake(command: list[str], log: Path) -> int:
-    """Snakemake in a session of its own, so that Ctrl-C reaches us alone and all of it can be ended at once."""
+def _delete_outputs(run: str, stages: list[str]) -> None:
+    """Delete the folders of stages; with 05_evaluate also the memories that it writes."""
+    if "05_evaluate" in stages:
+        shutil.rmtree(memory_folder(run, ""), ignore_errors=True)
+    for stage in stages:
+        shutil.rmtree(stage_folder(run, stage), ignore_errors=True)
+
+
+def _finish_times(profile: Profile, run: str) -> list[float]:
+    """When each finished stage of the profile ended, as the modification time of its record."""
+    times = []
+    for stage in profile.stages:
+        record = stage_folder(run, stage) / "run.json"
+        if record.is_file():
+            times.append(record.stat().st_mtime)
+    return times
+
+
+def _run_snakemake(command: list[str], log: Path) -> int:
+    """Run Snakemake in a session of its own and return its exit code, 130 after Ctrl-C.
+
+    In its own session, Ctrl-C reaches only this process, and all of Snakemake's processes can be
+    ended at once.
+    """
     exit_with_parent()
-    with log.open("w") as said:
+    with log.open("w") as log_file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True
+            command, cwd=ROOT, stderr=log_file, stdin=subprocess.DEVNULL, start_new_session=True
         )
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            print("\nStopped. The same command goes on from here.", file=sys.stderr)
+            print("\nInterrupted. Rerun the same command to resume.", file=sys.stderr)
             code = 130
         finally:
-            _end(process)
+            _end_session(process)
     if code not in (0, 130):
-        lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
-        failed = [line for line in lines if " failed: " in line]
-        print(
-            *failed or [f"The chain stopped: {lines[-1] if lines else 'killed'} ({log})"],
-            sep="\n",
-            file=sys.stderr,
-        )
+        print(_failure_message(log), file=sys.stderr)
     return code
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends Snakemake's whole session: asked first, so that a stage can end its kernel, then killed."""
-    for number, seconds in ((signal.SIGTERM, STOPPING), (signal.SIGKILL, None)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+def _failure_message(log: Path) -> str:
+    """The lines of the log that report failed stages, else its last line."""
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+    failures = [line for line in lines if " failed: " in line]
+    if failures:
+        return "\n".join(failures)
+    reason = lines[-1] if lines else "killed"
+    return f"The chain failed: {reason} (log: {log})"
+
+
+def _end_session(process: subprocess.Popen) -> None:
+    """End Snakemake's whole session: first politely, so that a stage can end its kernel."""
+    _signal_session(process, signal.SIGTERM, GRACE_SECONDS)
+    _signal_session(process, signal.SIGKILL, None)
+
+
+def _signal_session(process: subprocess.Popen, number: signal.Signals, wait: float | None) -> None:
+    """Send a signal to the session and wait up to `wait` seconds (None: until it has ended)."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(wait)

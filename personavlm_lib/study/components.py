@@ -1,4 +1,4 @@
-"""From what a profile names to the thing itself, where that is more than one class can say."""
+"""Open the models that a profile names."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from personavlm_lib.memory.vision import (
     ClassicalDetector,
     ConceptRecognizer,
+    Detector,
     GroundingDinoDetector,
     ImageEncoder,
 )
@@ -15,28 +16,38 @@ from personavlm_lib.models.endpoint import EndpointModel, is_endpoint
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.study.profiles import BACKBONE, require
 
+NANO_THRESHOLD = 0.7  # similarity from which the small image encoder recognizes an object again
 
-def model_source(run: str, named: str) -> str | Path:
-    """Where a model of the profile's `models` is: the folder that a stage left, or the server that is named."""
-    return named if is_endpoint(named) else require(run, named) / "model"
+
+def model_source(run: str, name: str) -> str | Path:
+    """Locate a model of the profile's `models`: `name` is a server, or the stage that wrote it."""
+    return name if is_endpoint(name) else require(run, name) / "model"
 
 
 def open_model(source: str | Path, adapter: str | Path | None = None, name: str = "") -> ChatModel:
-    """The model that answers: of a folder or hub id in this process, or of a server, `http://host:port/v1#model`."""
-    return (
-        EndpointModel(str(source), name=name)
-        if is_endpoint(source)
-        else LocalModel(source, adapter, name=name)
-    )
+    """Open a chat model.
+
+    `source` is a folder or hub id, loaded in this process, or a server `http://host:port/v1#model`.
+    """
+    if is_endpoint(source):
+        return EndpointModel(str(source), name=name)
+    return LocalModel(source, adapter, name=name)
 
 
 def open_recognizer(detector: str, image_encoder: str) -> ConceptRecognizer:
-    """`detector`: "classical", or a zero-shot detector by hub id or folder (the paper: Grounding DINO).
-    `image_encoder`: "nano", the small one kept in results/backbone/clip, or a CLIP by hub id or folder."""
+    """Open the recognizer of objects in images.
+
+    detector: "classical", or a zero-shot detector by hub id or folder (the paper's is Grounding
+    DINO). image_encoder: "nano", the small one in results/backbone/clip, or a CLIP by hub id or
+    folder.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    finder = (
-        ClassicalDetector() if detector == "classical" else GroundingDinoDetector(detector, device)
-    )
+    object_detector: Detector
+    if detector == "classical":
+        object_detector = ClassicalDetector()
+    else:
+        object_detector = GroundingDinoDetector(detector, device)
     if image_encoder == "nano":
-        return ConceptRecognizer(finder, ImageEncoder(BACKBONE / "clip", device), threshold=0.7)
-    return ConceptRecognizer(finder, ImageEncoder(image_encoder, device))
+        encoder = ImageEncoder(BACKBONE / "clip", device)
+        return ConceptRecognizer(object_detector, encoder, threshold=NANO_THRESHOLD)
+    return ConceptRecognizer(object_detector, ImageEncoder(image_encoder, device))

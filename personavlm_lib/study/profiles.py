@@ -1,7 +1,8 @@
-"""What a run is given (profiles/*.yaml) and where everything lies. The only place where a path of the project is said.
+"""Profiles (profiles/*.yaml), stage parameters and every path of the project.
 
-A profile is YAML with four keys: `seed`, `offline`, `common` (parameters for every notebook that takes them) and
-`stages` (the stages of the chain, each with its parameters). A stage that is not listed is not part of the run.
+A profile is YAML with four keys: `seed`, `offline`, `common` (parameters for every notebook that
+takes them) and `stages` (the stages of the chain, each with its parameters). A stage that is not
+listed is not part of the run. No other module spells out a path of the project.
 """
 
 import ast
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
 PAPER_TABLES = ROOT / "results" / "paper"  # the paper's printed numbers
-BACKBONE = ROOT / "results" / "backbone"  # the kept weights of the nano model
+BACKBONE = ROOT / "results" / "backbone"  # the bundled weights of the nano model
 STAGES = (
     "00_backbone",
     "01_synthesize",
@@ -32,22 +34,23 @@ STAGES = (
     "explore_memories",
     "09_report",
 )
-
-FITTING = {
+PROFILE_KEYS = ("seed", "offline", "common", "stages")
+YAML_TYPES = {  # annotation in a notebook -> types of a YAML value that fit it
     "int": ("int",),
     "float": ("float", "int"),
     "bool": ("bool",),
     "str": ("str",),
-}  # annotation: types of YAML
+}
+ALLOWED_VALUES = {"recipe": ("bundled", "trial", "train", "external")}  # by parameter
 
 
 class ProfileError(ValueError):
-    """What a run was given cannot be right; the message names the thing, its value and the mend."""
+    """A wrong profile, parameter or run; the message names it, its value and a suggested fix."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run is given; `stages` is in the order of the chain, each stage's parameters by name."""
+    """The settings of a run; `stages` maps each stage, in chain order, to its parameters."""
 
     name: str
     seed: int
@@ -57,105 +60,131 @@ class Profile:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "(nearest known: 'x')" for a mistyped `name`, or "(nothing is known here)"."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"(nearest known: '{found[0]}')" if found else "(nothing is known here)"
+    """ "(nearest known: 'x')" for a mistyped `name`, or "(it has none)" if nothing is known."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"(nearest known: '{matches[0]}')" if matches else "(it has none)"
 
 
 def load_profile(name: str, seed: int | None = None) -> Profile:
-    """The profile `profiles/<name>.yaml`, or the YAML file that `name` is the path of; `seed` in place of its own.
+    """Load `profiles/<name>.yaml`, or the YAML file at the path `name`; `seed` replaces its seed.
 
-    Raises ProfileError for a missing file, an unknown key or an unknown stage, naming the nearest known one.
+    Raises ProfileError for a missing file, an unknown key or an unknown stage, and names the
+    nearest known one.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise ProfileError(
-            f"profile {name!r} is not known {nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}"
-        )
-    try:
-        given = yaml.safe_load(path.read_text()) or {}
-    except yaml.MarkedYAMLError as error:
-        raise ProfileError(
-            f"{path} is not YAML (line {error.problem_mark.line + 1}: {error.problem})"
-        ) from None
-    if not isinstance(given, dict):
-        raise ProfileError(f"{path} must be a mapping of seed, offline, common, stages")
-    for key in given.keys() - {"seed", "offline", "common", "stages"}:
-        raise ProfileError(
-            f"{path}: unknown key {key!r} {nearest(key, ('seed', 'offline', 'common', 'stages'))}"
-        )
-    for key in {"seed", "stages"} - given.keys():
-        raise ProfileError(f"{path}: the key {key!r} is missing")
-    for stage in given["stages"]:
-        if stage not in STAGES:
-            raise ProfileError(f"{path}: unknown stage {stage!r} {nearest(stage, STAGES)}")
-    stages = {stage: given["stages"][stage] or {} for stage in STAGES if stage in given["stages"]}
+        known = [profile.stem for profile in PROFILES.glob("*.yaml")]
+        raise ProfileError(f"unknown profile {name!r} {nearest(name, known)}")
+    content = _read_yaml(path)
+    _check_profile(path, content)
+    stages = {}
+    for stage in STAGES:
+        if stage in content["stages"]:
+            stages[stage] = content["stages"][stage] or {}
     return Profile(
-        path.stem,
-        given["seed"] if seed is None else seed,
-        stages,
-        given.get("common") or {},
-        given.get("offline", True),
+        name=path.stem,
+        seed=content["seed"] if seed is None else seed,
+        stages=stages,
+        common=content.get("common") or {},
+        offline=content.get("offline", True),
     )
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except yaml.MarkedYAMLError as error:
+        assert error.problem_mark is not None
+        line = error.problem_mark.line + 1
+        raise ProfileError(f"{path} is not YAML (line {line}: {error.problem})") from None
+
+
+def _check_profile(path: Path, content: Any) -> None:
+    """Raise ProfileError unless the content has the keys of a profile and known stages."""
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path} must be a mapping of {', '.join(PROFILE_KEYS)}")
+    for key in content:
+        if key not in PROFILE_KEYS:
+            raise ProfileError(f"{path}: unknown key {key!r} {nearest(key, PROFILE_KEYS)}")
+    for key in ("seed", "stages"):
+        if key not in content:
+            raise ProfileError(f"{path}: the key {key!r} is missing")
+    for stage in content["stages"]:
+        if stage not in STAGES:
+            raise ProfileError(f"{path}: unknown stage {stage!r} {nearest(stage, STAGES)}")
+
+
 def notebook(stage: str) -> Path:
-    """The notebook of a stage, as kept in git (without outputs)."""
+    """The notebook of a stage, as committed to git (without outputs)."""
     return NOTEBOOKS / f"{stage}.ipynb"
 
 
 def notebook_parameters(path: Path) -> dict[str, str]:
-    """The names assigned in the notebook's one cell tagged `parameters`, in order, each with its annotation as written.
+    """Map each name assigned in the notebook's cell tagged `parameters` to its annotation.
 
-    Read with `ast`, because papermill's own inspection loses annotations such as `int | None`.
-    Raises ProfileError unless there is exactly one such cell.
+    Names are in the order of the cell, annotations as written. They are read with `ast`, because
+    papermill's own inspection loses annotations such as `int | None`.
+    Raises ProfileError unless exactly one cell has the tag.
     """
-    cells = [
-        cell
-        for cell in json.loads(path.read_text())["cells"]
-        if "parameters" in cell["metadata"].get("tags", [])
-    ]
+    cells = []
+    for cell in json.loads(path.read_text())["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cells.append(cell)
     if len(cells) != 1:
         raise ProfileError(
             f"{path}: {len(cells)} cells are tagged 'parameters', there must be exactly one"
         )
-    names = {}
+    annotations = {}
     for node in ast.parse("".join(cells[0]["source"])).body:
         if isinstance(node, ast.AnnAssign):
-            names[node.target.id] = ast.unparse(node.annotation)
+            annotations[ast.unparse(node.target)] = ast.unparse(node.annotation)
         elif isinstance(node, ast.Assign):
-            names[node.targets[0].id] = ""
-    return names
+            annotations[ast.unparse(node.targets[0])] = ""
+    return annotations
 
 
 def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | None = None) -> dict:
-    """Every parameter of the stage's notebook with its value: the profile's, over them `changes` (from --set).
+    """Return every parameter of the stage's notebook with its value.
 
-    `run` and `seed` are given to the notebooks that take them. Raises ProfileError for a parameter that the notebook
-    does not have, for one of its own that nothing gives (each with the nearest known name), and for a plain type that
-    does not fit the notebook's annotation (YAML reads `2e-5`, without a dot, as text).
+    Values come from the profile; `changes` (from --set) override them. `run` and `seed` are set
+    for the notebooks that take them. Raises ProfileError for a parameter that the notebook does
+    not have, for a parameter of the notebook without a value (each with the nearest known name),
+    for a plain type that does not fit the notebook's annotation (YAML reads `2e-5`, without a
+    dot, as text), and for a value outside of ALLOWED_VALUES.
     """
     if stage not in profile.stages:
         raise ProfileError(
             f"profile '{profile.name}' has no stage {stage!r} {nearest(stage, profile.stages)}"
         )
-    names = notebook_parameters(notebook(stage))
+    annotations = notebook_parameters(notebook(stage))
     own = {**profile.stages[stage], **(changes or {})}
     for name in own:
-        if name not in names or name == "run":
-            raise ProfileError(
-                f"{stage} has no parameter {name!r} {nearest(name, names.keys() - {'run'})}"
-            )
-    given = {"seed": profile.seed, **profile.common, **own, "run": run}
-    for name, annotation in names.items():
-        if name not in given:
-            lack = f"{stage} needs the parameter {name!r}, which profile '{profile.name}' does not give"
-            raise ProfileError(f"{lack} {nearest(name, given)}")
-        if type(given[name]).__name__ not in FITTING.get(annotation, (type(given[name]).__name__,)):
-            raise ProfileError(
-                f"{stage}: the parameter {name!r} is {given[name]!r}, the notebook takes {annotation}"
-            )
-    return {name: given[name] for name in names}
+        if name not in annotations or name == "run":
+            known = annotations.keys() - {"run"}
+            raise ProfileError(f"{stage} has no parameter {name!r} {nearest(name, known)}")
+    available = {"seed": profile.seed, **profile.common, **own, "run": run}
+    parameters = {}
+    for name, annotation in annotations.items():
+        if name not in available:
+            lack = f"{stage} needs the parameter {name!r}, which profile '{profile.name}' lacks"
+            raise ProfileError(f"{lack} {nearest(name, available)}")
+        _check_value(stage, name, available[name], annotation)
+        parameters[name] = available[name]
+    return parameters
+
+
+def _check_value(stage: str, name: str, value: Any, annotation: str) -> None:
+    """Raise ProfileError for a value of the wrong type, or one that is not allowed."""
+    type_name = type(value).__name__
+    if type_name not in YAML_TYPES.get(annotation, (type_name,)):
+        raise ProfileError(
+            f"{stage}: the parameter {name!r} is {value!r}, the notebook takes {annotation}"
+        )
+    allowed = ALLOWED_VALUES.get(name)
+    if allowed and value not in allowed:
+        raise ProfileError(
+            f"{stage}: the parameter {name!r} is {value!r}; choose one of {', '.join(allowed)}"
+        )
 
 
 def run_folder(run: str) -> Path:
@@ -171,17 +200,34 @@ def stage_folder(run: str, stage: str) -> Path:
 
 
 def memory_folder(run: str, writer: str) -> Path:
-    """`runs/<run>/memory/<writer>`: one folder per user, written by "gold" (the oracle) or a model of the run."""
+    """`runs/<run>/memory/<writer>`: one folder per user.
+
+    `writer` is "gold" (the oracle) or the name of a model of the run.
+    """
     return run_folder(run) / "memory" / writer
 
 
 def require(run: str, stage: str) -> Path:
-    """The folder of a stage that has been run to its end (its `run.json` is there).
+    """Return the folder of a finished stage (its `run.json` exists).
 
-    Raises FileNotFoundError that says how to run it.
+    Raises FileNotFoundError that says how to run it, and ProfileError for the run of an older
+    version.
     """
     folder = stage_folder(run, stage)
+    check_run_version(run)
     if not (folder / "run.json").is_file():
         state = "unfinished" if folder.exists() else "missing"
         raise FileNotFoundError(f"{folder} is {state}: run 'make reproduce' first")
     return folder
+
+
+def check_run_version(run: str) -> None:
+    """Raise ProfileError for a run whose data set has the file names of an older version."""
+    dataset = stage_folder(run, "01_synthesize")
+    old_file = dataset / "test_varied.jsonl"
+    new_file = dataset / "test_paraphrased.jsonl"
+    if old_file.is_file() and not new_file.is_file():
+        raise ProfileError(
+            f"{run_folder(run)} was made by an older version: "
+            "rerun it with --force, or choose another run with --run"
+        )

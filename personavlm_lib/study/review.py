@@ -1,12 +1,13 @@
-"""Human review, the last stage of validation (paper, appendix C and D): accept, edit or drop, one key for each item.
+"""Human review, the last stage of validation (paper, appendices C and D).
 
-Every verdict is a line of an append-only JSON Lines file as soon as it is given, so a review goes on where it stopped,
-and several people may share one file: of each reviewer's verdicts on an item the last counts.
+A reviewer accepts, edits or drops each item with one key. Every decision is appended at once to a
+JSON Lines file, so that an interrupted review can be resumed, and several reviewers may share one
+file. The last decision of each reviewer on an item counts.
 """
 
 import html
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -19,112 +20,171 @@ from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.study.explorer import thumbnail
 
-KEYS = {"a": "accept", "e": "edit", "d": "drop"}
+DECISIONS = {"a": "accept", "e": "edit", "d": "drop"}  # by key
 
 
-def record_decision(path: Path, reviewer: str, case: str, verdict: str, **changes: str) -> None:
-    """Adds a verdict; of an edit, `changes` are the question's new `text` and `answer`."""
-    if verdict not in KEYS.values() or not reviewer.strip():
-        raise ValueError(
-            f"{reviewer!r} says {verdict!r}: a named reviewer says {', '.join(KEYS.values())}"
-        )
+def record_decision(path: Path, reviewer: str, case: str, decision: str, **changes: str) -> None:
+    """Append a decision; for an edit, `changes` are the question's new `text` and `answer`.
+
+    Raises ValueError for an unknown decision or a reviewer without a name.
+    """
+    if not reviewer.strip():
+        raise ValueError(f"the reviewer is {reviewer!r}: a decision needs a named reviewer")
+    if decision not in DECISIONS.values():
+        choices = ", ".join(DECISIONS.values())
+        raise ValueError(f"{reviewer!r} decided {decision!r}; choose one of {choices}")
+    # the file calls a decision `verdict`, so that reviews of earlier versions can be read
+    row = dict(reviewer=reviewer.strip(), case=case, verdict=decision, changes=changes)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            json.dumps(dict(reviewer=reviewer.strip(), case=case, verdict=verdict, changes=changes))
-            + "\n"
-        )
+        file.write(json.dumps(row) + "\n")
 
 
 def read_decisions(path: Path) -> pd.DataFrame:
-    """The last verdict of each reviewer on each item: reviewer, case, verdict, changes; empty where none is given."""
+    """Read the last decision of each reviewer on each item: reviewer, case, decision, changes.
+
+    The frame is empty if the file does not exist.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = pd.DataFrame(map(json.loads, lines), columns=["reviewer", "case", "verdict", "changes"])
-    return found.drop_duplicates(["reviewer", "case"], keep="last", ignore_index=True)
+    rows = [json.loads(line) for line in lines]
+    decisions = pd.DataFrame(rows, columns=["reviewer", "case", "verdict", "changes"])
+    decisions = decisions.rename(columns={"verdict": "decision"})
+    return decisions.drop_duplicates(["reviewer", "case"], keep="last", ignore_index=True)
 
 
-def agreement(given: pd.DataFrame) -> pd.DataFrame:
-    """For each two reviewers: items that both judged, percent judged alike, Cohen's kappa (nan: one verdict alone)."""
-    wide, rows = given.pivot(index="case", columns="reviewer", values="verdict"), []
-    for one, other in combinations(wide.columns, 2):
-        both = wide[[one, other]].dropna()
-        alike = 100 * (both[one] == both[other]).mean()
-        kappa = (
-            cohen_kappa_score(both[one], both[other])
-            if both.stack().nunique() > 1
-            else float("nan")
-        )
-        rows.append((one, other, len(both), alike, kappa))
+def agreement(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of each two reviewers: items that both decided, percent agreed, Cohen's kappa.
+
+    Kappa is nan where only one decision occurs.
+    """
+    wide = decisions.pivot(index="case", columns="reviewer", values="decision")
+    rows = []
+    for reviewer, other in combinations(wide.columns, 2):
+        both = wide[[reviewer, other]].dropna()
+        first = both[reviewer]
+        second = both[other]
+        percent = 100 * (first == second).mean()
+        kappa = float("nan")
+        if both.stack().nunique() > 1:
+            kappa = cohen_kappa_score(first, second)
+        rows.append((reviewer, other, len(both), percent, kappa))
     return pd.DataFrame(rows, columns=["reviewer", "other", "n", "percent", "kappa"])
 
 
-def reviewed(lives: Iterable[Life], given: pd.DataFrame) -> list[Life]:
-    """The lives with the edits, and without the questions that anyone dropped or two edited differently."""
-    edits = given[given["verdict"] == "edit"].groupby("case")["changes"].agg(list)
-    gone = {
-        *given[given["verdict"] == "drop"]["case"],
-        *(case for case, all_ in edits.items() if all_[1:] != all_[:-1]),
-    }
-    kept = lambda life: (
-        replace(q, **edits.get(q.case, [{}])[0]) for q in life.questions if q.case not in gone
-    )  # noqa: E731
-    return [replace(life, questions=tuple(kept(life))) for life in lives]
+def apply_decisions(lives: Iterable[Life], decisions: pd.DataFrame) -> list[Life]:
+    """Return the lives with all edits applied and the rejected questions removed.
+
+    A question is rejected if a reviewer dropped it, or if two edited it differently.
+    """
+    edits: dict[str, dict] = {}
+    rejected: set[str] = set()
+    for row in decisions.itertuples():
+        if row.decision == "drop":
+            rejected.add(row.case)
+        elif row.decision == "edit":
+            if edits.setdefault(row.case, row.changes) != row.changes:
+                rejected.add(row.case)
+    return [_apply_to_life(life, edits, rejected) for life in lives]
 
 
-def page(life: Life, question: Question) -> str:
-    """One item as HTML: the question, its options with the right one in bold, and the evidence with its pictures."""
-    named = ((html.escape(option), option == question.answer) for option in question.options)
-    options = "".join(
-        f"<li>{f'<b>{option}</b>' if right else option}</li>" for option, right in named
-    )
-    shown = "".join(_turn(life, index) for index in question.evidence)
-    return f"<h4>{question.task}, {question.time}</h4><p>{html.escape(question.text)}</p><ol>{options}</ol>{shown}"
+def _apply_to_life(life: Life, edits: dict[str, dict], rejected: set[str]) -> Life:
+    questions = []
+    for question in life.questions:
+        if question.case not in rejected:
+            changes = edits.get(question.case, {})
+            questions.append(replace(question, **changes))
+    return replace(life, questions=tuple(questions))
 
 
-def _turn(life: Life, index: int) -> str:
+def item_html(life: Life, question: Question) -> str:
+    """One item as HTML: the question, its options, the correct one in bold, and its evidence."""
+    heading = f"{question.task}, {question.time}"
+    text = html.escape(question.text)
+    options = "".join(_option_html(option, question.answer) for option in question.options)
+    evidence = "".join(_turn_html(life, index) for index in question.evidence)
+    return f"<h4>{heading}</h4><p>{text}</p><ol>{options}</ol>{evidence}"
+
+
+def _option_html(option: str, answer: str) -> str:
+    text = html.escape(option)
+    if option == answer:
+        text = f"<b>{text}</b>"
+    return f"<li>{text}</li>"
+
+
+def _turn_html(life: Life, index: int) -> str:
     turn = life.turns[index]
-    pictures = "".join(f'<img src="{thumbnail(path)}">' for path in turn.images)
-    return f"<p>{turn.time} user: {html.escape(turn.user)} assistant: {html.escape(turn.assistant)}{pictures}</p>"
+    user = html.escape(turn.user)
+    assistant = html.escape(turn.assistant)
+    images = "".join(f'<img src="{thumbnail(path)}">' for path in turn.images)
+    return f"<p>{turn.time} user: {user} assistant: {assistant}{images}</p>"
 
 
 def review(path: Path, lives: list[Life], reviewer: str) -> ipywidgets.VBox:
-    """Items that `reviewer` has not judged, one at a time: `a` accepts, `d` drops, `e` opens the question and its key,
-    which are saved with Enter or the button."""
-    given = read_decisions(path)
-    judged = set(given[given["reviewer"] == reviewer]["case"])
-    waiting: Iterator = (
-        (life, q) for life in lives for q in life.questions if q.case not in judged
-    )
-    shown, key = (
-        ipywidgets.HTML(),
-        ipywidgets.Text(placeholder="a accept, e edit, d drop", continuous_update=True),
-    )
-    text, answer = ipywidgets.Text(description="text"), ipywidgets.Dropdown(description="key")
-    save = ipywidgets.Button(description="save")
-    fields, now = ipywidgets.HBox([text, answer, save]), {}
+    """A widget that shows one by one the items without a decision of `reviewer`.
 
-    def following() -> None:
-        life, question = now["item"] = next(waiting, (None, None))
-        shown.value = page(life, question) if question else "<b>All is reviewed.</b>"
-        fields.layout.display = "none"
+    Key `a` accepts and `d` drops an item; `e` opens its text and correct answer for editing, saved
+    with the button.
+    """
+    return _ReviewWidget(path, lives, reviewer).box
 
-    def decide(verdict: str, **changes: str) -> None:
-        record_decision(path, reviewer, now["item"][1].case, verdict, **changes)
-        following()
 
-    def pressed(change: dict) -> None:
-        verdict, question = KEYS.get(change["new"]), now["item"][1]
-        key.value = ""
-        if question and verdict == "edit":
-            text.value, answer.options, answer.value = (
-                question.text,
-                question.options,
-                question.answer,
-            )
-            fields.layout.display = ""
-        elif question and verdict:
-            decide(verdict)
+class _ReviewWidget:
+    """The widgets of a review and the item that they show."""
 
-    key.observe(pressed, "value")
-    save.on_click(lambda _: decide("edit", text=text.value, answer=answer.value))
-    following()
-    return ipywidgets.VBox([shown, key, fields])
+    def __init__(self, path: Path, lives: list[Life], reviewer: str):
+        self.path = path
+        self.reviewer = reviewer
+        decisions = read_decisions(path)
+        decided = set(decisions[decisions["reviewer"] == reviewer]["case"])
+        pending = []
+        for life in lives:
+            for question in life.questions:
+                if question.case not in decided:
+                    pending.append((life, question))
+        self.pending = iter(pending)
+        self.question: Question | None = None
+
+        self.display = ipywidgets.HTML()
+        self.key = ipywidgets.Text(placeholder="a accept, e edit, d drop", continuous_update=True)
+        self.text = ipywidgets.Text(description="text")
+        self.answer = ipywidgets.Dropdown(description="answer")
+        save = ipywidgets.Button(description="save")
+        self.fields = ipywidgets.HBox([self.text, self.answer, save])
+        self.box = ipywidgets.VBox([self.display, self.key, self.fields])
+        self.key.observe(self._on_key, "value")
+        save.on_click(self._on_save)
+        self._show_next()
+
+    def _show_next(self) -> None:
+        self.fields.layout.display = "none"
+        item = next(self.pending, None)
+        if item is None:
+            self.question = None
+            self.display.value = "<b>All items are reviewed.</b>"
+        else:
+            life, self.question = item
+            self.display.value = item_html(life, self.question)
+
+    def _on_key(self, change: dict) -> None:
+        decision = DECISIONS.get(change["new"])
+        self.key.value = ""
+        if self.question is None or decision is None:
+            return
+        if decision == "edit":
+            self._open_fields(self.question)
+        else:
+            self._decide(decision)
+
+    def _open_fields(self, question: Question) -> None:
+        self.text.value = question.text
+        self.answer.options = question.options
+        self.answer.value = question.answer
+        self.fields.layout.display = ""
+
+    def _on_save(self, _: ipywidgets.Button) -> None:
+        self._decide("edit", text=self.text.value, answer=self.answer.value)
+
+    def _decide(self, decision: str, **changes: str) -> None:
+        assert self.question is not None
+        record_decision(self.path, self.reviewer, self.question.case, decision, **changes)
+        self._show_next()

@@ -1,9 +1,9 @@
-"""Runs one stage: its notebook under papermill, strictly, with everything it was given and cost on record.
+"""Run one stage: execute its notebook under papermill and record its parameters and cost.
 
-    python -m personavlm_lib run 02_sft --profile nano [--run RUN] [--set steps=20 --set ...]
+    personavlm run 02_sft --profile nano [--run RUN] [--set steps=20 --set ...]
 
-leaves in `runs/<run>/<stage>/`: `notebook.ipynb` (executed, also after a failure), `params.yaml`, `notebook.log`
-(what the cells printed) and, last and only after success, `run.json`.
+writes to `runs/<run>/<stage>/`: `notebook.ipynb` (executed, also after a failure), `params.yaml`,
+`notebook.log` (what the cells printed) and, last and only after success, `run.json`.
 """
 
 import importlib.metadata
@@ -32,32 +32,37 @@ from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_par
 
 
 class ProcessTree(threading.Thread):
-    """Watches this process and all it starts, as a context: `peak_gib` is the largest sum of resident memory seen.
+    """Context that watches this process and its descendants.
 
-    Pages that processes share are counted for each of them. On leaving, children that still run are ended: a training
-    must not outlive the notebook that started it.
+    `peak_gib` is the largest sum of resident memory measured; pages that processes share count for
+    each of them. At exit, descendants that still run are killed: a training must not outlive the
+    notebook that started it.
     """
 
     def __init__(self, seconds: float = 0.5):
         super().__init__(daemon=True)
-        self.seconds, self.peak_gib, self._seen, self._over = seconds, 0.0, set(), threading.Event()
+        self.seconds = seconds
+        self.peak_gib = 0.0
+        self._descendants: set[psutil.Process] = set()
+        self._exiting = threading.Event()
 
     def run(self) -> None:
         while True:
             self.sample()
-            if self._over.wait(self.seconds):
+            if self._exiting.wait(self.seconds):
                 return
 
     def sample(self) -> None:
-        """Takes one measurement of all processes of the tree."""
-        me, total = psutil.Process(), 0
-        for process in [me, *me.children(recursive=True)]:
+        """Take one measurement of all processes of the tree."""
+        root = psutil.Process()
+        total = 0
+        for process in [root, *root.children(recursive=True)]:
             try:
                 total += process.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
-            if process != me:
-                self._seen.add(process)
+            if process != root:
+                self._descendants.add(process)
         self.peak_gib = max(self.peak_gib, total / 2**30)
 
     def __enter__(self) -> "ProcessTree":
@@ -65,58 +70,80 @@ class ProcessTree(threading.Thread):
         return self
 
     def __exit__(self, *error) -> None:
-        self._over.set()
+        self._exiting.set()
         self.join()
-        left = [
-            process for process in self._seen if process.is_running()
-        ]  # a reused process id is not taken for it
-        for process in left:
+        # is_running() compares start times, so a process that reuses an id is not killed
+        remaining = [process for process in self._descendants if process.is_running()]
+        for process in remaining:
             process.kill()
-        psutil.wait_procs(left, timeout=3)
+        psutil.wait_procs(remaining, timeout=3)
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints, stripped; None if it is not installed or fails."""
+    """Return what a command prints, stripped; None if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def environment() -> dict:
-    """The code, the packages and the machine of this run, as plain values for `run.json`."""
-    changed = output_of("git", "status", "--porcelain")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = [re.split(r"[=<>~\[ ]", requirement)[0] for requirement in project["dependencies"]]
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    gpus = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    """Describe the code, the packages and the machine as plain values for `run.json`."""
+    changed_files = output_of("git", "status", "--porcelain")
     return {
         "git_commit": output_of("git", "rev-parse", "HEAD"),
-        "git_dirty": None if changed is None else bool(changed),
+        "git_dirty": None if changed_files is None else bool(changed_files),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in names},
-        "hardware": {
-            "system": platform.platform(),
-            "cpu": model[1].strip() if model else platform.processor(),
-            "cores": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpus": gpus.splitlines() if gpus else [],
-        },
+        "packages": _package_versions(),
+        "hardware": _hardware(),
     }
+
+
+def _package_versions() -> dict[str, str]:
+    """Installed versions of the project's direct dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = {}
+    for requirement in project["dependencies"]:
+        name = re.split(r"[=<>~\[ ]", requirement)[0]
+        versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _hardware() -> dict:
+    memory_bytes = psutil.virtual_memory().total
+    gpus = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        if model:
+            return model[1].strip()
+    return platform.processor()
 
 
 @dataclass
 class ProgressTee:
-    """A log of what cells print, of which the lines that begin with `name` (those on progress) are printed here too."""
+    """A log file for the output of cells that also prints the lines starting with `prefix`.
+
+    Those lines report progress: the helpers start them with the name of the stage.
+    """
 
     log: TextIO
-    name: str
+    prefix: str
 
     def write(self, text: str) -> None:
         self.log.write(text)
         for line in text.splitlines():
-            if line.startswith(self.name):
+            if line.startswith(self.prefix):
                 print(line, flush=True)
 
     def flush(self) -> None:
@@ -124,69 +151,77 @@ class ProgressTee:
 
 
 def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
-    """Executes a notebook in a kernel of this very interpreter and writes the copy after each cell.
+    """Execute a notebook with this Python interpreter, saving the copy `target` after each cell.
 
-    Raises PapermillExecutionError when a cell fails; the copy is there all the same.
+    Raises PapermillExecutionError when a cell fails; the copy exists all the same.
     """
-    with tempfile.TemporaryDirectory() as folder, log.open("w") as printed:
-        # JUPYTER_PATH comes first in Jupyter's search, so that no kernel named python3 of another environment is taken
-        write_kernel_spec(
-            Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"]
+    with tempfile.TemporaryDirectory() as folder, log.open("w") as log_file:
+        kernel = Path(folder) / "kernels" / "python3"
+        write_kernel_spec(kernel, extra_arguments=["--log-level=CRITICAL"])
+        # Jupyter searches JUPYTER_PATH first, so no `python3` kernel of another environment is used
+        search_path = [folder]
+        if os.environ.get("JUPYTER_PATH"):
+            search_path.append(os.environ["JUPYTER_PATH"])
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(search_path)
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            kernel_name="python3",
+            cwd=str(ROOT),
+            progress_bar=False,
+            stdout_file=ProgressTee(log_file, source.stem),
+            stderr_file=log_file,
         )
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(
-            filter(None, [folder, os.environ.get("JUPYTER_PATH")])
-        )
-        settings = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
-        settings |= {"stdout_file": ProgressTee(printed, source.stem), "stderr_file": printed}
-        papermill.execute_notebook(str(source), str(target), parameters, **settings)
 
 
 def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = None) -> Path:
-    """Runs one stage of a profile and returns its folder under `runs/<run>/`.
+    """Run one stage of a profile and return its folder under `runs/<run>/`.
 
-    Raises ProfileError before anything is touched when the parameters are not exactly the notebook's.
+    Raises ProfileError before anything is touched when the parameters are not exactly the
+    notebook's.
     """
     parameters = stage_parameters(profile, stage, run, changes)
     folder = stage_folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
-    (folder / "params.yaml").write_text(
-        yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
-    )
-    if profile.offline:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    # Threads that spin while they wait for each other lose most of the time where the cores are shared: measured here
-    # beside one other busy process, training went from 700 to 4,000 tokens a second.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = (
-        "1"  # the kernel's debugger warns about frozen modules otherwise
-    )
-    place = f"[{list(profile.stages).index(stage) + 1}/{len(profile.stages)}] {stage}"
-    print(f"{place} ...", flush=True)
+    parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
+    (folder / "params.yaml").write_text(parameters_text)
+    _set_kernel_environment(profile.offline)
+    number = list(profile.stages).index(stage) + 1
+    title = f"[{number}/{len(profile.stages)}] {stage}"
+    print(f"{title} ...", flush=True)
     record = {
         "stage": stage,
         "profile": profile.name,
         "run": run,
         "seed": parameters.get("seed", profile.seed),
-    }
-    record |= {
         "parameters": parameters,
         "changed": sorted(changes or {}),
         "started": datetime.now(UTC).isoformat(),
+        **environment(),
     }
-    record |= environment()
-    begin = time.monotonic()
+    start = time.monotonic()
+    source = profiles.notebook(stage)
     with ProcessTree() as tree:
-        execute(
-            profiles.notebook(stage), folder / "notebook.ipynb", parameters, folder / "notebook.log"
-        )
-    record |= {
-        "wall_seconds": round(time.monotonic() - begin, 1),
-        "peak_memory_gib": round(tree.peak_gib, 3),
-    }
+        execute(source, folder / "notebook.ipynb", parameters, folder / "notebook.log")
+    record["wall_seconds"] = round(time.monotonic() - start, 1)
+    record["peak_memory_gib"] = round(tree.peak_gib, 3)
     print(
-        f"{place} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB",
+        f"{title} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB",
         flush=True,
     )
     (folder / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder
+
+
+def _set_kernel_environment(offline: bool) -> None:
+    """Set the environment variables that notebook kernels inherit from this process."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    # Spinning threads lose most of their time where cores are shared: beside one other busy
+    # process, training rose from 700 to 4,000 tokens per second without spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Otherwise the kernel's debugger warns about frozen modules
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"

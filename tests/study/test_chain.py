@@ -1,4 +1,4 @@
-"""The chain on a miniature project: its own Snakefile and package, and three notebooks that do next to nothing."""
+"""The chain on a miniature project: a copy of the package, and three trivial notebooks."""
 
 import os
 import shutil
@@ -11,7 +11,8 @@ import nbformat
 import psutil
 import pytest
 
-from personavlm_lib.study.profiles import ROOT
+from personavlm_lib.study import chain
+from personavlm_lib.study.profiles import ROOT, ProfileError, stage_folder
 
 PARAMETERS = "run: str = ''\nseconds: float = 0.0"
 SOURCE = """
@@ -20,19 +21,34 @@ from pathlib import Path
 folder = Path("runs") / run / "{stage}"
 with open(folder / "ran", "a") as file:
     print(os.getpid(), file=file)
-child = subprocess.Popen([sys.executable, "-c", "from personavlm_lib.processes import exit_with_parent; exit_with_parent(); import time; "
-                          "open('child', 'w').write(str(__import__('os').getpid())); time.sleep(300)"], cwd=folder)
+code = '''
+import os, time
+from personavlm_lib.processes import exit_with_parent
+exit_with_parent()
+open("child", "w").write(str(os.getpid()))
+time.sleep(300)
+'''
+child = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
 print("{stage}  step 1/2", flush=True)
 time.sleep(seconds)
 child.kill()
 """
 STAGES = ("00_backbone", "01_synthesize", "02_sft")
-PROFILE = "seed: 0\nstages: {{00_backbone: {{seconds: 0}}, 01_synthesize: {{seconds: {0}}}, 02_sft: {{seconds: 0}}}}"
+PROFILE = """
+seed: 0
+stages:
+  00_backbone: {{seconds: 0}}
+  01_synthesize: {{seconds: {0}}}
+  02_sft: {{seconds: 0}}
+"""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder like this project's, with `reproduce(seconds of stage 01)` that starts the chain there."""
+    """A folder like this project's; returns `reproduce(seconds)`, which starts the chain there.
+
+    `seconds` is the duration of 01_synthesize.
+    """
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(
         ROOT / "personavlm_lib",
@@ -47,38 +63,27 @@ def project(tmp_path_factory):
         book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
         book.cells += [nbformat.v4.new_code_cell(SOURCE.replace("{stage}", stage))]
         nbformat.write(book, root / "notebooks" / f"{stage}.ipynb")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")} | {
-        "PYTHONPATH": str(root)
-    }
-
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")}
+    environment["PYTHONPATH"] = str(root)
     started = []
 
     def reproduce(seconds, *options):
         (root / "tiny.yaml").write_text(PROFILE.format(seconds))
-        command = [
-            sys.executable,
-            "-m",
-            "personavlm_lib",
-            "reproduce",
-            "--profile",
-            "tiny.yaml",
-            *options,
-        ]
-        pipe = subprocess.PIPE
-        started.append(
-            subprocess.Popen(
-                command,
-                cwd=root,
-                env=environment,
-                stdout=pipe,
-                stderr=pipe,
-                text=True,
-                start_new_session=True,
-                # what runs these tests may ignore Ctrl-C (a shell's background job does), and hand that on
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )  # fmt: skip
+        command = [sys.executable, "-m", "personavlm_lib", "reproduce"]
+        command += ["--profile", "tiny.yaml", *options]
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # children inherit ignored signals, and a shell ignores Ctrl-C for background jobs
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        return started[-1]
+        started.append(process)
+        return process
 
     reproduce.runs = root / "runs" / "tiny"
     yield reproduce
@@ -87,17 +92,18 @@ def project(tmp_path_factory):
 
 
 def ran(project):
-    """How often each stage was begun."""
-    return [
-        len(path.read_text().split()) if (path := project.runs / s / "ran").is_file() else 0
-        for s in STAGES
-    ]
+    """How often each stage was started."""
+    counts = []
+    for stage in STAGES:
+        path = project.runs / stage / "ran"
+        counts.append(len(path.read_text().split()) if path.is_file() else 0)
+    return counts
 
 
 def wait_for(path, seconds=180):
     deadline = time.monotonic() + seconds
     while not (path.is_file() and path.read_text()):
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
 
 
@@ -109,7 +115,7 @@ def alive(pid):
 
 
 def all_gone(project, seconds=30):
-    """Whether the kernel and the child of the second stage have ended."""
+    """Wait for the kernel and the child of the second stage; return whether they have ended."""
     folder, deadline = project.runs / "01_synthesize", time.monotonic() + seconds
     pids = [(folder / "ran").read_text().split()[-1], (folder / "child").read_text()]
     while any(map(alive, pids)) and time.monotonic() < deadline:
@@ -117,69 +123,81 @@ def all_gone(project, seconds=30):
     return not any(map(alive, pids))
 
 
-def test_a_chain_that_is_killed_or_stopped_goes_on_and_is_done_once(project):
+def test_killed_or_interrupted_chain_resumes(project):
     child = project.runs / "01_synthesize" / "child"
 
     killed = project(240)
     wait_for(child)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert all_gone(project), "kernels and trainings do not outlive a killed chain"
+    assert all_gone(project), "a kernel or training outlived the killed chain"
     assert ran(project) == [1, 1, 0] and not (project.runs / "01_synthesize" / "run.json").exists()
 
     child.unlink()
-    stopped = project(240)  # goes on with the second stage, whatever the first one's end has left
+    interrupted = project(240)  # resumes with the second stage
     wait_for(child)
     second = project(240)
     assert second.communicate()[1].strip() == (
-        f"process {stopped.pid} works on {project.runs}: wait for it, stop it, or name another run with --run"
+        f"process {interrupted.pid} is working on {project.runs}: "
+        "wait for it, stop it, or choose another run with --run"
     )
     assert second.returncode == 1
-    stopped.send_signal(signal.SIGINT)
-    told, said = stopped.communicate(timeout=90)
-    assert (
-        stopped.returncode == 130 and said.strip() == "Stopped. The same command goes on from here."
-    )
-    assert "[2/3] 01_synthesize ..." in told and "01_synthesize  step 1/2" in told.splitlines()
+    interrupted.send_signal(signal.SIGINT)
+    output, errors = interrupted.communicate(timeout=90)
+    assert interrupted.returncode == 130
+    assert errors.strip() == "Interrupted. Rerun the same command to resume."
+    assert "[2/3] 01_synthesize ..." in output
+    assert "01_synthesize  step 1/2" in output.splitlines()
     assert all_gone(project) and ran(project) == [1, 2, 0]
 
-    done = project(0)
-    told, said = done.communicate()
-    assert (done.returncode, said) == (0, "") and ran(project) == [1, 3, 1]
+    resumed = project(0)
+    output, errors = resumed.communicate()
+    assert (resumed.returncode, errors) == (0, "")
+    assert ran(project) == [1, 3, 1]
 
     begin = time.monotonic()
-    told, said = project(0).communicate()
-    assert (
-        told == f"Nothing to do: all of it is in {project.runs}.\n"
-        and said == ""
-        and ran(project) == [1, 3, 1]
-    )
+    output, errors = project(0).communicate()
+    assert output == f"Nothing to do: everything is already in {project.runs}.\n"
+    assert errors == ""
+    assert ran(project) == [1, 3, 1]
     assert time.monotonic() - begin < 60
 
 
-def test_a_changed_parameter_runs_its_stage_and_what_needs_it_and_kept_files_survive(project):
+def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     project(0).communicate()
-    kept, before = project.runs / "01_synthesize" / "checkpoints", ran(project)
-    kept.write_text("of other parameters")
+    checkpoints = project.runs / "01_synthesize" / "checkpoints"
+    before = ran(project)
+    checkpoints.write_text("of other parameters")
     project(0.1).communicate()
     assert ran(project) == [before[0], before[1] + 1, before[2] + 1]
-    assert kept.read_text() == "of other parameters", (
-        "so what is kept must be keyed by what made it"
-    )
-    assert project(0.1, "02_sft", "--force").communicate()[1] == "" and ran(project) == [
-        before[0],
-        before[1] + 1,
-        1,
-    ]
+    # files survive, so a stage must store with them what they were made from
+    assert checkpoints.read_text() == "of other parameters"
+    assert project(0.1, "02_sft", "--force").communicate()[1] == ""
+    assert ran(project) == [before[0], before[1] + 1, 1]
 
 
-def test_a_failing_stage_is_told_in_one_line(project):
-    failing = project("-1.0")  # no time to sleep
-    _, said = failing.communicate()
-    (line,) = said.strip().splitlines()
+def test_failing_stage_prints_one_line(project):
+    failing = project("-1.0")  # sleep() raises
+    _, errors = failing.communicate()
+    (line,) = errors.strip().splitlines()
     notebook = project.runs / "01_synthesize" / "notebook.ipynb"
     assert failing.returncode == 1
     assert line == (
-        f"01_synthesize failed: ValueError: sleep length must be non-negative. Executed notebook: {notebook}"
+        "01_synthesize failed: ValueError: sleep length must be non-negative. "
+        f"Executed notebook: {notebook}"
     )
     assert (project.runs / "00_backbone" / "run.json").exists()
+
+
+def test_run_of_an_older_version_must_be_forced(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    monkeypatch.setattr(chain, "_run_snakemake", lambda command, log: 0)
+    folder = stage_folder("r", "01_synthesize")
+    folder.mkdir(parents=True)
+    (folder / "test_varied.jsonl").touch()
+    for stages, force in (([], False), (["05_evaluate"], True)):
+        with pytest.raises(ProfileError, match="made by an older version: rerun it with --force"):
+            chain.reproduce("nano", "r", stages, None, force)
+        assert (folder / "test_varied.jsonl").exists()
+    assert chain.reproduce("nano", "r", [], None, True) == 0
+    assert not folder.exists()

@@ -1,4 +1,4 @@
-"""A conversation through the command line, piped: it answers, remembers, and says what it can be asked."""
+"""`personavlm chat` with piped input: it answers, remembers, and reports unknown words."""
 
 import os
 import subprocess
@@ -11,14 +11,14 @@ from personavlm_lib.study.profiles import BACKBONE, ROOT
 
 @pytest.fixture
 def chat(tmp_path):
-    """Says lines to the agent of a run whose model is the kept backbone; returns what it printed."""
+    """Send lines to the agent of a run whose model is the bundled backbone; return the process."""
     stage = tmp_path / "runs" / "r" / "03_grpo"
     stage.mkdir(parents=True)
     (stage / "run.json").write_text("{}")
     (stage / "model").symlink_to(BACKBONE)
     environment = os.environ | {"PERSONAVLM_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
 
-    def say(*lines, run="r"):
+    def send(*lines, run="r"):
         command = [sys.executable, "-m", "personavlm_lib", "chat", "--run", run]
         return subprocess.run(
             command,
@@ -30,23 +30,22 @@ def chat(tmp_path):
             timeout=600,
         )
 
-    return say
+    return send
 
 
-def test_it_answers_and_its_memory_outlives_it(chat, tmp_path):
+def test_chat_answers_and_its_memory_persists(chat, tmp_path):
     first = chat("my drink is sprite", "what is my zeppelin ?")
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
-    assert (
-        "what is my drink ?" in lines[2] and sum(line.startswith("agent: ") for line in lines) == 2
-    )
+    assert "what is my drink ?" in lines[2]
+    assert sum(line.startswith("agent: ") for line in lines) == 2
     assert "(words it does not know: zeppelin)" in lines
-    assert lines[-1] == f"The memory is kept in {tmp_path / 'runs' / 'r' / 'chat'}."
+    assert lines[-1] == f"The memory is saved in {tmp_path / 'runs' / 'r' / 'chat'}."
     second = chat(":memory", ":quit", "not read").stdout
-    assert "openness" in second.lower() and "agent: " not in second and "kept in" not in second
-    refused = chat("hello", run="other")
+    assert "openness" in second.lower()
+    assert "agent: " not in second
+    assert "saved in" not in second
+    failed = chat("hello", run="other")
     missing = tmp_path / "runs" / "other" / "03_grpo"
-    assert (
-        refused.returncode == 1
-        and f"{missing} is missing: run 'make reproduce' first" in refused.stderr
-    )
+    assert failed.returncode == 1
+    assert f"{missing} is missing: run 'make reproduce' first" in failed.stderr

@@ -1,4 +1,4 @@
-"""The explorer on a life of two sessions, small enough to know what must be seen at each moment."""
+"""The explorer on a memory of two sessions whose content is known at every moment."""
 
 import re
 from datetime import datetime, timedelta
@@ -25,15 +25,15 @@ HOUR = timedelta(hours=1)
 
 
 class Tags(HTMLParser):
-    """Names and attributes of all tags of a page, and the tags that were closed in another order than opened."""
+    """The tags of a page with their attributes, those left open, and those closed out of order."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.seen, self.open, self.crossed = [], [], []
+        self.all, self.open, self.crossed = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.seen.append((tag, dict(attributes)))
+        self.all.append((tag, dict(attributes)))
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -80,7 +80,7 @@ def memory_of_two_sessions(tmp_path):
     return make
 
 
-def test_the_page_shows_all_that_is_known_at_the_end(folder):
+def test_page_shows_everything_known_at_the_end(folder):
     page = snapshot(folder)
     for text in (
         "nora",
@@ -92,14 +92,12 @@ def test_the_page_shows_all_that_is_known_at_the_end(folder):
         "her cat",
     ):
         assert text in page
-    assert re.search(
-        r"<del[^>]*>Rome</del>\s*Oslo", page
-    )  # what the second session changed in core memory
+    assert re.search(r"<del[^>]*>Rome</del>\s*Oslo", page)  # the second session changed core memory
     assert '<span class="number">4.50</span> <span class="soft">very high' in page
-    assert page.count("data:image/png;base64,") == 2  # the crop, and the turn's photo
+    assert page.count("data:image/png;base64,") == 2  # the crop and the turn's photo
 
 
-def test_nothing_is_shown_before_it_was_known(folder):
+def test_page_shows_nothing_before_it_was_known(folder):
     page = snapshot(folder, MARCH)
     assert "She lives in" in page and "on 2024-03-05 at 09:00" in page
     for later in (
@@ -115,7 +113,7 @@ def test_nothing_is_shown_before_it_was_known(folder):
     assert "They talked about Rome" in snapshot(folder, MARCH + HOUR)
 
 
-def test_the_bars_have_the_true_scale(folder):
+def test_trait_bars_span_the_scale_from_1_to_5(folder):
     widths = [
         float(width)
         for width in re.findall(r"<i style=\"width: ([\d.]+)%", snapshot(folder, MARCH))
@@ -123,56 +121,53 @@ def test_the_bars_have_the_true_scale(folder):
     assert widths == [25.0, 50.0, 50.0, 50.0, 87.5]  # 1 is an empty bar, 5 a full one
 
 
-def test_the_page_is_sound_escaped_and_needs_nothing_from_outside(folder):
+def test_page_is_well_formed_escaped_and_self_contained(folder):
     page = snapshot(folder)
     tags = Tags(page)
     assert tags.crossed == [] and tags.open == []
-    assert {name for name, _ in tags.seen} & {"script", "b", "link", "iframe"} == set()
+    assert {name for name, _ in tags.all} & {"script", "b", "link", "iframe"} == set()
     assert "&lt;script&gt;alert(1)" in page and "Noted &amp; kept" in page
     assert "http" not in page and "url(" not in page and "@import" not in page
-    assert all(given["src"].startswith("data:") for name, given in tags.seen if name == "img")
+    assert all(
+        attributes["src"].startswith("data:") for name, attributes in tags.all if name == "img"
+    )
 
 
-def test_a_missing_image_is_said(folder):
+def test_missing_image_is_reported(folder):
     for image in (folder / "images").iterdir():
         image.unlink()
     thumbnail.cache_clear()
-    assert snapshot(folder).count("[image is not there]") == 2
+    assert snapshot(folder).count("[image not found]") == 2
 
 
-def test_an_empty_memory_has_a_page(tmp_path):
+def test_empty_memory_has_a_page(tmp_path):
     MemoryStore(tmp_path / "new").close()
     page = snapshot(tmp_path / "new")
     assert "Nothing yet." in page and "the neutral start" in page
-    _, when, shown = explorer([tmp_path / "new"]).children
-    assert len(when.options) == 1 and "Nothing yet." in shown.value
+    _, time_slider, display = explorer([tmp_path / "new"]).children
+    assert len(time_slider.options) == 1 and "Nothing yet." in display.value
 
 
-def test_a_folder_without_a_memory_is_refused_and_left_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nobody holds no memory.db"):
-        snapshot(tmp_path / "nobody")
-    assert not (tmp_path / "nobody").exists()
+def test_folder_without_memory_is_an_error_and_stays_untouched(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no memory.db in .*empty: run"):
+        snapshot(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         explorer([])
 
 
-def test_the_slider_moves_through_the_life_and_the_menu_changes_the_user(
-    folder, memory_of_two_sessions
-):
+def test_slider_moves_through_time_and_menu_changes_the_user(folder, memory_of_two_sessions):
     other = memory_of_two_sessions(folder.parent / "olaf")
     with MemoryStore(other) as store:
         store.add_turn(Turn(APRIL + 2 * HOUR, "Good night"))
-    who, when, shown = explorer([folder, other], first=0).children
-    assert [time for _, time in when.options] == [
-        MARCH,
-        APRIL,
-        datetime.max,
-    ] and when.value == datetime.max
-    assert "Oslo" in shown.value
-    when.value = MARCH
-    assert "Oslo" not in shown.value and "She lives in" in shown.value
-    who.value = other
-    assert len(when.options) == 4 and when.value == datetime.max
-    assert "olaf" in shown.value and "Good night" in shown.value
-    when.value = APRIL
-    assert "Good night" not in shown.value and "her cat" in shown.value
+    user_menu, time_slider, display = explorer([folder, other], first=0).children
+    assert [time for _, time in time_slider.options] == [MARCH, APRIL, datetime.max]
+    assert time_slider.value == datetime.max
+    assert "Oslo" in display.value
+    time_slider.value = MARCH
+    assert "Oslo" not in display.value and "She lives in" in display.value
+    user_menu.value = other
+    assert len(time_slider.options) == 4 and time_slider.value == datetime.max
+    assert "olaf" in display.value and "Good night" in display.value
+    time_slider.value = APRIL
+    assert "Good night" not in display.value and "her cat" in display.value

@@ -1,6 +1,7 @@
-"""The chain on models of the real classes, tiny, random, by folder: no line of `one-gpu` waits for a GPU to be tried.
+"""The profile `one-gpu` on tiny random models of the real classes, to test it without a GPU.
 
-Their numbers mean nothing; that every stage reads what the profile names, and hands on what the next one needs, does.
+The numbers mean nothing. The tests check that each stage loads the models that the profile names
+and writes the files that the next stage needs.
 """
 
 import json
@@ -53,7 +54,7 @@ SIZES = {
 
 
 def language_model(folder, processor):
-    """Qwen2.5-VL with a byte-level tokenizer, the real template and processing; ends its turns after a few tokens."""
+    """Qwen2.5-VL with a byte-level tokenizer and the real template; its turns are a few tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,17 +63,21 @@ def language_model(folder, processor):
         vocab_size=900, initial_alphabet=alphabet, special_tokens=list(SPECIAL)
     )
     tokenizer.train([str(path) for path in (FOLDER / "full").glob("*.j2")], trainer)
+    ends = ("<|im_end|>", "<|endoftext|>")
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        additional_special_tokens=[t for t in SPECIAL if t not in ("<|im_end|>", "<|endoftext|>")],
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        additional_special_tokens=[token for token in SPECIAL if token not in ends],
+    )
     torch.manual_seed(0)
     model = build_model(tokenizer, 32, 1)
-    # As in the real one, words are read and written with other weights; a tied random model repeats itself for ever.
+    # Untied embeddings, as in the real model: a tied random model repeats itself forever.
     model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-    written = 0.1 * torch.randn(len(tokenizer), 32)
-    written[tokenizer.eos_token_id] *= 8
-    model.lm_head.weight = torch.nn.Parameter(written)
+    output_weights = 0.1 * torch.randn(len(tokenizer), 32)
+    output_weights[tokenizer.eos_token_id] *= 8  # so that a turn ends after a few tokens
+    model.lm_head.weight = torch.nn.Parameter(output_weights)
     model.save_pretrained(folder)
     template = processor.chat_template
     images = Qwen2VLImageProcessorPil(max_pixels=1_003_520)
@@ -117,29 +122,29 @@ def sentence_encoder(folder):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, processor, grounding_dino):
-    """The run of a profile like one-gpu, of the least size; gives the folders of its models."""
+    """Run a profile like one-gpu at minimal size; return the folders of its models."""
     folder = tmp_path_factory.mktemp("one_gpu")
     language_model(folder / "qwen", processor)
     clip(folder / "clip")
-    given = yaml.safe_load((PROFILES / "one-gpu.yaml").read_text()) | {"offline": True}
-    named = dict(detector=str(grounding_dino), image_encoder=str(folder / "clip"))
-    named["text_encoder"] = str(sentence_encoder(folder))
-    given["common"] |= named
-    given["stages"]["00_backbone"] |= {"model": str(folder / "qwen")}
-    del given["stages"]["explore_memories"]  # looks at memories, and needs no model
+    content = yaml.safe_load((PROFILES / "one-gpu.yaml").read_text()) | {"offline": True}
+    encoders = dict(detector=str(grounding_dino), image_encoder=str(folder / "clip"))
+    encoders["text_encoder"] = str(sentence_encoder(folder))
+    content["common"] |= encoders
+    content["stages"]["00_backbone"] |= {"model": str(folder / "qwen")}
+    del content["stages"]["explore_memories"]  # uses no model
     for stage, sizes in SIZES.items():
-        given["stages"][stage] |= sizes
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(given))
+        content["stages"][stage] |= sizes
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     with mock.patch.dict(
         os.environ, {"PERSONAVLM_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     ):
         profile = load_profile(str(folder / "tiny.yaml"))
         for stage in profile.stages:
             run_stage(stage, profile, "tiny")
-        yield named | {"model": str(folder / "qwen")}
+        yield encoders | {"model": str(folder / "qwen")}
 
 
-def test_models_are_referred_to_and_never_copied(chain):
+def test_models_are_referenced_and_never_copied(chain):
     stages = ["00_backbone", "02_sft", "03_grpo"]
     for depth, stage in enumerate(stages):
         folder = stage_folder("tiny", stage) / "model"
@@ -152,7 +157,7 @@ def test_models_are_referred_to_and_never_copied(chain):
     )
 
 
-def test_samples_and_records_are_of_the_full_prompts(chain):
+def test_samples_and_records_use_the_full_prompts(chain):
     samples = pd.read_parquet(stage_folder("tiny", "01_synthesize") / "sft.parquet")
     assert (
         "Big Five personality of the user:"
@@ -166,46 +171,33 @@ def test_samples_and_records_are_of_the_full_prompts(chain):
     assert records[records.condition == "rl_gold"].tokens_in.min() > 200
 
 
-def test_memories_are_seen_and_searched_with_what_the_profile_names(chain):
+def test_memories_use_the_encoders_of_the_profile(chain):
     (user,) = memory_folder("tiny", "gold").iterdir()
     with MemoryStore(user) as store:
         assert store.encoder.name == chain["text_encoder"]
-        found = PAPER_RETRIEVER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
-        assert len(found) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {(4 * 16,)}
+        retrieved = PAPER_RETRIEVER.rank_turns(store.as_of(), store.as_of().turns[-1].user, 3)
+        assert len(retrieved) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {
+            (4 * 16,)
+        }
     summary = json.loads((stage_folder("tiny", "09_report") / "summary.json").read_text())
     assert summary["profile"] == "tiny"
 
 
-def test_pictures_are_bounded_as_in_the_paper(chain):
+def test_image_size_is_bounded_as_in_the_paper(chain):
     assert load_processor(chain["model"]).image_processor.size["longest_edge"] == 230_400
 
 
-def test_the_steps_of_both_trainings_are_measured_in_the_parts_of_the_profile(chain, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "speed" / "training.py"),
-        "--run",
-        "tiny",
-        "--size",
-        "tiny",
-        "--steps",
-        "2",
-    ]
-    command += [
-        "--samples",
-        "4",
-        "6",
-        "--max-tokens",
-        "6",
-        "--json",
-        str(tmp_path / "training.json"),
-    ]
+def test_training_benchmark_uses_the_batches_of_the_profile(chain, tmp_path):
+    results = tmp_path / "training.json"
+    options = "--run tiny --size tiny --steps 2 --samples 4 6 --max-tokens 6 --json"
+    script = str(ROOT / "speed" / "training.py")
+    command = [sys.executable, script, *options.split(), str(results)]
     subprocess.run(command, check=True, cwd=tmp_path)
-    sft, grpo = json.loads((tmp_path / "training.json").read_text())["rows"]
-    given = load_profile("one-gpu").stages
-    for row, size in ((sft, given["02_sft"]["batch"]), (grpo, 6 * given["03_grpo"]["groups"])):
+    sft, grpo = json.loads(results.read_text())["rows"]
+    stages = load_profile("one-gpu").stages
+    for row, size in ((sft, stages["02_sft"]["batch"]), (grpo, 6 * stages["03_grpo"]["groups"])):
         assert row["step_of"] == size and row["per_sample_s"] > 0 and row["tokens_per_sample"] > 100
         assert abs(row["step_s"] - size * row["per_sample_s"]) < 1e-6
     assert (
         sft["batch"] == sft["accumulate"] == 4 and grpo["accumulate"] == 6
-    )  # one sample a part, as in the profile
+    )  # one sample per part, as in the profile

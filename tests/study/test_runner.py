@@ -1,4 +1,4 @@
-"""The runner on notebooks made for the occasion: what it leaves behind, after success and after failure."""
+"""The runner on small notebooks: the files it writes after success and after failure."""
 
 import json
 import os
@@ -16,20 +16,21 @@ from personavlm_lib.study import profiles
 PARAMETERS = "run: str = ''\nseed: int = 0\nsteps: int = 1"
 WORKS = """
 import json, os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+child = subprocess.Popen(sleep, start_new_session=True)
 time.sleep(1.2)
-seen = {"steps": steps, "seed": seed, "offline": os.environ["HF_HUB_OFFLINE"]}
-seen |= {"python": sys.executable, "pid": child.pid}
-with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "seen.json"), "w") as file:
-    json.dump(seen, file)
-print("cells may talk")
+observed = {"steps": steps, "seed": seed, "offline": os.environ["HF_HUB_OFFLINE"]}
+observed |= {"python": sys.executable, "pid": child.pid}
+with open(os.path.join(os.environ["PERSONAVLM_RUNS"], run, "observed.json"), "w") as file:
+    json.dump(observed, file)
+print("printed by a cell")
 print("08_audit  step 1/2")
 """
 
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-    """Writes the notebook of `08_audit` with the given cell and runs it; returns exit code and the stage's folder."""
+    """Run `08_audit` with a notebook of one cell; return the exit code and the stage's folder."""
     monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
     (tmp_path / "tiny.yaml").write_text("seed: 5\nstages: {08_audit: {steps: 3}}")
     book = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
@@ -45,34 +46,31 @@ def stage(tmp_path, monkeypatch):
         yield run
 
 
-def test_a_stage_leaves_its_notebook_parameters_and_record(stage, capfd):
+def test_finished_stage_has_notebook_parameters_and_record(stage, capfd):
     code, folder = stage(WORKS, "--set", "steps=4")
     assert code == 0
-    seen = json.loads((folder.parent / "seen.json").read_text())
-    pid = seen.pop("pid")
-    assert seen == {"steps": 4, "seed": 5, "offline": "1", "python": sys.executable}
+    observed = json.loads((folder.parent / "observed.json").read_text())
+    pid = observed.pop("pid")
+    assert observed == {"steps": 4, "seed": 5, "offline": "1", "python": sys.executable}
     ended = not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert ended, "what a notebook started must not outlive it"
+    assert ended, "a process that the notebook started is still running"
     record = json.loads((folder / "run.json").read_text())
-    assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4} and record["changed"] == [
-        "steps"
-    ]
+    assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4}
+    assert record["changed"] == ["steps"]
     assert record["wall_seconds"] > 1 and 0.01 < record["peak_memory_gib"] < 8
-    assert (
-        record["packages"]["papermill"]
-        and record["hardware"]["cores"] >= 1
-        and "git_dirty" in record
-    )
+    assert record["packages"]["papermill"]
+    assert record["hardware"]["cores"] >= 1
+    assert "git_dirty" in record
     assert yaml.safe_load((folder / "params.yaml").read_text()) == record["parameters"]
-    assert (folder / "notebook.log").read_text() == "cells may talk\n08_audit  step 1/2\n"
+    assert (folder / "notebook.log").read_text() == "printed by a cell\n08_audit  step 1/2\n"
     printed = capfd.readouterr().out.splitlines()
     assert printed[0] == "[1/1] 08_audit ..." and printed[-1].startswith("[1/1] 08_audit done in ")
     assert printed[1:-1] == ["08_audit  step 1/2"], (
-        "progress is seen in the terminal, and nothing else of the cells"
+        "of the cells' output, only progress lines are printed"
     )
 
 
-def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):
+def test_failed_notebook_is_saved_with_its_error(stage, capfd):
     _, folder = stage("pass")
     code, _ = stage("raise ValueError('the loss is nan')")
     assert code == 1
@@ -80,23 +78,24 @@ def test_a_failing_notebook_leaves_its_executed_copy(stage, capfd):
     assert any(
         output.get("ename") == "ValueError" for cell in cells for output in cell.get("outputs", [])
     )
-    assert not (folder / "run.json").exists(), "the record of an earlier success must not stand"
+    assert not (folder / "run.json").exists(), "the record of an earlier success remains"
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert (
-        line
-        == f"08_audit failed: ValueError: the loss is nan. Executed notebook: {folder / 'notebook.ipynb'}"
+    assert line == (
+        "08_audit failed: ValueError: the loss is nan. "
+        f"Executed notebook: {folder / 'notebook.ipynb'}"
     )
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("stesp=4", "no parameter 'stesp' (nearest known: 'steps')"),
         ("steps=x", "takes int"),
         ("steps", "KEY=VALUE"),
     ],
 )
-def test_a_wrong_change_is_refused_before_anything_runs(stage, capfd, change, says):
+def test_wrong_change_fails_before_anything_runs(stage, capfd, change, message):
     code, folder = stage("pass", "--set", change)
-    assert code == 1 and says in capfd.readouterr().err
+    assert code == 1
+    assert message in capfd.readouterr().err
     assert not folder.exists()
