@@ -151,6 +151,11 @@ class CoreMemory:
     edits: tuple[Edit, ...] = ()  # what turned the version before into this one
     origins: Origins = field(default_factory=dict)
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The entries of both blocks, as prompts show them."""
+        return {**self.human, **self.persona}
+
 
 @dataclass(frozen=True)
 class ProceduralMemory:

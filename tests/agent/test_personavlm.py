@@ -234,6 +234,6 @@ def test_a_time_that_is_none_or_runs_backwards_is_refused(store):
         assistant.chat("hello", time=at(10))
         with pytest.raises(ValueError, match="'tomorrow': give a datetime"):
             assistant.chat("hello", time="tomorrow")
-        with pytest.raises(ValueError, match="do not run backwards"):
+        with pytest.raises(ValueError, match="must not go backwards"):
             assistant.ask("hello", time=at(9))
         assert len(store.as_of().turns) == 1

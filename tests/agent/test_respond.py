@@ -206,10 +206,8 @@ def test_training_draws_top_k_anew_from_the_papers_ranges(store, script):
     assert drawn == {TopK(2, s, e) for s in (3, 4, 5, 6) for e in (2, 3, 4, 5)}
     sizes = set()
     for n in range(12):
-        settings = AgentSettings(random_top_k=True)
-        _, response = ask(
-            store, script, [look_up("my drink"), ANSWER], settings=settings, rng=random.Random(n)
-        )
+        settings = AgentSettings(top_k=training_top_k(random.Random(n)))
+        _, response = ask(store, script, [look_up("my drink"), ANSWER], settings=settings)
         sizes.add((len(response.retrieved[0].semantic), len(response.retrieved[0].episodic)))
     assert len(sizes) > 4
 

@@ -91,7 +91,7 @@ def test_a_conversation_of_another_shape(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"not an image", "it is none"), (None, "it is not there")]
+    ("content", "reason"), [(b"not an image", "it is not an image file"), (None, "it is missing")]
 )
 def test_an_image_of_a_conversation(refused, tmp_path, content, reason):
     turn = {"time": "2024-03-04 09:00:00", "user": "look <img>", "assistant": "nice"}
@@ -101,7 +101,7 @@ def test_an_image_of_a_conversation(refused, tmp_path, content, reason):
     if content:
         (tmp_path / "cat.png").write_bytes(content)
     line = refused("run", "04_agent_demo", "--profile", "smoke", "--set", f"conversation={path}")
-    assert f"cat.png cannot be read ({reason}): put a whole one in its place" in line
+    assert f"cat.png cannot be read ({reason}): replace it with a complete image file" in line
 
 
 def test_a_scene_that_is_cut_short(refused, tmp_path):
@@ -119,7 +119,7 @@ def test_a_scene_that_is_cut_short(refused, tmp_path):
     line = refused("run", "04_agent_demo", "--profile", "smoke")
     assert (
         "04_agent_demo failed: ValueError: image " in line
-        and "cannot be read (it is cut short)" in line
+        and "cannot be read (it is truncated)" in line
     )
     assert scene.read_bytes() == whole and (world / "run.json").exists()
 
