@@ -60,7 +60,7 @@ def _label(prompts: "PromptSet") -> str:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The templates of one folder. Call it with a template's name and slots to fill that template."""
+    """The templates of one folder. Call it with a template's name and slots to fill one."""
 
     name: str
 

@@ -236,7 +236,7 @@ R = TypeVar("R", bound=Record)
 
 
 def split_sessions(turns: Iterable[Turn], gap: timedelta = SESSION_GAP) -> list[list[Turn]]:
-    """Split turns in order of time wherever at least `gap` lies between two (Algorithm 1, line 1)."""
+    """Split turns, in order of time, at each pause of at least `gap` (Algorithm 1, line 1)."""
     sessions: list[list[Turn]] = []
     for turn in turns:
         if not sessions or turn.time - sessions[-1][-1].time >= gap:
