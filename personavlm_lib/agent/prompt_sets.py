@@ -101,7 +101,8 @@ class PromptSet:
         """SHA-256 over all template files of the set, cut to 12 hexadecimal digits."""
         digest = hashlib.sha256()
         for path in sorted((FOLDER / self.name).glob("*.j2")):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
         return digest.hexdigest()[:12]
 
 

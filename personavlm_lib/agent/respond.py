@@ -110,6 +110,7 @@ def respond(
     concepts = recognize(query, view) if recognize and query.images else []
     seen = {f"semantic:{memory.id}" for memory in concepts}
 
+    query_text = query.user.replace("<img>", " ")
     response = Response(answer=None)
     request = _first_request(query, view, settings, context, concepts)
     max_retrievals = settings.max_retrievals
@@ -144,7 +145,7 @@ def respond(
             exclude=seen,
             context_turns=context_turns,
             top_k=settings.top_k,
-            query=query.user.replace("<img>", " "),
+            query=query_text,
         )
         seen.update(results.ids)
         response.retrieved.append(results)
@@ -207,7 +208,10 @@ def _next_request(
 
 def _result_images(results: Retrieved) -> tuple[str, ...]:
     """Paths of the images of retrieved memories, in the order of the prompt's `<img>` marks."""
-    paths = [memory.concept.crop for memory in results.semantic if memory.concept]
+    paths = []
+    for memory in results.semantic:
+        if memory.concept:
+            paths.append(memory.concept.crop)
     for episode in results.episodic:
         paths.extend(turn_images(episode.raw))
     return tuple(paths)

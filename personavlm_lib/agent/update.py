@@ -121,12 +121,11 @@ def update_session(
     habits = view.procedural.entries if view.procedural else {}
     images = turn_images(session)
     slots = {"session": session, "core": core}
+    limit = 128 * prompts.room
     replies = yield (
-        prompts.request("core", images, 128 * prompts.room, session, **slots),
-        prompts.request(
-            "procedural", images, 128 * prompts.room, session, procedural=habits, **slots
-        ),
-        prompts.request("episodic", images, 256 * prompts.room, session, **slots),
+        prompts.request("core", images, limit, session, **slots),
+        prompts.request("procedural", images, limit, session, procedural=habits, **slots),
+        prompts.request("episodic", images, 2 * limit, session, **slots),
     )
     assert isinstance(replies, tuple)
     sources = tuple(turn.index for turn in session)

@@ -38,7 +38,6 @@ VERSIONED = ("core", "procedural")
 ROW_SELECTORS = {"turn": "turns", "semantic": "semantic", "episode": "episodic"}
 DERIVED = ("semantic", "episodic", "rejected", "personality")
 TEXT_FIELDS = ("user", "assistant", "content", "summary", "keywords", "raw")
-CONCEPT_FIELDS = ("description", "class_name")
 # A letter of a script with spaces between words. In other scripts a name may touch other letters.
 LETTER = r"[^\W\u3040-\u9fff\uac00-\ud7af]"
 
@@ -108,7 +107,7 @@ def _select(rows: Rows, what: str) -> Selection:
 
 
 def _all_rows(rows: Rows) -> set[tuple[str, int]]:
-    selected = set()
+    selected: set[tuple[str, int]] = set()
     for kind, pairs in rows.items():
         selected.update((kind, row) for row, _ in pairs)
     return selected
@@ -153,7 +152,8 @@ def _texts(record: Record) -> list[str]:
     """The texts of a record, except for entries of core and procedural memory."""
     texts = [getattr(record, name, "") for name in TEXT_FIELDS]
     if isinstance(record, SemanticMemory) and record.concept:
-        texts += [getattr(record.concept, name) for name in CONCEPT_FIELDS]
+        texts.append(record.concept.description)
+        texts.append(record.concept.class_name)
     return texts
 
 
@@ -179,11 +179,7 @@ def _delete_traces(
     Removing the deleted bytes from disk is the task of `MemoryStore.scrub`.
     """
     turns = _source_turns(rows, selection)
-    deleted = selection.rows | {("turns", turn) for turn in turns}
-    for kind in DERIVED:
-        for row, record in rows[kind]:
-            if turns.intersection(_sources(record)):
-                deleted.add((kind, row))
+    deleted = selection.rows | _traces(rows, turns)
 
     counts: Counter[str] = Counter()
     for kind in VERSIONED:
@@ -226,6 +222,16 @@ def _source_turns(rows: Rows, selection: Selection) -> set[int]:
                 if (kind, block, key) in selection.entries:
                     turns.update(version.origins[block][key])
     return turns
+
+
+def _traces(rows: Rows, turns: set[int]) -> set[tuple[str, int]]:
+    """The rows of `turns`, and the rows derived from any of them."""
+    traces = {("turns", turn) for turn in turns}
+    for kind in DERIVED:
+        for row, record in rows[kind]:
+            if turns.intersection(_sources(record)):
+                traces.add((kind, row))
+    return traces
 
 
 def _rewrite_versions(

@@ -41,7 +41,8 @@ def copy_image(source: Path, target: Path) -> None:
 def relocate(record: Record, move: Callable[[str], str | Path]) -> Record:
     """The record with `move` applied to the paths of its images."""
     if isinstance(record, Turn) and record.images:
-        return replace(record, images=tuple(str(move(path)) for path in record.images))
+        paths = [str(move(path)) for path in record.images]
+        return replace(record, images=tuple(paths))
     if isinstance(record, SemanticMemory) and record.concept:
         crop = str(move(record.concept.crop))
         return replace(record, concept=replace(record.concept, crop=crop))

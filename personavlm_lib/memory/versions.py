@@ -132,9 +132,10 @@ def link_origins(
         words = {turn: text(turn).casefold() for turn in version.sources}
     origins: Origins = {block: {} for block in BLOCKS[type(version)]}
     for (block, key), value in entries(version).items():
-        if before is None or (block, key) in edited:
-            quoting = tuple(turn for turn in version.sources if value.casefold() in words[turn])
-            origins[block][key] = quoting or version.sources
-        else:
+        if before is not None and (block, key) not in edited:
             origins[block][key] = before.origins[block][key]
+            continue
+        folded = value.casefold()
+        quoting = tuple(turn for turn in version.sources if folded in words[turn])
+        origins[block][key] = quoting or version.sources
     return replace(version, edits=edits, origins=origins)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -97,11 +97,12 @@ class ClassicalDetector:
 
 def _background_distance(lab: np.ndarray) -> tuple[np.ndarray, float]:
     """Distance of each pixel from the median border color, and the border's median distance."""
-    border = np.concatenate([lab[0], lab[-1], lab[:, 0], lab[:, -1]])
+    sides = [lab[0], lab[-1], lab[:, 0], lab[:, -1]]
+    border = np.concatenate(sides)
     background = np.median(border, axis=0)
-    unevenness = np.median(np.linalg.norm(border - background, axis=1))
+    border_distance = np.linalg.norm(border - background, axis=1)
     distance = np.linalg.norm(lab - background, axis=2)
-    return distance, unevenness
+    return distance, np.median(border_distance)
 
 
 def _clip_box(edges: Sequence[float], image: Image.Image) -> Box:
@@ -127,8 +128,8 @@ class GroundingDinoDetector:
 
     def __init__(self, model_id: str, device: str = "cpu", threshold: float = 0.25):
         self.processor = AutoProcessor.from_pretrained(model_id)
-        self.model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(model_id)
-        self.model = self.model.to(device).eval()
+        model = AutoModelForZeroShotObjectDetection.from_pretrained(model_id)
+        self.model = model.to(device).eval()
         self.threshold = threshold
 
     @torch.inference_mode()
@@ -138,8 +139,9 @@ class GroundingDinoDetector:
         labels = [f"a {name.lower()}" for name in names or ("object",)]
         inputs = self.processor(images=image, text=[labels], return_tensors="pt")
         inputs = inputs.to(self.model.device)
+        outputs = self.model(**inputs)
         [result] = self.processor.post_process_grounded_object_detection(
-            self.model(**inputs),
+            outputs,
             inputs.input_ids,
             threshold=self.threshold,
             target_sizes=[(image.height, image.width)],
@@ -163,8 +165,8 @@ class ImageEncoder:
     """A CLIP model by hub id or folder: images and texts to L2-normalized rows of one space."""
 
     def __init__(self, path_or_id: str | Path, device: str = "cpu"):
-        self.model: Any = CLIPModel.from_pretrained(path_or_id)
-        self.model = self.model.to(device).eval()
+        model = CLIPModel.from_pretrained(path_or_id)
+        self.model = model.to(device).eval()  # type: ignore[arg-type]
         self.processor = CLIPImageProcessorPil.from_pretrained(path_or_id)
         self.tokenizer = AutoTokenizer.from_pretrained(path_or_id)
 
@@ -185,8 +187,9 @@ class ImageEncoder:
             return self._no_rows()
         max_length = self.model.config.text_config.max_position_embeddings
         ids, mask = tokenize(self.tokenizer, texts, max_length)
-        device = self.model.device
-        output = self.model.get_text_features(ids.to(device), attention_mask=mask.to(device))
+        ids = ids.to(self.model.device)
+        mask = mask.to(self.model.device)
+        output = self.model.get_text_features(ids, attention_mask=mask)
         return _normalized(output.pooler_output)
 
     def _no_rows(self) -> np.ndarray:
@@ -311,9 +314,11 @@ class ConceptRecognizer:
 
     def vector(self, path: str) -> np.ndarray:
         """The (d,) embedding of the image at `path`."""
-        key = (path, Path(path).stat().st_mtime_ns)
+        modified = Path(path).stat().st_mtime_ns
+        key = (path, modified)
         if key not in self._vectors:
-            self._vectors[key] = self.encoder.images([read_image(path)])[0]
+            [vector] = self.encoder.images([read_image(path)])
+            self._vectors[key] = vector
         return self._vectors[key]
 
     def recognize(self, query: Turn, view: MemoryView) -> list[SemanticMemory]:
@@ -322,7 +327,10 @@ class ConceptRecognizer:
         Crops with the same description and class are one concept: the memory of its most similar
         crop is returned.
         """
-        memories = {memory.concept: memory for memory in view.semantic if memory.concept}
+        memories = {}
+        for memory in view.semantic:
+            if memory.concept:
+                memories[memory.concept] = memory
         concepts = [(concept, self.vector(concept.crop)) for concept in memories]
         best: dict[tuple[str, str], tuple[float, VisualConcept]] = {}
         for path in query.images:
