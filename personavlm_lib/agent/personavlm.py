@@ -74,7 +74,7 @@ class PersonaVLM:
         self.settings = AgentSettings(prompts)
         self._model = _SharedModel(model)
         self._closing = Event()
-        turns = store.as_of().turns
+        turns = self.memory.turns
         self._now = turns[-1].time if turns else datetime.min
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
         self._last_run = self._start_worker()

@@ -159,7 +159,8 @@ def replay_conversation(
             stored_turn = store.add_turn(replace(turn, index=-1))
             stored_turns.append(stored_turn)
             yield from update_turn(store, stored_turn, prompts, recognizer, written_by)
-        if until is None or session[-1].time + SESSION_GAP <= until:
+        end = session[-1].time + SESSION_GAP
+        if until is None or end <= until:
             yield from update_session(store, stored_turns, prompts, written_by)
     return store
 

@@ -235,9 +235,10 @@ def crop_concept(
     patches = crops(image, detector.detect(image, [class_name]))
     if not patches:
         return None
+    patch_vectors = encoder.images(patches)
     [text_vector] = encoder.texts([f"a {class_name}"])
-    similarity = encoder.images(patches) @ text_vector
-    return patches[int(np.argmax(similarity))]
+    nearest = np.argmax(patch_vectors @ text_vector)
+    return patches[int(nearest)]
 
 
 def match_concepts(
