@@ -97,7 +97,8 @@ class PersonaVLM:
         image cannot be read or `time` is invalid.
         """
         query = self._as_query(text, images, time)
-        if query.time - self._now >= SESSION_GAP:
+        starts_session = query.time - self._now >= SESSION_GAP
+        if starts_session:
             self.flush(query.time)
         self._now = query.time
         response = self._respond(query)

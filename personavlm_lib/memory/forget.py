@@ -270,16 +270,16 @@ def _without_forgotten(
     kind: str, version: Version, selection: Selection, turns: set[int]
 ) -> Version:
     """The version without selected entries, and without entries, sources or origins in `turns`."""
-    kept = {}
+    remaining = {}
     origins: dict[str, dict[str, tuple[int, ...]]] = {block: {} for block in version.origins}
     for (block, key), value in entries(version).items():
         origin = version.origins[block][key]
         if (kind, block, key) in selection.entries or turns.intersection(origin):
             continue
-        kept[block, key] = value
+        remaining[block, key] = value
         origins[block][key] = origin
     sources = tuple(turn for turn in version.sources if turn not in turns)
-    return replace(with_entries(version, kept), sources=sources, origins=origins)
+    return replace(with_entries(version, remaining), sources=sources, origins=origins)
 
 
 def _rewrite_personality(

@@ -23,13 +23,13 @@ Entries = dict[tuple[str, str], str]  # (block, key) -> value
 
 def entries(version: CoreMemory | ProceduralMemory | None) -> Entries:
     """All entries of a version by block and key; none for None."""
-    found: Entries = {}
+    values: Entries = {}
     if version is None:
-        return found
+        return values
     for block in BLOCKS[type(version)]:
         for key, value in getattr(version, block).items():
-            found[block, key] = value
-    return found
+            values[block, key] = value
+    return values
 
 
 def with_entries(version: Version, new_entries: Entries) -> Version:

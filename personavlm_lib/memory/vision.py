@@ -77,7 +77,7 @@ class ClassicalDetector:
         pad = self.margin * longer_side
         scale = image.width / width
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-        found = []
+        sized_detections = []
         for component, (x, y, w, h, area) in enumerate(stats):
             is_background = component == 0
             if is_background or area < self.min_area * mask.size:
@@ -85,9 +85,9 @@ class ClassicalDetector:
             edges = (x - pad, y - pad, x + w + pad, y + h + pad)
             box = _clip_box([scale * edge for edge in edges], image)
             score = min(1.0, distance[labels == component].mean() / 100)
-            found.append((area, Detection(box, float(score))))
-        found.sort(key=lambda pair: -pair[0])
-        return [detection for _, detection in found]
+            sized_detections.append((area, Detection(box, float(score))))
+        sized_detections.sort(key=lambda pair: -pair[0])
+        return [detection for _, detection in sized_detections]
 
     def _close_gaps(self, mask: np.ndarray) -> np.ndarray:
         longer_side = max(mask.shape)
@@ -232,7 +232,8 @@ def crop_concept(
 
     None if the detector finds no object.
     """
-    patches = crops(image, detector.detect(image, [class_name]))
+    detections = detector.detect(image, [class_name])
+    patches = crops(image, detections)
     if not patches:
         return None
     patch_vectors = encoder.images(patches)
@@ -263,9 +264,10 @@ def match_concepts(
     if not concepts:
         return []
     names = sorted({concept.class_name for concept, _ in concepts})
-    objects = encoder.images(crops(image, detector.detect(image, names)))
-    if len(objects) == 0:
+    detections = detector.detect(image, names)
+    if not detections:
         return []
+    objects = encoder.images(crops(image, detections))
     vectors = np.stack([vector for _, vector in concepts])
     similarity = (objects @ vectors.T).max(axis=0)
     matches = []
@@ -318,7 +320,8 @@ class ConceptRecognizer:
         modified = Path(path).stat().st_mtime_ns
         key = (path, modified)
         if key not in self._vectors:
-            [vector] = self.encoder.images([read_image(path)])
+            image = read_image(path)
+            [vector] = self.encoder.images([image])
             self._vectors[key] = vector
         return self._vectors[key]
 
