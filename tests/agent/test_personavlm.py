@@ -111,9 +111,8 @@ def test_chat_leaves_the_same_memory_as_replaying_the_conversation(store):
         assert replies == [f"yes, turn {n}" for n in range(len(MINUTES))]
         assistant.flush()
         assert contents(store) == replayed() and len(store.as_of().episodes) == 2
-        assert [job.work for job in store.pending()] == [
-            "session"
-        ]  # the last session is still open
+        # The last session is still open.
+        assert [job.work for job in store.pending()] == ["session"]
         assistant.flush(at(MINUTES[-1]) + SESSION_GAP)
         assert store.pending() == [] and [episode.turns for episode in assistant.memory.episodes][
             2:
@@ -129,8 +128,8 @@ def test_reply_sees_recent_turns_without_waiting_for_updates(store):
         model.holds = ()
         model.go.set()
         assert assistant.chat("what is my cat?", time=at(3)) == "yes, what is my cat?"
-        shown = [ask.text for ask in model.asks if ask.purpose == "respond"][-1]
-        assert "my cat is Miso" in shown
+        requests = [ask.text for ask in model.asks if ask.purpose == "respond"]
+        assert "my cat is Miso" in requests[-1]
         assistant.flush()
         assert [memory.content for memory in store.as_of().semantic] == [
             "my cat is Miso",
@@ -198,9 +197,8 @@ def test_two_assistants_on_one_memory_do_not_repeat_updates(tmp_path):
         with PersonaVLM(one, model, NANO, name="m") as first:
             first.chat("turn 0", time=at(0))
             assert model.reached.wait(10)
-            with PersonaVLM(
-                other, Model(), NANO, name="m"
-            ) as second:  # sees the same pending updates
+            # The second assistant sees the same pending updates.
+            with PersonaVLM(other, Model(), NANO, name="m") as second:
                 second.flush()
             model.go.set()
             first.flush()

@@ -98,18 +98,17 @@ def test_no_memory_is_retrieved_twice_in_a_trajectory(store, script):
 def test_keywords_and_period_decide_what_is_retrieved(store, script):
     """Two trajectories that differ only in one sampled reply retrieve different memories."""
 
-    def found(*args):
+    def retrieve(*args):
         model, response = ask(store, script, [look_up(*args), ANSWER])
         return {m.content for m in response.retrieved[0].semantic}, model.asks[1].text
 
-    drinks, shown = found("my drink")
-    music, other_shown = found("alice music jazz")
-    assert drinks != music and "alice music is jazz" in music and shown != other_shown
-    early, early_shown = found("my drink", datetime(2024, 3, 1), datetime(2024, 3, 2, 23, 59))
-    assert (
-        early == {"my drink is tea", "my drink is coffee"} and "my drink is milk" not in early_shown
-    )
-    late, _ = found("my drink", datetime(2024, 3, 4), None)
+    drinks, drinks_prompt = retrieve("my drink")
+    music, music_prompt = retrieve("alice music jazz")
+    assert drinks != music and "alice music is jazz" in music and drinks_prompt != music_prompt
+    early, early_prompt = retrieve("my drink", datetime(2024, 3, 1), datetime(2024, 3, 2, 23, 59))
+    assert early == {"my drink is tea", "my drink is coffee"}
+    assert "my drink is milk" not in early_prompt
+    late, _ = retrieve("my drink", datetime(2024, 3, 4), None)
     assert "my drink is milk" in late and not late & early
 
 

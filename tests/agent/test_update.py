@@ -85,9 +85,8 @@ def test_unreadable_reply_leaves_the_memory_unchanged(store, script, bad):
     run_trajectories([update_turn(store, second, NANO)], script([bad, bad]))
     assert contents(store) == before
     assert store.as_of().personality.observed is None and store.as_of().personality.m == 2
-    unreadable = (
-        '":' not in bad
-    )  # otherwise it is a pair, and core and procedural memory accept any key
+    # A reply with a pair is readable: core and procedural memory accept any key.
+    unreadable = '":' not in bad
     run_trajectories(
         [update_session(store, [second], NANO)],
         script([bad if unreadable else CORE, bad if bad and unreadable else HABIT, bad]),
@@ -160,9 +159,8 @@ def test_update_that_is_no_longer_pending_is_not_written(store, script):
     assert [(job.work, job.turn) for job in jobs] == [("turn", 0), ("session", 0)]
     run_trajectories([update_turn(store, pending_turn, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
     after = contents(store)
-    run_trajectories(
-        [update_turn(store, pending_turn, NANO, jobs=jobs[:1])], script([HIGH, KEEP])
-    )  # as another process would later
+    # The same update again, as another process would run it later.
+    run_trajectories([update_turn(store, pending_turn, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
     assert contents(store) == after and store.pending() == jobs[1:]
 
 
@@ -203,10 +201,10 @@ def recognizer(calls, crop="crop.png"):
 
 
 def test_class_name_selects_the_crop(store, script):
-    shown, calls = turn(store, "look at my mug <img>", images=("photo.png",)), []
+    image_turn, calls = turn(store, "look at my mug <img>", images=("photo.png",)), []
     concept = KEEP.replace("my drink is tea", "my mug (Image Object: cup)")
     model = script([HIGH, concept])
-    run_trajectories([update_turn(store, shown, NANO, recognizer(calls))], model)
+    run_trajectories([update_turn(store, image_turn, NANO, recognizer(calls))], model)
     (memory,) = store.as_of().semantic
     assert calls == [("photo.png", "cup")] and all(
         ask.images == ("photo.png",) for ask in model.asks
@@ -222,9 +220,9 @@ def test_concept_without_image_or_crop_keeps_its_text(store, script):
         [update_turn(store, turn(store, "my mug"), NANO, recognizer(calls))],
         script([HIGH, concept]),
     )
-    shown = turn(store, "look at my mug <img>", 5, images=("photo.png",))
+    image_turn = turn(store, "look at my mug <img>", 5, images=("photo.png",))
     run_trajectories(
-        [update_turn(store, shown, NANO, recognizer(calls, None))], script([HIGH, concept])
+        [update_turn(store, image_turn, NANO, recognizer(calls, None))], script([HIGH, concept])
     )
     assert len(calls) == 1 and [memory.concept for memory in store.as_of().semantic] == [None, None]
     assert "my mug" in store.as_of().semantic[1].content

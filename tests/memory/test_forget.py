@@ -141,13 +141,12 @@ def test_no_forgotten_byte_is_left(tmp_path, encoder, selector):
         assert receipt.counts["turns"] == len(gone) and receipt.counts.get("images", 0) == len(
             gone & pixels.keys()
         )
-        kept = repr(store.as_of().receipts)
+        receipts = repr(store.as_of().receipts)
         assert {job.turn for job in store.pending()} == {0, 2, 4, 6, 8} - gone
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert repr(store.as_of().receipts) == kept
-        assert (
-            store.add_turn(Turn(START + timedelta(days=9), "again")).index == 9
-        )  # ids are not reused
+        assert repr(store.as_of().receipts) == receipts
+        new_turn = store.add_turn(Turn(START + timedelta(days=9), "again"))
+        assert new_turn.index == 9  # ids are not reused
         derived = [
             *store.as_of().semantic,
             *store.as_of().episodes,
@@ -192,9 +191,8 @@ def test_versions_lose_entries_of_the_turn_and_keep_the_rest(tmp_path, encoder):
             key: value for key, value in before.items() if key != "k1"
         }
         assert receipt.counts["core entries"] == 2  # the entry was in two versions
-        assert [list(version.entries) for version in store.as_of().table("procedural").records] == [
-            [f"habit {secret(2)}"], [], [f"habit {secret(8)}"],
-        ]  # fmt: skip
+        habits = [list(version.entries) for version in store.as_of().table("procedural").records]
+        assert habits == [[f"habit {secret(2)}"], [], [f"habit {secret(8)}"]]
         assert store.as_of().procedural.edits[0].op == "add"
 
 
@@ -204,9 +202,9 @@ def test_personality_is_recomputed_from_remaining_observations(tmp_path, encoder
         receipt = forget(store, "turn:4")
         profile = states[3].profile
         for state in states[5:]:
-            kept = smoothing(state.m)
+            weight = smoothing(state.m)
             pairs = zip(profile.as_tuple(), state.observed.as_tuple(), strict=True)
-            profile = BigFive(*(kept * p + (1 - kept) * seen for p, seen in pairs))
+            profile = BigFive(*(weight * old + (1 - weight) * new for old, new in pairs))
         left = store.as_of().personality_history
         assert left[:4] == states[:4] and left[-1].profile.as_tuple() == pytest.approx(
             profile.as_tuple()
@@ -219,9 +217,8 @@ def test_next_opening_completes_an_interrupted_forget(tmp_path, encoder, monkeyp
     monkeypatch.setattr(store, "erase", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forget(store, "turn:3")
-    raw = sqlite3.connect(
-        tmp_path / "kai" / "memory.db"
-    )  # an open connection keeps the WAL from being merged at closing
+    # An open connection keeps the WAL from being merged at closing.
+    raw = sqlite3.connect(tmp_path / "kai" / "memory.db")
     store.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
         assert secret(3).encode() not in bytes_of(tmp_path / "kai") and not store.meta("scrub")

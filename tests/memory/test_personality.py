@@ -52,15 +52,14 @@ def test_profile_stays_within_the_scale():
 
 
 def test_m_counts_turns_or_updates():
-    seen = BigFive(5, 5, 5, 5, 5)
+    high = BigFive(5, 5, 5, 5, 5)
     by_turn = by_update = None
-    for turn, observed in enumerate([NEUTRAL, None, seen]):
+    for turn, observed in enumerate([NEUTRAL, None, high]):
         by_turn = next_state(by_turn, observed, turn, NOON)
         by_update = next_state(by_update, observed, turn, NOON, count="updates")
     assert (by_turn.m, by_update.m) == (3, 1)
-    assert by_turn.profile == evolve(NEUTRAL, seen, 3) and by_update.profile == evolve(
-        NEUTRAL, seen, 1
-    )
+    assert by_turn.profile == evolve(NEUTRAL, high, 3)
+    assert by_update.profile == evolve(NEUTRAL, high, 1)
     assert by_turn.profile != by_update.profile
 
 
@@ -74,9 +73,8 @@ def test_three_formats_of_the_profile():
         "neuroticism: very high",
     ]
     assert summarize_profile(profile, "numbers").startswith("openness: 3.96\n")
-    assert summarize_profile(profile, "cut").startswith(
-        "openness: 3.9\n"
-    )  # the release truncates, it does not round
+    # The release truncates, it does not round.
+    assert summarize_profile(profile, "cut").startswith("openness: 3.9\n")
     assert list(trait_levels(profile).values()) == ["high", "low", "mid", "low", "high"]
     assert trait_levels(BigFive(2.5, 3.5, 2.49, 3.51, 3))["openness"] == "mid"
 

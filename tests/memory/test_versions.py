@@ -38,8 +38,8 @@ def test_diff_turns_one_version_into_the_other(human, persona, later_human, late
     assert len(edits) == sum(
         entries(before).get(at) != entries(after).get(at) for at in entries(before) | entries(after)
     )
-    kept = CoreMemory(later_human, later_persona, NOON, edits=edits)
-    assert from_json(CoreMemory, to_json(kept)) == kept
+    version = CoreMemory(later_human, later_persona, NOON, edits=edits)
+    assert from_json(CoreMemory, to_json(version)) == version
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_diff_turns_one_version_into_the_other(human, persona, later_human, late
     ],
 )
 def test_invalid_edit_is_rejected_and_the_version_unchanged(store, edits, message):
-    kept = store.set_procedural(
+    version = store.set_procedural(
         ProceduralMemory({"yoga": "daily", "run": "at 7:30", "tea": "at 5"}, NOON)
     )
     with pytest.raises(ValueError, match=message):
         store.edit("procedural", edits, NOON)
-    assert store.as_of().procedural == kept and len(kept.entries) == 3
+    assert store.as_of().procedural == version and len(version.entries) == 3
 
 
 def test_edits_are_stored_and_older_versions_remain(store):
@@ -78,9 +78,8 @@ def test_edits_are_stored_and_older_versions_remain(store):
     assert (version.human, version.persona) == ({"name": "Kai", "city": ODD, "pet": "cat"}, {})
     assert set(version.edits) == set(edits) and store.as_of().core == version
     assert store.as_of(NOON).core.human["city"] == "Rome"
-    assert (
-        store.set_core(CoreMemory(version.human, {}, later)) == version
-    )  # no edit, no new version
+    # No edit, no new version.
+    assert store.set_core(CoreMemory(version.human, {}, later)) == version
     assert len(store.as_of().table("core").records) == 2
 
 

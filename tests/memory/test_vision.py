@@ -114,9 +114,8 @@ def test_recognizer_crops_into_the_folder_and_recognizes_the_crop(tmp_path):
     recognizer = ConceptRecognizer(ClassicalDetector(), encoder)
     render(scene("red cup", "blue ball")).save(tmp_path / "first.png")
     path = recognizer.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
-    assert path == recognizer.crop(
-        tmp_path / "first.png", "red cup", tmp_path / "images"
-    )  # same pixels, same file
+    again = recognizer.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
+    assert path == again  # same pixels, same file
     crop = VisualConcept("my cup", "red cup", path)
     memories = [
         SemanticMemory("my cup", "cup", TIME, TIME, TIME, "concept", crop, id=0),
@@ -125,15 +124,15 @@ def test_recognizer_crops_into_the_folder_and_recognizes_the_crop(tmp_path):
     render(scene("green hat", "red cup", seed=5)).save(tmp_path / "again.png")
     render(scene("green hat", seed=6)).save(tmp_path / "other.png")
     view = SimpleNamespace(semantic=memories)
-    seen = {
+    queries = {
         name: Turn(TIME, "<img>", images=(str(tmp_path / f"{name}.png"),))
         for name in ("again", "other")
     }
-    assert recognizer.recognize(seen["again"], view) == memories[:1]
-    assert recognizer.recognize(seen["other"], view) == []
+    assert recognizer.recognize(queries["again"], view) == memories[:1]
+    assert recognizer.recognize(queries["other"], view) == []
     assert recognizer.recognize(Turn(TIME, "no image"), view) == []
     before = encoder.calls
-    recognizer.recognize(seen["other"], view)
+    recognizer.recognize(queries["other"], view)
     assert encoder.calls == before + 1  # only the new object is encoded, not the stored crop
     Image.new("RGB", (84, 84)).save(tmp_path / "empty.png")
     assert recognizer.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
@@ -155,19 +154,11 @@ def test_crops_of_one_thing_count_as_one_concept(tmp_path):
     render(scene("red cup", seed=9)).save(tmp_path / "now.png")
     now = Turn(TIME, "<img>", images=(str(tmp_path / "now.png"),))
     recognizer = ConceptRecognizer(ClassicalDetector(), ColorEncoder(), threshold=0.5)
-    assert {m.id for m in recognizer.recognize(now, view)} == {
-        1,
-        2,
-    }  # the most similar crop represents the cup
+    # The most similar crop represents the cup.
+    assert {m.id for m in recognizer.recognize(now, view)} == {1, 2}
     assert [m.id for m in recognizer.recognize(now, SimpleNamespace(semantic=memories[:1]))] == [0]
-    assert (
-        len(
-            ConceptRecognizer(
-                ClassicalDetector(), ColorEncoder(), threshold=0.5, top_k=1
-            ).recognize(now, view)
-        )
-        == 1
-    )
+    recognizer = ConceptRecognizer(ClassicalDetector(), ColorEncoder(), threshold=0.5, top_k=1)
+    assert len(recognizer.recognize(now, view)) == 1
 
 
 def test_grounding_dino_has_the_same_interface(grounding_dino):

@@ -87,12 +87,8 @@ def test_both_detectors_return_boxes_in_image_pixels(photographs, grounding_dino
         half = image.resize((image.width // 2, image.height // 2))
         for whole, small in zip(boxes(classical, image), boxes(classical, half), strict=False):
             assert np.abs(np.subtract(whole, np.multiply(small, 2))).max() < 0.5 * max(image.size)
-    assert (
-        np.abs(
-            np.subtract(boxes(classical, on_a_wall(photographs[1]))[0], (150, 100, 450, 300))
-        ).max()
-        < 30
-    )
+    largest = boxes(classical, on_a_wall(photographs[1]))[0]
+    assert np.abs(np.subtract(largest, (150, 100, 450, 300))).max() < 30
 
 
 def test_clip_recognizes_a_photograph_in_another_size_and_mode(photographs, encoder):
@@ -116,17 +112,13 @@ def test_recognizer_works_with_either_detector(
     detector = (
         GroundingDinoDetector(str(grounding_dino), threshold=0.0) if dino else ClassicalDetector()
     )
-    recognizer, time = (
-        ConceptRecognizer(detector, encoder, threshold=0.99),
-        datetime(2024, 5, 1, 10),
-    )
+    recognizer = ConceptRecognizer(detector, encoder, threshold=0.99)
+    time = datetime(2024, 5, 1, 10)
     on_a_wall(photographs[2]).save(tmp_path / "wall.png")
     crop = recognizer.crop(tmp_path / "wall.png", "cup", tmp_path)
-    seen = crops(
-        read_image(tmp_path / "wall.png"),
-        detector.detect(read_image(tmp_path / "wall.png"), ["cup"]),
-    )
-    assert read_image(crop).size in [patch.size for patch in seen]
+    wall = read_image(tmp_path / "wall.png")
+    patches = crops(wall, detector.detect(wall, ["cup"]))
+    assert read_image(crop).size in [patch.size for patch in patches]
     memory = SemanticMemory(
         "my cup", "cup", time, time, time, "concept", VisualConcept("my cup", "cup", crop), id=0
     )
@@ -139,9 +131,7 @@ def test_one_pixel_and_100_megapixel_images_work(encoder, grounding_dino):
     huge.paste(220, (2_000, 3_000, 5_000, 7_000))
     [found] = boxes(ClassicalDetector(), huge)
     assert np.abs(np.subtract(found, (2_000, 3_000, 5_000, 7_000))).max() < 400
-    dot, dino = (
-        Image.new("RGB", (1, 1), (9, 90, 9)),
-        GroundingDinoDetector(str(grounding_dino), threshold=0.0),
-    )
+    dot = Image.new("RGB", (1, 1), (9, 90, 9))
+    dino = GroundingDinoDetector(str(grounding_dino), threshold=0.0)
     boxes(dino, dot), boxes(dino, huge), boxes(ClassicalDetector(), dot)
     assert np.isfinite(encoder.images([dot, huge])).all()
