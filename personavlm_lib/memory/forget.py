@@ -183,10 +183,10 @@ def _delete_traces(
 
     counts: Counter[str] = Counter()
     for kind in VERSIONED:
-        emptied, entry_count = _rewrite_versions(
+        obsolete, entry_count = _rewrite_versions(
             store, kind, _versions(rows, kind), selection, turns
         )
-        deleted.update((kind, row) for row in emptied)
+        deleted.update((kind, row) for row in obsolete)
         counts[f"{kind} entries"] = entry_count
 
     ids: dict[str, tuple[int, ...]] = {}
@@ -243,10 +243,10 @@ def _rewrite_versions(
 ) -> tuple[list[int], int]:
     """Remove forgotten entries and turns from every version.
 
-    Returns the ids of the versions with nothing left, for the caller to delete, and the number of
-    removed entries.
+    Returns the ids of the versions to delete, because they were selected or no longer differ from
+    the previous one, and the number of removed entries.
     """
-    emptied = []
+    obsolete = []
     removed_count = 0
     previous: Version | None = None
     for row, version in sorted(versions, key=lambda pair: pair[1].known_from):
@@ -258,12 +258,12 @@ def _rewrite_versions(
 
         lost_something = lost_entries > 0 or remaining.sources != version.sources
         if (kind, row) in selection.rows or (lost_something and not remaining.edits):
-            emptied.append(row)
+            obsolete.append(row)
             continue
         previous = remaining
         if remaining != version:
             store.rewrite(kind, row, remaining)
-    return emptied, removed_count
+    return obsolete, removed_count
 
 
 def _without_forgotten(
