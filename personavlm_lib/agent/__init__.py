@@ -1,1 +1,1 @@
-"""PersonaVLM itself: what the model may write, and the Response and Update stages of Algorithm 1."""
+"""The agent: prompts, reply format, and both stages of Algorithm 1."""

@@ -1,13 +1,15 @@
-"""PersonaVLM as a person uses it: it answers at once, and remembers when idle (Algorithm 1).
+"""The assistant as a user meets it: it answers at once and updates its memory when idle.
 
-    with PersonaVLM(MemoryStore("memory/kai"), model, PromptSet("full"), eyes=eyes) as assistant:
+    store = MemoryStore("memory/kai")
+    with PersonaVLM(store, model, PromptSet("full"), recognizer=recognizer) as assistant:
         print(assistant.chat("My cat Miso is three today!"))
 
-What a reply knows: the raw turns of the last hour, at once; everything derived (semantic memory, personality) from the
-moment a background worker has it, after `flush` in any case. Only where a new session begins does `chat` wait for the
-updates of the one before (lines 1-3), since its turns are in the context no longer. What is pending stands in the
-database, written together with its turn and taken off together with what it led to: a crash loses nothing and doubles
-nothing, and the next PersonaVLM on that memory goes on.
+A reply sees the raw turns of the last hour. Derived memory (semantic memory, personality) follows
+as soon as a background worker has written it, at the latest after `flush`. Only the first `chat` of
+a new session waits for the updates of the previous session (Algorithm 1, lines 1-3), because those
+turns are no longer in the context. Pending updates are stored in the database, written together
+with their turn and removed together with their results. A crash therefore neither loses nor
+repeats an update, and the next PersonaVLM on the same memory continues.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
@@ -24,14 +26,19 @@ from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SESSION_GAP, Turn, check_times, split_sessions
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.memory.vision import ConceptRecognizer
 from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 
+if TYPE_CHECKING:
+    from personavlm_lib.memory.vision import ConceptRecognizer
+
 
 @dataclass
-class _Shared:
-    """A model that two threads ask in turns, generation by generation: a reply waits for no whole update."""
+class _SharedModel:
+    """A model used by two threads, one generation at a time.
+
+    A reply to the user waits for at most one generation of the worker, never for a whole update.
+    """
 
     model: ChatModel
     lock: Lock = field(default_factory=Lock)
@@ -39,15 +46,16 @@ class _Shared:
     def start(self) -> Any:
         return self.model.start()
 
-    def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply]:
+    def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
         with self.lock:
             return self.model.reply(asked)
 
 
 class PersonaVLM:
-    """An assistant for the user whose memory is `store`; `name` says of the memories which model wrote them.
+    """An assistant for the user whose memory is `store`.
 
-    Close it, or use it as a context manager. Times are the conversation's own (None: now) and never run backwards.
+    `name` is the model's name, recorded with each memory it writes. Close the assistant, or use it
+    as a context manager. Times are those of the conversation (None: now) and must not go backwards.
     """
 
     def __init__(
@@ -56,20 +64,20 @@ class PersonaVLM:
         model: ChatModel,
         prompts: PromptSet,
         retriever: Retriever | None = None,
-        recognizer: ConceptRecognizer | None = None,
+        recognizer: "ConceptRecognizer | None" = None,
         name: str = "",
     ) -> None:
-        self.store, self.retriever, self.recognizer, self.name = (
-            store,
-            retriever or Retriever(),
-            recognizer,
-            name,
-        )
+        self.store = store
+        self.retriever = retriever or Retriever()
+        self.recognizer = recognizer
+        self.name = name
         self.settings = AgentSettings(prompts)
-        self._model, self._closing = _Shared(model), Event()
-        self._now = max((turn.time for turn in store.as_of().turns[-1:]), default=datetime.min)
+        self._model = _SharedModel(model)
+        self._closing = Event()
+        turns = self.memory.turns
+        self._now = turns[-1].time if turns else datetime.min
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
-        self._last = self._wake()
+        self._last_run = self._start_worker()
 
     def __enter__(self) -> "PersonaVLM":
         return self
@@ -79,84 +87,95 @@ class PersonaVLM:
 
     @property
     def memory(self) -> MemoryView:
-        """All that is known by now."""
+        """Everything in memory so far."""
         return self.store.as_of()
 
     def chat(self, text: str, images: Sequence[str] = (), time: datetime | None = None) -> str:
-        """Answers, keeps the exchange and has the memory updated in the background; "" if no answer was reached.
+        """Answer, store the exchange, and update the memory in the background.
 
-        FileNotFoundError or ValueError, and nothing kept, for an image that is none and a time that is none.
+        Returns "" if the model reached no answer. Raises ValueError, and stores nothing, if an
+        image cannot be read or `time` is invalid.
         """
-        query = self._query(text, images, time)
-        if query.time - self._now >= SESSION_GAP:
+        query = self._as_query(text, images, time)
+        starts_session = query.time - self._now >= SESSION_GAP
+        if starts_session:
             self.flush(query.time)
         self._now = query.time
-        answer = (self._respond(query).answer or "").replace(
-            "<img>", ""
-        )  # where it is shown, a mark promises an image
+        response = self._respond(query)
+        # A stored "<img>" would promise an image wherever the turn is shown.
+        answer = (response.answer or "").replace("<img>", "")
         self.store.add_turn(replace(query, assistant=answer), pending=True)
-        self._last = self._wake()
+        self._last_run = self._start_worker()
         return answer
 
     def ask(self, text: str, images: Sequence[str] = (), time: datetime | None = None) -> Response:
-        """Answers without keeping anything: the answer with its steps and what they retrieved."""
-        return self._respond(self._query(text, images, time))
+        """Answer without storing anything. Returns the answer with its steps and retrievals."""
+        return self._respond(self._as_query(text, images, time))
 
     def flush(self, now: datetime | None = None, timeout: float | None = None) -> None:
-        """Waits until nothing is pending: with `now`, nor of the sessions that are over by then.
+        """Wait until no turn is pending and, if `now` is given, no session that ended by then.
 
-        Raises what stopped the worker, if anything did; the work stays pending, and the next flush tries again.
-        TimeoutError after `timeout` seconds.
+        Raises the worker's exception if it failed; its updates stay pending, and the next flush
+        retries them. Raises TimeoutError after `timeout` seconds.
         """
         self._now = max(now or self._now, self._now)
-        self._last = self._wake()
-        self._last.result(timeout)
+        self._last_run = self._start_worker()
+        self._last_run.result(timeout)
 
     def close(self) -> None:
-        """Ends the worker after what it is at. What is pending stays so, until the memory is opened again."""
+        """Stop the worker after its current update. Pending updates wait for the next start."""
         self._closing.set()
         self._pool.shutdown()
 
-    def _query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
-        text += " <img>" * (
-            len(images) - text.count("<img>")
-        )  # images that the text does not place come last
+    def _as_query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
+        unplaced_images = len(images) - text.count("<img>")
+        text += " <img>" * unplaced_images
         query = Turn(time or datetime.now(), text, images=tuple(images))
         check_times(query)
         for path in images:
             read_image(path)
         if query.time < self._now:
-            raise ValueError(f"times do not run backwards: {query.time} after {self._now}")
+            raise ValueError(f"times must not go backwards: {query.time} after {self._now}")
         return query
 
     def _respond(self, query: Turn) -> Response:
         recognize = self.recognizer.recognize if self.recognizer else None
-        (response,) = run_trajectories(
-            [respond(query, self.memory, self.retriever, self.settings, recognize)], self._model
-        )
+        trajectory = respond(query, self.memory, self.retriever, self.settings, recognize)
+        [response] = run_trajectories([trajectory], self._model)
         return response
 
-    def _wake(self) -> "Future[None]":
-        return self._pool.submit(self._work)
+    def _start_worker(self) -> "Future[None]":
+        return self._pool.submit(self._run_updates)
 
-    def _work(self) -> None:
-        while not self._closing.is_set() and (work := self._next()):
-            run_trajectories([work], self._model)
+    def _run_updates(self) -> None:
+        while not self._closing.is_set():
+            update = self._next_update()
+            if update is None:
+                return
+            run_trajectories([update], self._model)
 
-    def _next(self) -> Trajectory[None] | None:
-        """The oldest work that is due, in the order of `live`: each turn, then its session once that is over."""
-        jobs, view = self.store.pending(), self.memory
-        turns = [job for job in jobs if job.work == "turn"]
-        waiting = {job.turn: job for job in jobs if job.work == "session"}
-        first = next(iter(split_sessions(view.turn(index) for index in waiting)), [])
-        over = bool(first) and first[-1].time + SESSION_GAP <= self._now
+    def _next_update(self) -> Trajectory[None] | None:
+        """The oldest pending update that is due: each turn, then its session once it has ended.
+
+        This is the order of `replay_conversation`.
+        """
+        jobs = self.store.pending()
+        view = self.memory
+        turn_jobs = [job for job in jobs if job.work == "turn"]
+        session_jobs = {job.turn: job for job in jobs if job.work == "session"}
+        sessions = split_sessions(view.turn(index) for index in session_jobs)
         prompts = self.settings.prompts
-        if over and not (turns and turns[0].turn <= first[-1].index):
-            return update_session(
-                self.store, first, prompts, self.name, [waiting[turn.index] for turn in first]
-            )
-        if turns:
-            return update_turn(
-                self.store, view.turn(turns[0].turn), prompts, self.recognizer, self.name, turns[:1]
-            )
+
+        if sessions:
+            session = sessions[0]
+            last_turn = session[-1]
+            ended = last_turn.time + SESSION_GAP <= self._now
+            turns_done = not turn_jobs or turn_jobs[0].turn > last_turn.index
+            if ended and turns_done:
+                jobs = [session_jobs[turn.index] for turn in session]
+                return update_session(self.store, session, prompts, self.name, jobs)
+        if turn_jobs:
+            turn = view.turn(turn_jobs[0].turn)
+            jobs = turn_jobs[:1]
+            return update_turn(self.store, turn, prompts, self.recognizer, self.name, jobs)
         return None

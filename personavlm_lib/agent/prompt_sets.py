@@ -1,4 +1,7 @@
-"""Prompt sets as Jinja files: `full` reads naturally, `nano` is built for induction; same slots, same grammar."""
+"""Prompt sets: folders of Jinja templates with the same slots and the same reply grammar.
+
+`full` is written in natural language; `nano` is terse, for small models trained from scratch.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,15 +15,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from personavlm_lib.models.chat import ChatRequest
 
 FOLDER = Path(__file__).parent / "prompts"
+WHOLE_DAY = timedelta(hours=23, minutes=59)
+MORNING = timedelta(hours=11, minutes=59)
 
 
 def periods(now: datetime) -> dict[str, tuple[datetime, datetime]]:
-    """What a user may call a time at `now`, with its first and its last minute: the calendar that nano is shown."""
-    days = [datetime.combine(now.date() - timedelta(days=n), time()) for n in range(15)]
-    whole, half = timedelta(hours=23, minutes=59), timedelta(hours=11, minutes=59)
-    named = {"this morning": (days[0], days[0] + half), "yesterday": (days[1], days[1] + whole)}
-    named |= {f"last {day:%A}".lower(): (day, day + whole) for day in days[2:7]}
-    return named | {"two weeks ago": (days[14], days[14] + whole)}
+    """Phrases for past periods at `now`, such as "last friday", with their first and last minute.
+
+    The nano prompts show this as a calendar.
+    """
+
+    def midnight(days_ago: int) -> datetime:
+        return datetime.combine(now.date() - timedelta(days=days_ago), time())
+
+    named = {}
+    today = midnight(0)
+    named["this morning"] = (today, today + MORNING)
+    yesterday = midnight(1)
+    named["yesterday"] = (yesterday, yesterday + WHOLE_DAY)
+    for days_ago in range(2, 7):
+        day = midnight(days_ago)
+        named[f"last {day:%A}".lower()] = (day, day + WHOLE_DAY)
+    two_weeks_ago = midnight(14)
+    named["two weeks ago"] = (two_weeks_ago, two_weeks_ago + WHOLE_DAY)
+    return named
 
 
 @cache
@@ -42,42 +60,49 @@ def _label(prompts: "PromptSet") -> str:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The templates of one folder. `nano` replies write values bare, one pair a line; `full` replies quote them."""
+    """The templates of one folder. Call it with a template's name and slots to fill one."""
 
     name: str
 
     @property
     def quote(self) -> bool:
+        """Whether replies quote their values. `nano` replies write them bare, one pair a line."""
         return self.name != "nano"
 
     @property
     def room(self) -> int:
-        """How many times as long as nano's the replies to the update prompts may be."""
+        """Token limit of replies to the update prompts, as a multiple of nano's limit."""
         return 4 if self.quote else 1
 
     @property
     def label(self) -> str:
-        """Name and hash in one word, such as `nano-1a2b3c`: what a memory says it was asked for with."""
+        """Name and short hash, such as `nano-1a2b3c`; memories store it as their origin."""
         return _label(self)
 
-    def __call__(self, template: str, **slots) -> str:
-        """The template with its slots filled. Raises jinja2.UndefinedError naming a slot that is missing."""
+    def __call__(self, template: str, **slots: Any) -> str:
+        """Fill a template. Raises jinja2.UndefinedError, naming the slot, if one is missing."""
         return _environment(self.name).get_template(f"{template}.j2").render(**slots).strip()
 
-    def ask(
-        self, template: str, images: tuple[str, ...], max_tokens: int, about: Any, **slots
+    def request(
+        self, template: str, images: tuple[str, ...], max_tokens: int, subject: Any, **slots: Any
     ) -> ChatRequest:
-        """The template with its slots filled, as the Ask that opens a conversation and carries the slots along."""
-        shown = slots | {"quote": self.quote}
+        """Fill a template as a `ChatRequest` that opens a conversation and carries its slots."""
         return ChatRequest(
-            self(template, **slots), images, max_tokens, True, template, about, shown
+            text=self(template, **slots),
+            images=images,
+            max_tokens=max_tokens,
+            new_conversation=True,
+            purpose=template,
+            subject=subject,
+            slots={**slots, "quote": self.quote},
         )
 
     def hash(self) -> str:
-        """Twelve hexadecimal digits over all files of the set: what a record says it was asked with."""
+        """SHA-256 over all template files of the set, cut to 12 hexadecimal digits."""
         digest = hashlib.sha256()
         for path in sorted((FOLDER / self.name).glob("*.j2")):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
         return digest.hexdigest()[:12]
 
 

@@ -1,16 +1,17 @@
-"""What the model may write, read leniently (paper, Figures 16 and 18-22); `replies.py` writes it strictly.
+"""Parsers for model replies (paper, Figures 16 and 18-22). `protocol_writer.py` writes the format.
 
-A step of the response stage is a `<think>` block followed by exactly one of `<answer>` and `<retrieve>`; the update
-stage answers in `"key": value` pairs. Released weights write a dialect of this (values without quotes, `True`,
-full-width punctuation, text around the tags, a missing closing tag), and a small model writes anything at all, so
-**no reader in this file raises on any text**: what is wrong with a step stands in `Step.errors`, which is also what
-the format reward reads, and a reply that cannot be used is None or empty.
+A step of the Response stage is a `<think>` block followed by exactly one of `<answer>` and
+`<retrieve>`. The Update stage replies in `"key": value` pairs. Released weights write a dialect of
+this (values without quotes, `True`, full-width punctuation, text around the tags, a missing closing
+tag), and a small model can write anything, so **no parser in this file raises on any text**. The
+format errors of a step are in `Step.errors`, which the format reward reads; an unusable reply is
+None or empty.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import datetime
 
 from personavlm_lib.memory.records import TRAITS, BigFive
 
@@ -19,7 +20,7 @@ TIME_FORMAT = "%Y-%m-%d %H:%M"
 
 @dataclass(frozen=True)
 class RetrieveArgs:
-    """What to look for and in which period; None is an open end."""
+    """What to search for, and in which period; None is an open end."""
 
     keywords: str
     start: datetime | None = None
@@ -28,7 +29,7 @@ class RetrieveArgs:
 
 @dataclass(frozen=True)
 class Step:
-    """One generation of the response stage. `errors` is empty exactly where the grammar of Figure 16 was kept."""
+    """One generation of the Response stage. `errors` is empty if it follows Figure 16 exactly."""
 
     think: str | None
     retrieve: RetrieveArgs | None
@@ -38,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SemanticReply:
-    """Figure 20: is there something to remember, and what. Content and keywords are empty where there is nothing."""
+    """Figure 20: whether to remember something, and what. A negative decision has no content."""
 
     reason: str
     decision: bool
@@ -48,7 +49,7 @@ class SemanticReply:
 
 @dataclass(frozen=True)
 class EpisodeReply:
-    """Figure 22: one topic of a session; `indices` count the dialogues as the prompt numbered them."""
+    """Figure 22: one topic of a session. `indices` are the dialogue numbers of the prompt."""
 
     topic_summary: str
     keywords: str
@@ -61,74 +62,99 @@ _TAG = re.compile(r"<\s*(/?)\s*(think|answer|retrieve)\s*>", re.IGNORECASE)
 
 
 def parse_step(text: str) -> Step:
-    """Reads one generation. Both blocks are given where both were written (an error); the first of each counts."""
-    blocks, errors = _blocks(text)
-    think = blocks.get("think", "")
-    if len(blocks) == 1 and (tag := _TAG.search(think)):  # the action was written before </think>
-        errors.append("block inside <think>")
-        blocks |= {"think": think[: tag.start()].strip()} | _blocks(think)[0]
+    """Parse one generation.
+
+    The first block of each name counts. A step with both actions has both, and an error.
+    """
+    blocks, errors = _read_blocks(text)
+    if len(blocks) == 1:
+        think = blocks.get("think", "")
+        tag = _TAG.search(think)
+        if tag:  # the action is inside <think>
+            errors.append("block inside <think>")
+            inner_blocks, _ = _read_blocks(think)
+            blocks["think"] = think[: tag.start()].strip()
+            blocks.update(inner_blocks)
     if not blocks.get("think"):
         errors.append("no <think>")
-    answer, retrieve = blocks.get("answer"), None
+
+    retrieve = None
     if "retrieve" in blocks:
-        retrieve, wrong = _retrieve_args(blocks["retrieve"])
-        errors += wrong
+        retrieve, retrieve_errors = _retrieve_args(blocks["retrieve"])
+        errors += retrieve_errors
+    answer = blocks.get("answer")
     if answer == "":
         errors.append("empty <answer>")
-    actions = blocks.keys() & {"answer", "retrieve"}
-    if len(actions) != 1:
-        errors.append(
-            "both <answer> and <retrieve>" if actions else "neither <answer> nor <retrieve>"
-        )
+    if "answer" in blocks and "retrieve" in blocks:
+        errors.append("both <answer> and <retrieve>")
+    elif "answer" not in blocks and "retrieve" not in blocks:
+        errors.append("neither <answer> nor <retrieve>")
     return Step(blocks.get("think"), retrieve, answer, tuple(errors))
 
 
-def _blocks(text: str) -> tuple[dict[str, str], list[str]]:
-    """The first block of each name, and what is wrong around them.
+def _read_blocks(text: str) -> tuple[dict[str, str], list[str]]:
+    """The first block of each name, and the format errors around the blocks.
 
-    A block runs to its own closing tag; without one, to the next tag or the end. A closing tag that nothing opened
-    closes a block of the text since the last one: chat templates that write `<think>` themselves leave that.
+    A block ends at its own closing tag or, if there is none, at the next tag or the end of the
+    text. A closing tag without an opening one closes the text since the last block; this happens
+    with chat templates that write `<think>` themselves.
     """
     blocks: dict[str, str] = {}
     errors: list[str] = []
+    outside = []  # pieces of text outside all blocks
+    position = 0  # where the last block ended
     tags = list(_TAG.finditer(text))
-    position, outside = 0, []
-    for i, tag in enumerate(tags):
-        if tag.start() < position:  # within a block that is already read
-            continue
-        before, name = text[position : tag.start()], tag[2].lower()
-        if tag[1]:
-            content, position = before, tag.end()
+    for number, tag in enumerate(tags):
+        if tag.start() < position:
+            continue  # inside a block
+        name = tag[2].lower()
+        before = text[position : tag.start()]
+        is_closing = tag[1] == "/"
+        if is_closing:
+            content = before
+            position = tag.end()
             errors.append(f"unopened <{name}>")
         else:
             outside.append(before)
-            close = next((t for t in tags[i + 1 :] if t[1] and t[2].lower() == name), None)
-            end = close or next(iter(tags[i + 1 :]), None)
-            content = text[tag.end() : end.start() if end else len(text)]
-            position = close.end() if close else tag.end() + len(content)
-            if close is None:
+            later_tags = tags[number + 1 :]
+            closing_tag = _first_closing_tag(later_tags, name)
+            if closing_tag:
+                end = closing_tag.start()
+                position = closing_tag.end()
+            else:
+                end = later_tags[0].start() if later_tags else len(text)
+                position = end
                 errors.append(f"unclosed <{name}>")
+            content = text[tag.end() : end]
         if name in blocks:
             errors.append(f"more than one <{name}>")
         elif name == "think" and blocks:
             errors.append("<think> after the action")
         blocks.setdefault(name, content.strip())
     outside.append(text[position:])
-    if any(part.strip() for part in outside):
+    if any(piece.strip() for piece in outside):
         errors.append("text outside the tags")
     return blocks, errors
 
 
+def _first_closing_tag(tags: list[re.Match[str]], name: str) -> re.Match[str] | None:
+    for tag in tags:
+        if tag[1] and tag[2].lower() == name:
+            return tag
+    return None
+
+
 def _retrieve_args(text: str) -> tuple[RetrieveArgs | None, list[str]]:
-    """None where nothing to search for was written: no keywords and no period."""
-    fields = _fields(text, ("keywords", "start_time", "end_time"))
-    errors = [f"no {name}" for name in ("keywords", "start_time", "end_time") if name not in fields]
-    ends: dict[str, datetime | None] = {}
-    for name in ("start_time", "end_time"):
-        ends[name], readable = _moment(fields.get(name, ""), last=name == "end_time")
-        if not readable:
-            errors.append(f"bad {name}")
-    start, end = ends["start_time"], ends["end_time"]
+    """The search and its format errors; None if there are neither keywords nor a period."""
+    names = ("keywords", "start_time", "end_time")
+    fields = _fields(text, names)
+    errors = [f"no {name}" for name in names if name not in fields]
+    start, start_readable = _read_time(fields.get("start_time", ""), is_end=False)
+    if not start_readable:
+        errors.append("bad start_time")
+    end, end_readable = _read_time(fields.get("end_time", ""), is_end=True)
+    if not end_readable:
+        errors.append("bad end_time")
     if start and end and end < start:
         errors.append("end_time before start_time")
     keywords = _keywords(fields.get("keywords", ""))
@@ -145,20 +171,28 @@ _DATE = re.compile(
 _FULL_WIDTH = str.maketrans("：，／－（）　０１２３４５６７８９", ":,/-() 0123456789")
 
 
-def _moment(text: str, last: bool) -> tuple[datetime | None, bool]:
-    """(time or None for an open end, whether it could be read). A date alone is its first or `last` minute."""
-    text = re.sub(r"\s*([-/:])\s*", r"\1", text.translate(_FULL_WIDTH)).strip(" \t\"',")
+def _read_time(text: str, is_end: bool) -> tuple[datetime | None, bool]:
+    """The time (None for an open end), and whether the text is readable.
+
+    A date without a time is its first minute or, as the end of a period, its last minute.
+    """
+    text = text.translate(_FULL_WIDTH)
+    text = re.sub(r"\s*([-/:])\s*", r"\1", text).strip(" \t\"',")
     if text.lower() in ("", "null", "none"):
         return None, True
     match = _DATE.fullmatch(text)
-    try:
-        year, month, day, hour, minute = (None if g is None else int(g) for g in match.groups())
-        day_part = datetime(year, month, day)
-        if hour is None:
-            return datetime.combine(day_part, time(23, 59) if last else time(0, 0)), True
-        return day_part.replace(hour=hour, minute=minute), True
-    except (AttributeError, ValueError):  # no date at all, or one like 2024-02-31
+    if match is None:
         return None, False
+    year, month, day, hour, minute = match.groups()
+    try:
+        midnight = datetime(int(year), int(month), int(day))
+        if hour is not None:
+            return midnight.replace(hour=int(hour), minute=int(minute)), True
+    except ValueError:  # no such date or time, such as 2024-02-31
+        return None, False
+    if is_end:
+        return midnight.replace(hour=23, minute=59), True
+    return midnight, True
 
 
 # ---------------------------------------------------------------- key-value replies
@@ -173,147 +207,201 @@ _VALUE_ENDS = re.compile(r"\s*[,，;；]?\s*(?:$|\n|[}\]]|" + _KEY.pattern + ")"
 
 
 def parse_pairs(text: str, known: Iterable[str] = ()) -> dict[str, str]:
-    """Every `"key": value` in order, one a line or many, values quoted or bare; of a repeated key the first.
+    """All `"key": value` pairs in order, on one line or many, with values quoted or bare.
 
-    Values keep their colons, commas, inner quotes and full-width signs. Where not one quoted key stands in the text,
-    the `known` keys are also read without quotes.
+    The first pair of each key counts. Values keep their colons, commas, inner quotes and full-width
+    characters. If the text has no quoted key at all, the `known` keys are also read without quotes.
     """
     pairs: dict[str, str] = {}
-    for key, value in _pairs(text, known):
+    for key, value in _read_pairs(text, known):
         pairs.setdefault(key, value)
     return pairs
 
 
-def _pairs(text: str, known: Iterable[str] = ()) -> list[tuple[str, str]]:
-    key = _KEY
+def _read_pairs(text: str, known: Iterable[str] = ()) -> list[tuple[str, str]]:
+    key_pattern = _KEY
     if known and not _KEY.search(text):
         names = "|".join(re.escape(name) for name in known)
-        key = re.compile(
+        key_pattern = re.compile(
             rf"(?:(?<=[\s,，;；{{])|(?<![\s\S]))[*-]*({names})[*]*\s*[:：]", re.IGNORECASE
         )
-    found: list[tuple[str, str]] = []
-    match = key.search(text)
+    pairs: list[tuple[str, str]] = []
+    match = key_pattern.search(text)
     while match:
-        value, position = _value(text, match.end(), key)
-        if re.search(r"\w", name := match[match.lastindex]):
-            found.append((name, value))
-        match = key.search(text, position)
-    return found
+        value, position = _read_value(text, match.end(), key_pattern)
+        assert match.lastindex is not None
+        name = match[match.lastindex]
+        if re.search(r"\w", name):
+            pairs.append((name, value))
+        match = key_pattern.search(text, position)
+    return pairs
 
 
-def _value(text: str, start: int, key: re.Pattern) -> tuple[str, int]:
-    """The value that begins at `start`, and where to look on. A key at the start of a line always ends a value."""
-    start += len(text[start:]) - len(text[start:].lstrip())
-    if key.match(text, start):
+def _read_value(text: str, start: int, key_pattern: re.Pattern[str]) -> tuple[str, int]:
+    """The value that begins at `start`, and where it ends.
+
+    A key at the beginning of a line always ends the value before it.
+    """
+    leading_space = len(text[start:]) - len(text[start:].lstrip())
+    start += leading_space
+    if key_pattern.match(text, start):
         return "", start
     line_key = _LINE_KEY.search(text, start)
     limit = line_key.start() if line_key else len(text)
-    if text[start : start + 1] and text[start] in _OPEN:
-        closing = _CLOSE[_OPEN.index(text[start])]
-        for mark in re.finditer(rf"\\.|{closing}", text[start + 1 : limit], re.DOTALL):
-            end = start + 1 + mark.end()
-            if mark[0] == closing and _VALUE_ENDS.match(text, end, limit):
-                plain = re.sub(
-                    r'\\([n"\\])',
-                    lambda m: "\n" if m[1] == "n" else m[1],
-                    text[start + 1 : end - 1],
-                )
-                return plain.strip(), end
-    elif text.startswith("[", start) and (bracket := text.find("]", start, limit)) >= 0:
-        return text[start : bracket + 1], bracket + 1
+
+    quoted = _read_quoted_value(text, start, limit)
+    if quoted:
+        return quoted
+    if text.startswith("[", start):
+        bracket = text.find("]", start, limit)
+        if bracket >= 0:
+            return text[start : bracket + 1], bracket + 1
+
     newline = text.find("\n", start, limit)
     end = newline if newline >= 0 else limit
-    if following := key.search(text, start, end):
-        end = following.start()
-    value = text[start:end].strip().rstrip(",，;；").strip()
+    next_key = key_pattern.search(text, start, end)
+    if next_key:
+        end = next_key.start()
+    return _clean_bare_value(text[start:end]), end
+
+
+def _read_quoted_value(text: str, start: int, limit: int) -> tuple[str, int] | None:
+    """The quoted value at `start` and where it ends; None if it is not quoted or never closed.
+
+    An inner quote is part of the value unless something that ends a value follows it.
+    """
+    if start >= len(text) or text[start] not in _OPEN:
+        return None
+    closing = _CLOSE[_OPEN.index(text[start])]
+    content_start = start + 1
+    for mark in re.finditer(rf"\\.|{closing}", text[content_start:limit], re.DOTALL):
+        end = content_start + mark.end()
+        if mark[0] == closing and _VALUE_ENDS.match(text, end, limit):
+            return _unescape(text[content_start : end - 1]).strip(), end
+    return None
+
+
+def _unescape(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        return "\n" if match[1] == "n" else match[1]
+
+    return re.sub(r'\\([n"\\])', character, text)
+
+
+def _clean_bare_value(value: str) -> str:
+    value = value.strip().rstrip(",，;；").strip()
     if "{" not in value:
         value = value.rstrip("}").strip()
-    if len(value) > 1 and value[0] in _OPEN and value[-1] == _CLOSE[_OPEN.index(value[0])]:
-        value = value[1:-1].strip()
-    return value, end
+    if len(value) > 1 and value[0] in _OPEN:
+        closing = _CLOSE[_OPEN.index(value[0])]
+        if value[-1] == closing:
+            value = value[1:-1].strip()
+    return value
 
 
 def _fields(text: str, known: Sequence[str]) -> dict[str, str]:
-    """`parse_pairs` for a reply whose keys are fixed: `Start Time` and `start_time` are one."""
-    return {
-        _field(key): value for key, value in reversed(_pairs(text, known))
-    }  # the first of each counts
+    """`parse_pairs` for a reply with fixed keys: `Start Time` and `start_time` are the same key."""
+    fields: dict[str, str] = {}
+    for key, value in _read_pairs(text, known):
+        fields.setdefault(_field_name(key), value)
+    return fields
 
 
-def _field(key: str) -> str:
+def _field_name(key: str) -> str:
     return re.sub(r"[\s-]+", "_", key.strip().lower())
 
 
 def _keywords(text: str) -> str:
     """`tea, cats` from `["tea", "cats"]`, `tea，cats` or `tea, cats`; `""` from null."""
-    parts = (part.strip(" \t\n[]\"'“”") for part in re.split("[,，]", text))
-    joined = ", ".join(part for part in parts if part)
-    return "" if joined.lower() in ("null", "none") else joined
+    keywords = []
+    for part in re.split("[,，]", text):
+        keyword = part.strip(" \t\n[]\"'“”")
+        if keyword:
+            keywords.append(keyword)
+    joined = ", ".join(keywords)
+    if joined.lower() in ("null", "none"):
+        return ""
+    return joined
+
+
+_SCORE = re.compile(r"\D{0,3}?(-?\d{1,3}(?:\.\d{1,6})?)(?!\d)")
 
 
 def parse_personality(text: str) -> BigFive | None:
-    """The momentary p' of Figure 18; None unless all five traits stand there, each between 1 and 5."""
+    """The momentary p' of Figure 18; None unless all five traits have a score between 1 and 5."""
     fields = _fields(text, TRAITS)
-    numbers = [
-        re.match(r"\D{0,3}?(-?\d{1,3}(?:\.\d{1,6})?)(?!\d)", fields.get(trait, ""))
-        for trait in TRAITS
-    ]
-    if not all(numbers):
-        return None
-    scores = [float(number[1]) for number in numbers]
-    return BigFive(*scores) if all(1 <= score <= 5 for score in scores) else None
+    scores = []
+    for trait in TRAITS:
+        number = _SCORE.match(fields.get(trait, ""))
+        if number is None:
+            return None
+        score = float(number[1])
+        if not 1 <= score <= 5:
+            return None
+        scores.append(score)
+    return BigFive(*scores)
+
+
+_DECISIONS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def parse_semantic(text: str) -> SemanticReply | None:
-    """Figure 20. None where the decision cannot be read, or says yes to nothing."""
+    """Figure 20; None if the decision is unreadable, or positive without content."""
     fields = _fields(text, ("reason", "decision", "content", "keywords"))
     word = re.match(r"\W*(\w+)", fields.get("decision", ""))
-    decision = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    decision = decision.get(word[1].lower()) if word else None
+    if word is None:
+        return None
+    decision = _DECISIONS.get(word[1].lower())
+    reason = fields.get("reason", "")
     content = fields.get("content", "")
-    if decision is None or (decision and not content):
+    if decision is None:
         return None
     if not decision:
-        return SemanticReply(fields.get("reason", ""), False, "", "")
-    return SemanticReply(
-        fields.get("reason", ""), True, content, _keywords(fields.get("keywords", ""))
-    )
+        return SemanticReply(reason, False, "", "")
+    if not content:
+        return None
+    return SemanticReply(reason, True, content, _keywords(fields.get("keywords", "")))
 
 
 def parse_episodes(text: str) -> list[EpisodeReply]:
-    """Figure 22: a topic begins at each `topic_summary`. One without readable indices has none: the caller decides."""
+    """Figure 22: a topic starts at each `topic_summary`. Without readable indices it has none."""
     topics: list[dict[str, str]] = []
-    for key, value in _pairs(text, ("topic_summary", "keywords", "source_dialog_indices")):
-        if _field(key) == "topic_summary":
+    for key, value in _read_pairs(text, ("topic_summary", "keywords", "source_dialog_indices")):
+        name = _field_name(key)
+        if name == "topic_summary":
             topics.append({})
         if topics:
-            topics[-1].setdefault(_field(key), value)
-    return [
-        EpisodeReply(
-            topic["topic_summary"],
-            _keywords(topic.get("keywords", "")),
-            tuple(
-                dict.fromkeys(
-                    int(n) for n in re.findall(r"\d{1,6}", topic.get("source_dialog_indices", ""))
-                )
-            ),
-        )
-        for topic in topics
-        if topic["topic_summary"]
-    ]
+            topics[-1].setdefault(name, value)
+    replies = []
+    for topic in topics:
+        summary = topic["topic_summary"]
+        keywords = _keywords(topic.get("keywords", ""))
+        indices = _indices(topic.get("source_dialog_indices", ""))
+        if summary:
+            replies.append(EpisodeReply(summary, keywords, indices))
+    return replies
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """All numbers in a text, in order, without duplicates."""
+    numbers = [int(digits) for digits in re.findall(r"\d{1,6}", text)]
+    return tuple(dict.fromkeys(numbers))
 
 
 def parse_core(text: str) -> dict[str, str]:
-    """Figure 21: the new profile, less what says nothing (`null`). A key may lack a value: the store refuses that."""
-    return {
-        key: value
-        for key, value in parse_pairs(text).items()
-        if value.lower() not in ("null", "none")
-    }
+    """Figure 21: the new profile without `null` entries.
+
+    A value may be empty; the store rejects such a profile.
+    """
+    entries = {}
+    for key, value in parse_pairs(text).items():
+        if value.lower() not in ("null", "none"):
+            entries[key] = value
+    return entries
 
 
 def parse_procedural(text: str) -> dict[str, str]:
-    """Figure 19: key -> sentence, however many: the store takes five at most."""
+    """Figure 19: key -> sentence. The store rejects more than five entries."""
     return parse_core(text)
 
 
@@ -321,12 +409,16 @@ _IMAGE_OBJECT = re.compile(r"[(（]\s*image\s+object\s*[:：]\s*([^()（）]*?)\
 
 
 def image_object(content: str) -> tuple[str, str] | None:
-    """(description, class name) of a visual concept `my cat Miso (Image Object: cat)`, else None (Appendix B)."""
+    """(description, class name) of a concept such as `my cat Miso (Image Object: cat)` (App. B).
+
+    None if the content names no image object.
+    """
     match = _IMAGE_OBJECT.search(content)
-    name = match[1].strip(" <>\"'") if match else ""
-    if not name:
+    if match is None:
         return None
-    return (
-        f"{content[: match.start()].strip()} {content[match.end() :].strip(' .。')}".strip(),
-        name,
-    )
+    class_name = match[1].strip(" <>\"'")
+    if not class_name:
+        return None
+    before = content[: match.start()].strip()
+    after = content[match.end() :].strip(" .。")
+    return f"{before} {after}".strip(), class_name

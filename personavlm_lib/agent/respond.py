@@ -1,7 +1,8 @@
-"""The Response stage: Algorithm 1, lines 4-16, as one generator (paper, section 3.1 and appendix A.2).
+"""The Response stage: Algorithm 1, lines 4-16, as a generator (paper, Section 3.1, Appendix A.2).
 
-Deviations, each a setting or stated here: a generation that asks for a fourth retrieval ends the trajectory without an
-answer and is counted (`Response.unfinished`); with the third retrieval's results the model is told to answer.
+Two points that the paper leaves open: the request after the last allowed retrieval tells the model
+to answer, and a model that asks for yet another retrieval ends the trajectory without an answer
+(`Response.unfinished`).
 """
 
 import random
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import Step, parse_step
-from personavlm_lib.memory.personality import BigFive, summarize_profile, trait_levels
-from personavlm_lib.memory.records import SESSION_GAP, SemanticMemory, Turn
+from personavlm_lib.memory.images import turn_images
+from personavlm_lib.memory.personality import summarize_profile, trait_levels
+from personavlm_lib.memory.records import SESSION_GAP, BigFive, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
-from personavlm_lib.models.chat import Trajectory
+from personavlm_lib.models.chat import ChatReply, ChatRequest, Trajectory
 
 Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
@@ -23,21 +25,24 @@ Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 class AgentSettings:
     """How the agent behaves; the defaults are the paper's.
 
-    `max_retrievals` N: the model generates at most N + 1 times. `random_top_k` draws k anew for each trajectory from
-    the training ranges of appendix B.2. `personality_as` is text, numbers or cut (the paper's text, its Fig. 16, the
-    released code).
+    `max_retrievals` is N: the model generates at most N + 1 times. `top_k` is how many memories of
+    each type a retrieval returns; None takes the retriever's own (see `training_top_k`).
+    `personality_as` is "text" (the paper), "numbers" (its Fig. 16) or "cut" (the released code).
     """
 
     prompts: PromptSet = PromptSet("nano")
     max_retrievals: int = 3
-    random_top_k: bool = False
+    top_k: TopK | None = None
     personality_as: str = "text"
     max_tokens: int = 256
 
 
 @dataclass
 class Response:
-    """What came of one query: the answer, and every step with the ids of what it brought back."""
+    """The result of one query: the answer, every step, and what each retrieval returned.
+
+    `raw` is the text of the last generation. Token counts are totals over all steps.
+    """
 
     answer: str | None
     steps: list[Step] = field(default_factory=list)
@@ -47,33 +52,37 @@ class Response:
     tokens_in: int = 0
     tokens_out: int = 0
 
+    def add_step(self, step: Step, reply: ChatReply) -> None:
+        self.steps.append(step)
+        self.raw = reply.text
+        self.tokens_in += reply.tokens_in
+        self.tokens_out += reply.tokens_out
+
     @property
     def retrieved_ids(self) -> list[str]:
-        return [i for found in self.retrieved for i in found.ids]
+        """Ids of all retrieved memories, in order of retrieval (see `Retrieved.ids`)."""
+        ids: list[str] = []
+        for results in self.retrieved:
+            ids.extend(results.ids)
+        return ids
 
     @property
     def retrieved_turns(self) -> list[int]:
-        """Indices of the raw turns behind everything that was retrieved."""
-        semantic = [
-            i for found in self.retrieved for memory in found.semantic for i in memory.sources
-        ]
-        return sorted(
-            {*semantic, *(i for found in self.retrieved for e in found.episodic for i in e.turns)}
-        )
+        """Sorted indices of the raw turns behind all retrieved memories."""
+        turns: set[int] = set()
+        for results in self.retrieved:
+            for memory in results.semantic:
+                turns.update(memory.sources)
+            for episode in results.episodic:
+                turns.update(episode.turns)
+        return sorted(turns)
 
 
 def training_top_k(rng: random.Random) -> TopK:
-    """Appendix B.2: episodic uniform in [2, 5], semantic in [3, 6]."""
-    return TopK(procedural=2, semantic=rng.randint(3, 6), episodic=rng.randint(2, 5))
-
-
-def _images(found: Retrieved) -> tuple[str, ...]:
-    """The images of what was retrieved, in the order in which the prompt marks them."""
-    crops = [memory.concept.crop for memory in found.semantic if memory.concept]
-    return (
-        *crops,
-        *(image for episode in found.episodic for turn in episode.raw for image in turn.images),
-    )
+    """Draw k for one training trajectory: semantic from [3, 6], episodic from [2, 5] (B.2)."""
+    semantic = rng.randint(3, 6)
+    episodic = rng.randint(2, 5)
+    return TopK(procedural=2, semantic=semantic, episodic=episodic)
 
 
 def respond(
@@ -84,59 +93,125 @@ def respond(
     recognize: Recognize | None = None,
     context: list[Turn] | None = None,
     found: Retrieved | None = None,
-    rng: random.Random | None = None,
 ) -> Trajectory[Response]:
-    """Answers `query` (its text, images and time) from `view`, the memory as it was before it.
+    """Answer `query` (its text, images and time) from `view`, the memory before the query.
 
-    `recognise` finds visual concepts in the query's images. `context` replaces the turns of the last 60 minutes (line
-    4): the full-context and RAG baselines hand in theirs. `found` replaces the searching: it is shown at once, and one
-    generation must do (w/o Reasoning of Table 8). Yields one Ask per reasoning step; returns the Response.
+    `recognize` finds known visual concepts in the query's images. `context` replaces the turns of
+    the last 60 minutes (line 4); the full-context and RAG baselines use this. `found` replaces
+    retrieval: its memories are part of the first request, and the model generates once
+    ("w/o Reasoning" in Table 8). Yields one `ChatRequest` per reasoning step.
     """
-    # Line 4: short-term memory, the turns within the session threshold t_s.
+    # Line 4: C_m, the turns within the session threshold t_s.
     if context is None:
         context = [turn for turn in view.turns if query.time - turn.time <= SESSION_GAP]
-    top_k = training_top_k(rng or random.Random(0)) if settings.random_top_k else None
+    context_turns = {turn.index for turn in context}
+
+    # Appendix A.2: an image in the query triggers visual concept retrieval.
     concepts = recognize(query, view) if recognize and query.images else []
-    profile = view.personality.profile if view.personality else BigFive.neutral()
-    images = (*(image for turn in context for image in turn.images), *query.images)
-    ask = settings.prompts.ask(
-        "respond", images, settings.max_tokens, query, query=query, context=context, concepts=concepts,
-        core={**view.core.human, **view.core.persona} if view.core else {},
-        levels=trait_levels(profile), personality=summarize_profile(profile, settings.personality_as),
-        closing=settings.max_retrievals == 0,
-    )  # fmt: skip
-    response, seen = Response(None), {f"semantic:{memory.id}" for memory in concepts}
-    if found:
+    seen = {f"semantic:{memory.id}" for memory in concepts}
+
+    query_text = query.user.replace("<img>", " ")
+    response = Response(answer=None)
+    request = _first_request(query, view, settings, context, concepts)
+    max_retrievals = settings.max_retrievals
+    if found is not None:
         response.retrieved.append(found)
-        more = settings.prompts("retrieved", query=query, found=found, closing=True)
-        slots = {**ask.slots, "closing": True}
-        ask = replace(
-            ask, text=f"{ask.text}\n{more}", images=(*images, *_images(found)), slots=slots
-        )
-    max_retrievals = 0 if found else settings.max_retrievals
-    # Lines 5-16: think, then retrieve by words and period, or answer.
-    for n in range(max_retrievals + 1):
-        reply = yield ask
+        request = _append_results(request, query, settings.prompts, found)
+        max_retrievals = 0
+
+    # Lines 5-16: reason and retrieve, at most N times, until the model answers.
+    for retrievals in range(max_retrievals + 1):
+        # Line 6: S_n <- pi(Q_m, C_m, P_{m-1}).
+        reply = yield request
+        assert not isinstance(reply, tuple)  # one request has one reply
+        # Line 7: action, args <- Parse(S_n).
         step = parse_step(reply.text)
-        response.steps.append(step)
-        response.raw, response.tokens_out = reply.text, response.tokens_out + reply.tokens_out
-        response.tokens_in += reply.tokens_in
-        if step.retrieve is None:  # lines 12-14
+        response.add_step(step, reply)
+
+        # Lines 12-14: the action is an answer (or the reply holds no action at all).
+        if step.retrieve is None:
             response.answer = step.answer
             return response
-        if n == max_retrievals:
+        if retrievals == max_retrievals:
             break
-        # Lines 8-11: the period isolates first, then the search of all types; nothing comes back twice.
-        found = retriever.retrieve(
-            view, step.retrieve.keywords, step.retrieve.start, step.retrieve.end,
-            exclude=seen, context_turns={turn.index for turn in context}, top_k=top_k,
-            query=query.user.replace("<img>", " "),
-        )  # fmt: skip
-        seen |= set(found.ids)
-        response.retrieved.append(found)
-        closing = n + 1 == max_retrievals
-        text = settings.prompts("retrieved", query=query, found=found, closing=closing)
-        slots = {**ask.slots, "found": found, "closing": closing}
-        ask = replace(ask, text=text, images=_images(found), new_conversation=False, slots=slots)
+
+        # Lines 8-11: isolate the period, search all memory types by keywords, extend C_m.
+        # No memory is retrieved twice, and none that the context already shows.
+        results = retriever.retrieve(
+            view,
+            step.retrieve.keywords,
+            step.retrieve.start,
+            step.retrieve.end,
+            exclude=seen,
+            context_turns=context_turns,
+            top_k=settings.top_k,
+            query=query_text,
+        )
+        seen.update(results.ids)
+        response.retrieved.append(results)
+        closing = retrievals + 1 == max_retrievals
+        request = _next_request(request, query, settings.prompts, results, closing)
+
     response.unfinished = True
     return response
+
+
+def _first_request(
+    query: Turn,
+    view: MemoryView,
+    settings: AgentSettings,
+    context: list[Turn],
+    concepts: list[SemanticMemory],
+) -> ChatRequest:
+    """The prompt with the query Q_m, the context C_m and the user's profile P_{m-1}."""
+    profile = view.personality.profile if view.personality else BigFive.neutral()
+    return settings.prompts.request(
+        "respond",
+        images=(*turn_images(context), *query.images),
+        max_tokens=settings.max_tokens,
+        subject=query,
+        query=query,
+        context=context,
+        concepts=concepts,
+        core=view.core.attributes if view.core else {},
+        levels=trait_levels(profile),
+        personality=summarize_profile(profile, settings.personality_as),
+        closing=settings.max_retrievals == 0,
+    )
+
+
+def _append_results(
+    request: ChatRequest, query: Turn, prompts: PromptSet, results: Retrieved
+) -> ChatRequest:
+    """The same request with retrieved memories below its text, asking for an answer."""
+    text = prompts("retrieved", query=query, found=results, closing=True)
+    return replace(
+        request,
+        text=f"{request.text}\n{text}",
+        images=(*request.images, *_result_images(results)),
+        slots={**request.slots, "closing": True},
+    )
+
+
+def _next_request(
+    request: ChatRequest, query: Turn, prompts: PromptSet, results: Retrieved, closing: bool
+) -> ChatRequest:
+    """The next message of the conversation: the results; if `closing`, the model must answer."""
+    return replace(
+        request,
+        text=prompts("retrieved", query=query, found=results, closing=closing),
+        images=_result_images(results),
+        new_conversation=False,
+        slots={**request.slots, "found": results, "closing": closing},
+    )
+
+
+def _result_images(results: Retrieved) -> tuple[str, ...]:
+    """Paths of the images of retrieved memories, in the order of the prompt's `<img>` marks."""
+    paths = []
+    for memory in results.semantic:
+        if memory.concept:
+            paths.append(memory.concept.crop)
+    for episode in results.episodic:
+        paths.extend(turn_images(episode.raw))
+    return tuple(paths)

@@ -1,13 +1,14 @@
-"""The Update stage: Algorithm 1, lines 1-3 and 17-19 (paper, section 3.1 and appendix A), as generators.
+"""The Update stage: Algorithm 1, lines 1-3 and 17-19, as generators (paper, Section 3.1, App. A).
 
-Memory is built with the replies that the conversation holds (teacher forcing), so that every model is judged on the
-same history. What a model proposes and cannot be read, or is not allowed, leaves the memory as it was and is kept, with
-its words and the reason, among what was refused.
+Memory is built from the assistant replies in the conversation (teacher forcing), so every model is
+judged on the same history. A proposed update that cannot be read or breaks a rule leaves the memory
+unchanged and is stored as a `RejectedUpdate` with its text and the reason.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import (
@@ -20,6 +21,7 @@ from personavlm_lib.agent.protocol import (
     parse_semantic,
 )
 from personavlm_lib.memory.database import PendingUpdate
+from personavlm_lib.memory.images import turn_images
 from personavlm_lib.memory.personality import next_state
 from personavlm_lib.memory.records import (
     SESSION_GAP,
@@ -33,90 +35,72 @@ from personavlm_lib.memory.records import (
     split_sessions,
 )
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.memory.vision import ConceptRecognizer
 from personavlm_lib.models.chat import ChatReply, Trajectory
 
+if TYPE_CHECKING:
+    from personavlm_lib.memory.vision import ConceptRecognizer
+
+# Core memory keys that describe the user's identity and role, the persona block of A.1. All other
+# keys go to the human block. The paper names no keys; this list is ours.
 PERSONA_ATTRIBUTES = ("job", "occupation", "profession", "education", "role")
 
 
-def _profile(view: MemoryView) -> dict[str, str]:
-    return {**view.core.human, **view.core.persona} if view.core else {}
+@dataclass(frozen=True)
+class _Provenance:
+    """Since when an update is known, the turns it comes from, and the model that wrote it."""
 
-
-def _without_marks(reply: ChatReply) -> str:
-    """What the model wrote, less `<img>` marks: where memories are shown, each mark promises an image."""
-    return reply.text.replace("<img>", "")
-
-
-def _images(turns: list[Turn]) -> tuple[str, ...]:
-    return tuple(image for turn in turns for image in turn.images)
-
-
-def _author(written_by: str, prompts: PromptSet) -> str:
-    """Model and prompt set, such as `rl/nano-1a2b3c`."""
-    return f"{written_by}/{prompts.label}".lstrip("/")
+    known_from: datetime
+    sources: tuple[int, ...]
+    written_by: str
 
 
 def update_turn(
     store: MemoryStore,
     turn: Turn,
     prompts: PromptSet,
-    recognizer: ConceptRecognizer | None = None,
+    recognizer: "ConceptRecognizer | None" = None,
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
-    """Lines 17-19 after one turn: the personality profile evolves, semantic memory grows where that is worth it.
+    """Lines 17-19, after each turn: update the personality profile and the semantic memory.
 
-    All is written in one transaction, with which the pending `jobs` that asked for it are finished; nothing is written
-    if they are no longer pending.
+    Everything is written in one transaction, which also removes the pending `jobs` of the turn.
+    Nothing is written if one of `jobs` is no longer pending.
     """
     view = store.as_of(turn.time)
-    context = [t for t in view.turns if turn.time - t.time <= SESSION_GAP and t.index != turn.index]
-    slots = dict(turn=turn, context=context, core=_profile(view))
-    images = turn.images if prompts.name == "nano" else (*_images(context), *turn.images)
-    traits, reply = yield (
-        # Lines 17-18: the turn's p' and the momentum update of p.
-        prompts.ask("personality", images, 64 * prompts.room, turn, **slots),
-        # Line 19: does this turn hold something worth keeping?
-        prompts.ask("semantic", images, 128 * prompts.room, turn, **slots),
+    context = []
+    for other in view.turns:
+        if turn.time - other.time <= SESSION_GAP and other.index != turn.index:
+            context.append(other)
+    images = turn.images
+    if prompts.name != "nano":  # the nano prompts do not show the context
+        images = (*turn_images(context), *turn.images)
+    slots = {"turn": turn, "context": context, "core": _core_attributes(view)}
+    replies = yield (
+        prompts.request("personality", images, 64 * prompts.room, turn, **slots),
+        prompts.request("semantic", images, 128 * prompts.room, turn, **slots),
     )
+    assert isinstance(replies, tuple)
+    personality_reply, semantic_reply = replies
     author = _author(written_by, prompts)
+    provenance = _Provenance(turn.time, (turn.index,), author)
+
     with store.transaction():
         if not store.finish(jobs):
             return
-        observed, proposed = parse_personality(traits.text), parse_semantic(_without_marks(reply))
+        # Lines 17-18: infer the turn's p' and move the long-term profile p towards it.
+        observed = parse_personality(personality_reply.text)
         state = next_state(view.personality, observed, turn.index, turn.time)
         store.add_personality(replace(state, written_by=author))
-        readings = (("personality", traits, observed), ("semantic", reply, proposed))
-        for purpose, unread in (
-            (purpose, reply.text) for purpose, reply, reading in readings if reading is None
-        ):
-            store.append(
-                "rejected",
-                RejectedUpdate(purpose, unread, "cannot be read", turn.time, (turn.index,), author),
-            )
-        if proposed and proposed.decision and proposed.content.strip():
-            kept = _semantic(store, turn, proposed, recognizer)
-            store.add_semantic(replace(kept, sources=(turn.index,), written_by=author))
-
-
-def _semantic(
-    store: MemoryStore, turn: Turn, proposed: SemanticReply, recognizer: ConceptRecognizer | None
-) -> SemanticMemory:
-    content, concept, kind = proposed.content.strip(), None, "fact"
-    named = image_object(content)
-    if named and turn.images:
-        # Appendix C: the class name that the model wrote drives the crop.
-        content, kind = named[0], "concept"
-        crop = (
-            recognizer.crop(turn.images[0], named[1], store.images)
-            if recognizer
-            else turn.images[0]
-        )
-        concept = VisualConcept(content, named[1], crop) if crop else None
-    return SemanticMemory(
-        content, proposed.keywords, turn.time, turn.time, turn.time, kind, concept
-    )
+        # Line 19: extract what is worth remembering.
+        proposal = parse_semantic(_without_image_marks(semantic_reply))
+        if observed is None:
+            _store_rejected(store, "personality", personality_reply, "cannot be read", provenance)
+        if proposal is None:
+            _store_rejected(store, "semantic", semantic_reply, "cannot be read", provenance)
+        elif proposal.decision and proposal.content.strip():
+            memory = _semantic_memory(store, turn, proposal, recognizer)
+            store.add_semantic(replace(memory, sources=(turn.index,), written_by=author))
 
 
 def update_session(
@@ -126,83 +110,167 @@ def update_session(
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
-    """Lines 1-3 at a session's end: core and procedural memory are renewed, the session becomes episodes by topic.
+    """Lines 1-3, after each session: update core, procedural and episodic memory.
 
-    Written at once, and with `jobs`, as by `update_turn`. What the store refuses is kept there with the reason.
+    Writes in one transaction with `jobs`, as `update_turn` does. A rejected update is stored with
+    the reason.
     """
     known_from = session[-1].time + SESSION_GAP
     view = store.as_of(known_from)
-    slots = dict(session=session, core=_profile(view))
-    images, current = _images(session), view.procedural.entries if view.procedural else {}
-    told = (known_from, tuple(turn.index for turn in session), _author(written_by, prompts))
+    core = _core_attributes(view)
+    habits = view.procedural.entries if view.procedural else {}
+    images = turn_images(session)
+    slots = {"session": session, "core": core}
+    limit = 128 * prompts.room
     replies = yield (
-        prompts.ask("core", images, 128 * prompts.room, session, **slots),
-        prompts.ask("procedural", images, 128 * prompts.room, session, procedural=current, **slots),
-        prompts.ask("episodic", images, 256 * prompts.room, session, **slots),
+        prompts.request("core", images, limit, session, **slots),
+        prompts.request("procedural", images, limit, session, procedural=habits, **slots),
+        prompts.request("episodic", images, 2 * limit, session, **slots),
     )
+    assert isinstance(replies, tuple)
+    sources = tuple(turn.index for turn in session)
+    provenance = _Provenance(known_from, sources, _author(written_by, prompts))
+
     with store.transaction():
         if not store.finish(jobs):
             return
-        for (purpose, write), reply in zip(_WRITERS.items(), replies, strict=True):
+        for (purpose, write), reply in zip(_SESSION_WRITERS.items(), replies, strict=True):
             try:
-                write(store, session, reply, *told)
+                write(store, session, reply, provenance)
             except ValueError as error:
-                store.append("rejected", RejectedUpdate(purpose, reply.text, str(error), *told))
-
-
-def _core(store: MemoryStore, _: list[Turn], reply: ChatReply, *told) -> None:
-    entries = parse_core(_without_marks(reply))
-    if not entries:
-        raise ValueError("holds no entry")
-    human = {key: value for key, value in entries.items() if key.lower() not in PERSONA_ATTRIBUTES}
-    persona = {key: value for key, value in entries.items() if key.lower() in PERSONA_ATTRIBUTES}
-    store.set_core(CoreMemory(human, persona, *told))
-
-
-def _procedural(store: MemoryStore, _: list[Turn], reply: ChatReply, *told) -> None:
-    entries = parse_procedural(_without_marks(reply))
-    if not entries and reply.text.strip():  # an empty reply says that there is nothing to keep
-        raise ValueError("holds no entry")
-    store.set_procedural(ProceduralMemory(entries, *told))
-
-
-def _episodes(
-    store: MemoryStore, session: list[Turn], reply: ChatReply, known_from: datetime, _, author: str
-) -> None:
-    topics = [
-        (topic, [session[i] for i in topic.indices if i < len(session)])
-        for topic in parse_episodes(reply.text)
-    ]
-    for topic, turns in topics:
-        if turns:
-            span = (tuple(turn.index for turn in turns), turns[0].time, turns[-1].time)
-            store.add_episode(
-                Episode(topic.topic_summary, topic.keywords, *span, known_from, author)
-            )
-    if not any(turns for _, turns in topics):
-        raise ValueError("holds no topic with a turn of the session")
-
-
-_WRITERS = {"core": _core, "procedural": _procedural, "episodic": _episodes}
+                _store_rejected(store, purpose, reply, str(error), provenance)
 
 
 def replay_conversation(
     store: MemoryStore,
     turns: list[Turn],
     prompts: PromptSet,
-    recognizer: ConceptRecognizer | None = None,
+    recognizer: "ConceptRecognizer | None" = None,
     written_by: str = "",
     until: datetime | None = None,
 ) -> Trajectory[MemoryStore]:
-    """A whole conversation, lived through turn by turn: what Algorithm 1 leaves in memory. Returns the store.
+    """Run the Update stage over a whole conversation, turn by turn. Returns the store.
 
-    The last session is consolidated too, unless `until` comes before its end plus the session gap.
+    The last session is consolidated too, unless `until` is before its end plus the session gap.
     """
     for session in split_sessions(turns):
-        kept = []
+        stored_turns = []
         for turn in session:
-            kept.append(store.add_turn(replace(turn, index=-1)))
-            yield from update_turn(store, kept[-1], prompts, recognizer, written_by)
-        if until is None or session[-1].time + SESSION_GAP <= until:
-            yield from update_session(store, kept, prompts, written_by)
+            stored_turn = store.add_turn(replace(turn, index=-1))
+            stored_turns.append(stored_turn)
+            yield from update_turn(store, stored_turn, prompts, recognizer, written_by)
+        end = session[-1].time + SESSION_GAP
+        if until is None or end <= until:
+            yield from update_session(store, stored_turns, prompts, written_by)
     return store
+
+
+def _semantic_memory(
+    store: MemoryStore,
+    turn: Turn,
+    proposal: SemanticReply,
+    recognizer: "ConceptRecognizer | None",
+) -> SemanticMemory:
+    """The proposed memory; one that names an image object becomes a visual concept with its crop.
+
+    Appendix C: the class name that the model wrote selects the crop. Without a recognizer, the
+    whole image is the crop. A concept whose object is not found keeps its text alone.
+    """
+    content = proposal.content.strip()
+    kind = "fact"
+    concept = None
+    named_object = image_object(content)
+    if named_object and turn.images:
+        content, class_name = named_object
+        kind = "concept"
+        crop: str | None = turn.images[0]
+        if recognizer:
+            crop = recognizer.crop(turn.images[0], class_name, store.images)
+        if crop:
+            concept = VisualConcept(content, class_name, crop)
+    return SemanticMemory(
+        content=content,
+        keywords=proposal.keywords,
+        happened_from=turn.time,
+        happened_to=turn.time,
+        known_from=turn.time,
+        kind=kind,
+        concept=concept,
+    )
+
+
+def _write_core(
+    store: MemoryStore, _: list[Turn], reply: ChatReply, provenance: _Provenance
+) -> None:
+    entries = parse_core(_without_image_marks(reply))
+    if not entries:
+        raise ValueError("holds no entry")
+    human = {}
+    persona = {}
+    for key, value in entries.items():
+        if key.lower() in PERSONA_ATTRIBUTES:
+            persona[key] = value
+        else:
+            human[key] = value
+    store.set_core(CoreMemory(human, persona, **vars(provenance)))
+
+
+def _write_procedural(
+    store: MemoryStore, _: list[Turn], reply: ChatReply, provenance: _Provenance
+) -> None:
+    entries = parse_procedural(_without_image_marks(reply))
+    if not entries and reply.text.strip():  # an empty reply means that there are no habits
+        raise ValueError("holds no entry")
+    store.set_procedural(ProceduralMemory(entries, **vars(provenance)))
+
+
+def _write_episodes(
+    store: MemoryStore, session: list[Turn], reply: ChatReply, provenance: _Provenance
+) -> None:
+    """Store each topic that names at least one turn of the session; ValueError if none does."""
+    stored = False
+    for topic in parse_episodes(reply.text):
+        turns = [session[index] for index in topic.indices if index < len(session)]
+        if not turns:
+            continue
+        episode = Episode(
+            summary=topic.topic_summary,
+            keywords=topic.keywords,
+            turns=tuple(turn.index for turn in turns),
+            happened_from=turns[0].time,
+            happened_to=turns[-1].time,
+            known_from=provenance.known_from,
+            written_by=provenance.written_by,
+        )
+        store.add_episode(episode)
+        stored = True
+    if not stored:
+        raise ValueError("holds no topic with a turn of the session")
+
+
+# Purpose of the request -> the function that writes its reply, in the order of the requests.
+_SESSION_WRITERS = {
+    "core": _write_core,
+    "procedural": _write_procedural,
+    "episodic": _write_episodes,
+}
+
+
+def _store_rejected(
+    store: MemoryStore, purpose: str, reply: ChatReply, reason: str, provenance: _Provenance
+) -> None:
+    store.append("rejected", RejectedUpdate(purpose, reply.text, reason, **vars(provenance)))
+
+
+def _core_attributes(view: MemoryView) -> dict[str, str]:
+    return view.core.attributes if view.core else {}
+
+
+def _without_image_marks(reply: ChatReply) -> str:
+    """The reply's text without `<img>` marks, which would promise an image in later prompts."""
+    return reply.text.replace("<img>", "")
+
+
+def _author(written_by: str, prompts: PromptSet) -> str:
+    """Model and prompt set, such as `rl/nano-1a2b3c`."""
+    return f"{written_by}/{prompts.label}".lstrip("/")

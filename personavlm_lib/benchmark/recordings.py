@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
-from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.agent.respond import AgentSettings, respond, training_top_k
 from personavlm_lib.agent.update import replay_conversation
 from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.oracle import Oracle
@@ -71,10 +71,9 @@ def answer_samples(
             view = view.without("core")
         elif draw < 6 * without and question.hops:
             view = view.without("episodic")
-        settings = AgentSettings(prompts, random_top_k=True, max_retrievals=0 if blind else 3)
-        trajectories.append(
-            respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random()))
-        )
+        top_k = training_top_k(random.Random(rng.random()))
+        settings = AgentSettings(prompts, max_retrievals=0 if blind else 3, top_k=top_k)
+        trajectories.append(respond(as_query(question), view, retriever, settings))
         golds.append(None if blind else question.answer)
     recorder = Recorder(Oracle(life.plan, list(life.turns), questions), samples)
     answers = [response.answer for response in run_trajectories(trajectories, recorder, width=1)]

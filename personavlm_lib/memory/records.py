@@ -1,15 +1,16 @@
-"""The records of a remembered life (Section 3 and Appendix A.1), and how they are written to a row.
+"""Records of one user's memory (Section 3, Appendix A.1), and their JSON form in the database.
 
-Two clocks. `happened_from` and `happened_to` say when the thing took place: the period filter tests them, by overlap.
-`known_from` says since when the agent knows it: `MemoryStore.as_of` tests it. What is derived at a session's end is
-known from the session's last turn plus `SESSION_GAP`, whenever it was computed. Times carry no zone.
+Each record has two kinds of time. `happened_from` and `happened_to` say when something took place;
+the period filter tests them by overlap. `known_from` says since when the agent knows it;
+`MemoryStore.as_of` tests that. A record derived at the end of a session is known from the session's
+last turn plus `SESSION_GAP`, no matter when it was computed. Times have no time zone.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 SESSION_GAP = timedelta(minutes=60)  # t_s of Eq. (1)
@@ -19,7 +20,7 @@ MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 @dataclass(frozen=True)
 class BigFive:
-    """The five traits, each a score from 1 to 5 with 3 as neutral (Appendix A.1). ValueError outside of that."""
+    """Five trait scores from 1 to 5; 3 is neutral (Appendix A.1). ValueError if out of range."""
 
     openness: float
     conscientiousness: float
@@ -29,10 +30,9 @@ class BigFive:
 
     def __post_init__(self) -> None:
         for trait in TRAITS:
-            if not 1 <= getattr(self, trait) <= 5:
-                raise ValueError(
-                    f"{trait} is {getattr(self, trait)}; a Big Five score lies between 1 and 5"
-                )
+            score = getattr(self, trait)
+            if not 1 <= score <= 5:
+                raise ValueError(f"{trait} is {score}; a Big Five score lies between 1 and 5")
 
     @classmethod
     def neutral(cls) -> "BigFive":
@@ -45,15 +45,15 @@ class BigFive:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange. `images` are paths, in the order of the `<img>` marks in `user`."""
+    """One exchange. `images` are file paths, in the order of the `<img>` marks in `user`."""
 
     time: datetime
     user: str
     assistant: str = ""
     images: tuple[str, ...] = ()
-    index: int = -1  # position in this user's life; given by the store
+    index: int = -1  # position in the user's history; assigned by the store
 
-    # A turn is on the same timeline as the memories: it takes place, and is known, at its time.
+    # A turn is on the same timeline as the memories: it happens, and is known, at its time.
     @property
     def id(self) -> int:
         return self.index
@@ -77,7 +77,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class VisualConcept:
-    """ "simple description <image>" (Appendix A.1): what the user calls it, its class, the path of its crop."""
+    """A thing shown by the user, "simple description <image>" in Appendix A.1.
+
+    `description` is the user's name for it, `class_name` its class, `crop` the path of its image.
+    """
 
     description: str
     class_name: str
@@ -86,7 +89,7 @@ class VisualConcept:
 
 @dataclass(frozen=True)
 class SemanticMemory:
-    """One piece of event-independent knowledge. ValueError for a `kind` that is none of `SEMANTIC_KINDS`."""
+    """One piece of event-independent knowledge. ValueError if `kind` is not in `SEMANTIC_KINDS`."""
 
     content: str
     keywords: str
@@ -96,19 +99,18 @@ class SemanticMemory:
     kind: str = "fact"
     concept: VisualConcept | None = None
     sources: tuple[int, ...] = ()  # indices of the turns it comes from
-    written_by: str = ""
-    id: int = -1
+    written_by: str = ""  # model and prompt set
+    id: int = -1  # assigned by the store
 
     def __post_init__(self) -> None:
         if self.kind not in SEMANTIC_KINDS:
-            raise ValueError(
-                f"semantic memory of kind {self.kind!r}; choose from {', '.join(SEMANTIC_KINDS)}"
-            )
+            kinds = ", ".join(SEMANTIC_KINDS)
+            raise ValueError(f"semantic memory of kind {self.kind!r}; choose from {kinds}")
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One topic of one session: its summary, keywords and the indices of its turns."""
+    """One topic of one session: its summary, its keywords and the indices of its turns."""
 
     summary: str
     keywords: str
@@ -126,35 +128,42 @@ class Episode:
 
 @dataclass(frozen=True)
 class Edit:
-    """One operation on a version: `op` is add, change or remove; `block` is human, persona or entries."""
+    """One operation that turns a version of core or procedural memory into the next."""
 
-    op: str
-    block: str
+    op: str  # "add", "change" or "remove"
+    block: str  # "human", "persona" or "entries"
     key: str
-    value: str = ""  # empty where it removes
+    value: str = ""  # empty for "remove"
 
 
-Origins = dict[
-    str, dict[str, tuple[int, ...]]
-]  # block -> key -> the turns that its present words come from
+# block -> key -> indices of the turns that the entry's present words come from
+Origins = dict[str, dict[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class CoreMemory:
-    """One version of the human and persona blocks. `edits` and `origins` are filled in by the store."""
+    """One version of the human and persona blocks. The store fills in `edits` and `origins`."""
 
     human: dict[str, str]
     persona: dict[str, str]
     known_from: datetime
-    sources: tuple[int, ...] = ()  # what the edits were made from
+    sources: tuple[int, ...] = ()  # indices of the turns that this version was written from
     written_by: str = ""
-    edits: tuple[Edit, ...] = ()  # what turned the version before into this one
+    edits: tuple[Edit, ...] = ()  # the difference from the previous version
     origins: Origins = field(default_factory=dict)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The entries of both blocks, as prompts show them."""
+        return {**self.human, **self.persona}
 
 
 @dataclass(frozen=True)
 class ProceduralMemory:
-    """One version of the goals and habits: key -> sentence. ValueError with more than `MAX_PROCEDURAL`."""
+    """One version of the goals and habits, key -> sentence.
+
+    Raises ValueError for more than `MAX_PROCEDURAL` entries.
+    """
 
     entries: dict[str, str]
     known_from: datetime
@@ -165,20 +174,21 @@ class ProceduralMemory:
 
     def __post_init__(self) -> None:
         if len(self.entries) > MAX_PROCEDURAL:
+            keys = ", ".join(self.entries)
             raise ValueError(
-                f"procedural memory of {self.known_from} has {len(self.entries)} entries, at most {MAX_PROCEDURAL} "
-                f"are kept (Fig. 19): merge or drop some of {', '.join(self.entries)}"
+                f"procedural memory of {self.known_from} has {len(self.entries)} entries, "
+                f"at most {MAX_PROCEDURAL} are kept (Fig. 19): merge or drop some of {keys}"
             )
 
 
 @dataclass(frozen=True)
 class PersonalityState:
-    """The profile p_m after a turn, and what was observed in it (p'_m; None if the model gave nothing readable)."""
+    """The personality profile after a turn."""
 
-    profile: BigFive
-    observed: BigFive | None
-    turn: int  # the turn's index
-    m: int  # the count that the smoothing factor was asked for
+    profile: BigFive  # p_m
+    observed: BigFive | None  # p'_m, inferred from the turn; None if the reply was unreadable
+    turn: int  # index of the turn
+    m: int  # argument of the smoothing factor
     known_from: datetime
     written_by: str = ""
 
@@ -189,10 +199,10 @@ class PersonalityState:
 
 @dataclass(frozen=True)
 class RejectedUpdate:
-    """What a model proposed and was not taken over: for what, its raw words, and why not."""
+    """An update that a model proposed and that was not applied."""
 
-    purpose: str
-    raw: str
+    purpose: str  # of the request, such as "core"
+    raw: str  # the model's reply
     reason: str
     known_from: datetime
     sources: tuple[int, ...] = ()
@@ -201,17 +211,15 @@ class RejectedUpdate:
 
 @dataclass(frozen=True)
 class ForgetReceipt:
-    """What a forgetting took: numbers and ids, and nothing of what was said. `known_from` is when it was done.
+    """What one call of `forget` deleted: numbers and ids only, none of the content."""
 
-    `ids` names rows (turns, semantic, episodic); `counts` all else too: entries and versions of core and procedural
-    memory, observed personalities, refusals, pending work, image files. `renewed` was derived anew from what is left.
-    """
-
-    asked: str
-    ids: dict[str, tuple[int, ...]]
+    asked: str  # the kind of selection, such as "turn" or "period"
+    ids: dict[str, tuple[int, ...]]  # deleted rows of turns, semantic and episodic memory
+    # Also of entries and versions of core and procedural memory, observed personalities, rejected
+    # updates, pending updates and image files.
     counts: dict[str, int]
-    renewed: tuple[str, ...]
-    known_from: datetime
+    renewed: tuple[str, ...]  # recomputed from the remaining records
+    known_from: datetime  # when it was deleted
 
 
 Record = (
@@ -228,7 +236,7 @@ R = TypeVar("R", bound=Record)
 
 
 def split_sessions(turns: Iterable[Turn], gap: timedelta = SESSION_GAP) -> list[list[Turn]]:
-    """Cut turns, given in order of time, wherever a gap of at least `gap` lies between two (Algorithm 1, line 1)."""
+    """Split turns, in order of time, at each pause of at least `gap` (Algorithm 1, line 1)."""
     sessions: list[list[Turn]] = []
     for turn in turns:
         if not sessions or turn.time - sessions[-1][-1].time >= gap:
@@ -238,46 +246,76 @@ def split_sessions(turns: Iterable[Turn], gap: timedelta = SESSION_GAP) -> list[
 
 
 def check_times(record: Record) -> None:
-    """ValueError if a time of the record is none, carries a zone, or if it ends before it starts."""
+    """Raise ValueError if a time is not a naive datetime, or the record ends before it starts."""
+    kind = type(record).__name__
     for name in ("time", "happened_from", "happened_to", "known_from"):
-        value = getattr(record, name, datetime.min)
+        if not hasattr(record, name):
+            continue
+        value = getattr(record, name)
         if not isinstance(value, datetime) or value.tzinfo:
             raise ValueError(
-                f"{name} of a {type(record).__name__} is {value!r}: give a datetime without a time zone"
+                f"{name} of a {kind} is {value!r}: give a datetime without a time zone"
             )
-    if getattr(record, "happened_to", datetime.max) < getattr(
-        record, "happened_from", datetime.min
-    ):
+    if isinstance(record, SemanticMemory | Episode) and record.happened_to < record.happened_from:
         raise ValueError(
-            f"a {type(record).__name__} of {record.happened_from} ends before that: {record.happened_to}"
+            f"a {kind} of {record.happened_from} ends before that: {record.happened_to}"
         )
 
 
-_REBUILD = {
-    **dict.fromkeys(("time", "happened_from", "happened_to", "known_from"), datetime.fromisoformat),
-    **dict.fromkeys(("images", "sources", "turns", "renewed"), tuple),
-    **dict.fromkeys(("profile", "observed"), lambda scores: BigFive(**scores)),
-    "concept": lambda fields: VisualConcept(**fields),
-    "edits": lambda edits: tuple(Edit(**edit) for edit in edits),
-    "ids": lambda ids: {kind: tuple(rows) for kind, rows in ids.items()},
-    "origins": lambda blocks: {
-        b: {k: tuple(turns) for k, turns in keys.items()} for b, keys in blocks.items()
-    },
-}
-
-
 def to_json(record: Record) -> str:
-    """A record as one line of JSON, times in ISO format; `from_json` gives back an equal record."""
-    return json.dumps(vars(record), default=_plain, ensure_ascii=False)
+    """A record as one line of JSON, with times in ISO format; `from_json` is the inverse."""
+    return json.dumps(vars(record), default=_json_value, ensure_ascii=False)
 
 
-def _plain(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else vars(value)
+def _json_value(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return vars(value)
 
 
 def from_json(kind: type[R], text: str) -> R:
-    """The record of that kind. ValueError, KeyError or TypeError if the text is not one."""
+    """Read a record of class `kind`. Raises ValueError, KeyError or TypeError for other text."""
     fields = json.loads(text)
-    return kind(
-        **{k: _REBUILD[k](v) if k in _REBUILD and v is not None else v for k, v in fields.items()}
-    )
+    for name, value in fields.items():
+        if name in _FIELD_READERS and value is not None:
+            fields[name] = _FIELD_READERS[name](value)
+    return kind(**fields)
+
+
+def _read_scores(scores: dict[str, float]) -> BigFive:
+    return BigFive(**scores)
+
+
+def _read_concept(concept: dict[str, str]) -> VisualConcept:
+    return VisualConcept(**concept)
+
+
+def _read_edits(edits: list[dict[str, str]]) -> tuple[Edit, ...]:
+    return tuple(Edit(**edit) for edit in edits)
+
+
+def _read_ids(ids: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(indices) for name, indices in ids.items()}
+
+
+def _read_origins(origins: dict[str, dict[str, list[int]]]) -> Origins:
+    return {block: _read_ids(keys) for block, keys in origins.items()}
+
+
+# Field name -> what turns its JSON value back into the field's type. All other fields are plain.
+_FIELD_READERS: dict[str, Callable[[Any], Any]] = {
+    "time": datetime.fromisoformat,
+    "happened_from": datetime.fromisoformat,
+    "happened_to": datetime.fromisoformat,
+    "known_from": datetime.fromisoformat,
+    "images": tuple,
+    "sources": tuple,
+    "turns": tuple,
+    "renewed": tuple,
+    "profile": _read_scores,
+    "observed": _read_scores,
+    "concept": _read_concept,
+    "edits": _read_edits,
+    "ids": _read_ids,
+    "origins": _read_origins,
+}

@@ -1,115 +1,141 @@
-"""Core and procedural memory, edited entry by entry: add, change, remove (section 3.1 "CRUD", Figures 19 and 21).
+"""Core and procedural memory, edited entry by entry (CRUD of Section 3.1; Figures 19 and 21).
 
-The model writes the whole new version (as the figures' prompts ask); what is applied and kept is its difference from
-the current one. Each entry knows the turns that its present words come from, so that forgetting finds it.
+The model writes a complete new version, as the prompts of these figures ask; the store keeps its
+difference from the current version. Each entry records the turns that its present words come from,
+so that forgetting can find it.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from personavlm_lib.memory.records import CoreMemory, Edit, ProceduralMemory
+from personavlm_lib.memory.records import CoreMemory, Edit, Origins, ProceduralMemory
 
-MAX_KEY, MAX_VALUE, MAX_CORE = (
-    80,
-    1_000,
-    100,
-)  # ours: characters of a key and a value, entries of a core memory
+# Limits of our own; the paper sets none.
+MAX_KEY = 80  # characters
+MAX_VALUE = 1_000  # characters
+MAX_CORE = 100  # entries of a core memory
 BLOCKS = {CoreMemory: ("human", "persona"), ProceduralMemory: ("entries",)}
 
-Version = TypeVar("Version", CoreMemory, ProceduralMemory)
+Version = TypeVar("Version", bound=CoreMemory | ProceduralMemory)
 Entries = dict[tuple[str, str], str]  # (block, key) -> value
 
 
-def entries(version: Version | None) -> Entries:
-    """All entries of a version (None: of no version) by block and key."""
-    blocks = BLOCKS[type(version)] if version else ()
-    return {
-        (block, key): value for block in blocks for key, value in getattr(version, block).items()
-    }
+def entries(version: CoreMemory | ProceduralMemory | None) -> Entries:
+    """All entries of a version by block and key; none for None."""
+    values: Entries = {}
+    if version is None:
+        return values
+    for block in BLOCKS[type(version)]:
+        for key, value in getattr(version, block).items():
+            values[block, key] = value
+    return values
 
 
-def with_entries(version: Version, kept: Entries) -> Version:
-    """The version with these entries in place of its own."""
-    blocks = BLOCKS[type(version)]
-    return replace(
-        version,
-        **{b: {key: value for (own, key), value in kept.items() if own == b} for b in blocks},
-    )
+def with_entries(version: Version, new_entries: Entries) -> Version:
+    """The version with its entries replaced by `new_entries`."""
+    blocks: dict[str, Any] = {block: {} for block in BLOCKS[type(version)]}
+    for (block, key), value in new_entries.items():
+        blocks[block][key] = value
+    return replace(version, **blocks)
 
 
-def diff_versions(before: Version | None, after: Version) -> tuple[Edit, ...]:
-    """The edits that make `after` of `before`."""
-    old, new = entries(before), entries(after)
-    removed = [Edit("remove", *at) for at in old if at not in new]
-    written = [
-        Edit("change" if at in old else "add", *at, value)
-        for at, value in new.items()
-        if old.get(at) != value
-    ]
-    return (*removed, *written)
+def diff_versions(
+    before: CoreMemory | ProceduralMemory | None, after: CoreMemory | ProceduralMemory
+) -> tuple[Edit, ...]:
+    """The edits that turn `before` into `after`: removals first, then additions and changes."""
+    old = entries(before)
+    new = entries(after)
+    edits = []
+    for block, key in old:
+        if (block, key) not in new:
+            edits.append(Edit("remove", block, key))
+    for (block, key), value in new.items():
+        if (block, key) not in old:
+            edits.append(Edit("add", block, key, value))
+        elif old[block, key] != value:
+            edits.append(Edit("change", block, key, value))
+    return tuple(edits)
 
 
 def apply_edits(before: Version, edits: Iterable[Edit]) -> Version:
-    """`before` after the edits. ValueError for one that does not fit: what is added must be new, all else be there."""
-    now = entries(before)
+    """`before` after the edits.
+
+    Raises ValueError for an edit that adds an existing entry, or changes or removes a missing one.
+    """
+    current = entries(before)
     for edit in edits:
-        at = (edit.block, edit.key)
         if edit.op not in ("add", "change", "remove") or edit.block not in BLOCKS[type(before)]:
             raise ValueError(
                 f"no edit {edit.op!r} of block {edit.block!r}; choose add, change or remove"
             )
-        if (edit.op == "add") == (at in now):
-            raise ValueError(
-                f"cannot {edit.op} {edit.key!r}: it is {'already' if at in now else 'not'} there"
-            )
+        entry = (edit.block, edit.key)
+        exists = entry in current
+        if edit.op == "add" and exists:
+            raise ValueError(f"cannot add {edit.key!r}: it is already there")
+        if edit.op != "add" and not exists:
+            raise ValueError(f"cannot {edit.op} {edit.key!r}: it is not there")
         if edit.op == "remove":
-            del now[at]
+            del current[entry]
         else:
-            now[at] = edit.value
-    return with_entries(before, now)
+            current[entry] = edit.value
+    return with_entries(before, current)
 
 
-def validate_version(before: Version | None, version: Version) -> None:
-    """ValueError for what the paper's rules or our limits do not allow: a key without a value, words without end, a
-    core memory that loses the user's name (A.1: mandatory; before it was told, there is none to lose)."""
-    for (_, key), value in entries(version).items():
-        if not key.strip() or not value.strip():
-            raise ValueError(f"{key!r} has no value" if key.strip() else f"{value!r} has no key")
+def validate_version(
+    before: CoreMemory | ProceduralMemory | None, version: CoreMemory | ProceduralMemory
+) -> None:
+    """Raise ValueError if a new version breaks a rule of the paper or one of our limits.
+
+    Keys and values must not be blank or longer than `MAX_KEY` and `MAX_VALUE`. A core memory must
+    not have more than `MAX_CORE` entries or lose the user's name, which is mandatory (A.1) once
+    the user has said it.
+    """
+    version_entries = entries(version)
+    for (_, key), value in version_entries.items():
+        if not key.strip():
+            raise ValueError(f"{value!r} has no key")
+        if not value.strip():
+            raise ValueError(f"{key!r} has no value")
         if len(key) > MAX_KEY or len(value) > MAX_VALUE:
             raise ValueError(
-                f"{key[:MAX_KEY]!r} is too long: keys to {MAX_KEY} characters, values to {MAX_VALUE}"
+                f"{key[:MAX_KEY]!r} is too long: a key has at most {MAX_KEY} characters, "
+                f"a value {MAX_VALUE}"
             )
     if isinstance(version, CoreMemory):
-        if len(entries(version)) > MAX_CORE:
+        if len(version_entries) > MAX_CORE:
             raise ValueError(
-                f"{len(entries(version))} entries of core memory, at most {MAX_CORE} are kept"
+                f"core memory has {len(version_entries)} entries, at most {MAX_CORE} are kept"
             )
-        if _named(before) and not _named(version):
+        if _has_name(before) and not _has_name(version):
             raise ValueError(
                 "the user's name is lost: it is a mandatory entry of core memory (A.1)"
             )
 
 
-def _named(version: CoreMemory | None) -> bool:
+def _has_name(version: CoreMemory | ProceduralMemory | None) -> bool:
     return any(key.casefold() == "name" for _, key in entries(version))
 
 
-def link_origins(before: Version | None, version: Version, text: Callable[[int], str]) -> Version:
-    """`version` with the edits that made it and the origins of its entries; `text` gives a turn's words.
+def link_origins(
+    before: CoreMemory | ProceduralMemory | None, version: Version, text: Callable[[int], str]
+) -> Version:
+    """Fill in the version's edits and the origins of its entries; `text` returns a turn's words.
 
-    What was not edited keeps its origins. What was comes from those of `version.sources` whose turns hold its very
-    words, or, where none does, from them all.
+    An unedited entry keeps its origins. An edited one comes from those turns of `version.sources`
+    that contain its exact value, or from all of them if none does.
     """
     edits = diff_versions(before, version)
     edited = {(edit.block, edit.key) for edit in edits}
-    words = {turn: text(turn).casefold() for turn in version.sources} if edited else {}
-    origins: dict[str, dict[str, tuple[int, ...]]] = {block: {} for block in BLOCKS[type(version)]}
-    for at, value in entries(version).items():
-        block, key = at
-        if at in edited or not before:
-            holding = tuple(turn for turn in version.sources if value.casefold() in words[turn])
-            origins[block][key] = holding or version.sources
-        else:
+    words: dict[int, str] = {}
+    if edited:
+        words = {turn: text(turn).casefold() for turn in version.sources}
+    origins: Origins = {block: {} for block in BLOCKS[type(version)]}
+    for (block, key), value in entries(version).items():
+        if before is not None and (block, key) not in edited:
             origins[block][key] = before.origins[block][key]
+            continue
+        folded = value.casefold()
+        quoting = tuple(turn for turn in version.sources if folded in words[turn])
+        origins[block][key] = quoting or version.sources
     return replace(version, edits=edits, origins=origins)

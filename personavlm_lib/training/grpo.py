@@ -8,13 +8,14 @@ Launch: python -m personavlm_lib.training.grpo --config CONFIG.yaml
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from personavlm_lib.agent.prompt_sets import PromptSet
-from personavlm_lib.agent.respond import AgentSettings, respond
+from personavlm_lib.agent.respond import AgentSettings, respond, training_top_k
 from personavlm_lib.benchmark.lives import as_query, read_lives
 from personavlm_lib.benchmark.mixtures import rl_questions
 from personavlm_lib.benchmark.questions import Question
@@ -96,9 +97,7 @@ class Rollout:
 
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
         self.stores, self.cases, self.config = stores, cases, config
-        self.settings = AgentSettings(
-            PromptSet(config["prompts"]), random_top_k=True, max_tokens=config["max_tokens"]
-        )
+        self.settings = AgentSettings(PromptSet(config["prompts"]), max_tokens=config["max_tokens"])
         self.retriever = PAPER_RETRIEVER
 
     def first_ask(self, question: Question) -> str:
@@ -108,7 +107,8 @@ class Rollout:
         """Draws by step and row alone: a resumed training so draws what an unbroken one does."""
         rng = random.Random(f"{self.config['seed']} {step} {row}")
         view = self.stores[question.user].as_of(question.time)
-        return respond(as_query(question), view, self.retriever, self.settings, rng=rng)
+        settings = replace(self.settings, top_k=training_top_k(rng))
+        return respond(as_query(question), view, self.retriever, settings)
 
     def __call__(self, prompts: list, trainer: GRPOTrainer) -> dict:
         """One trajectory per prompt, same order: ids, the mask of what the model wrote, and columns for the reward."""

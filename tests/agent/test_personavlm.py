@@ -1,4 +1,4 @@
-"""It answers at once and remembers when idle; whatever stops it, each update is done once, and none is lost."""
+"""The assistant answers at once and updates in the background; each update happens exactly once."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,11 +20,14 @@ from personavlm_lib.models.engine import run_trajectories
 NANO = PromptSet("nano")
 START = datetime(2024, 3, 4, 9)
 MINUTES = (0, 5, 20, 200, 210, 500)
+PERSONALITY = (
+    '"openness": 4\n"conscientiousness": 4\n"extraversion": 4\n"agreeableness": 2\n"neuroticism": 3'
+)
 PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_history", "rejected")
 
 
-class Words:
-    """An encoder without a model: texts are alike by their letters."""
+class LetterEncoder:
+    """An encoder without a model: the similarity of texts is that of their letter counts."""
 
     name = "letters"
 
@@ -40,10 +43,10 @@ class Words:
 
 @dataclass
 class Model:
-    """Answers by purpose, always the same to the same; can be held up, and can break down."""
+    """Deterministic replies by purpose; can be held up, and can fail."""
 
     holds: tuple[str, ...] = ()  # purposes that wait for `go`
-    breaks: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()  # purposes that raise
     go: Event = field(default_factory=Event)
     reached: Event = field(default_factory=Event)
     asks: list = field(default_factory=list)
@@ -57,21 +60,23 @@ class Model:
     def _reply(self, ask):
         self.asks.append(ask)
         if ask.purpose in self.breaks:
-            raise ConnectionError("the model is not there")
+            raise ConnectionError("the model is unreachable")
         if ask.purpose in self.holds:
             self.reached.set()
             assert self.go.wait(10)
-        about = ask.subject[-1] if isinstance(ask.subject, list) else ask.subject
+        subject = ask.subject[-1] if isinstance(ask.subject, list) else ask.subject
         return {
-            "respond": f"<think>hm</think>\n<answer>yes, {about.user}</answer>",
-            "personality": "\n".join(
-                f'"{t}": {4}' for t in ("openness", "conscientiousness", "extraversion")
-            )
-            + '\n"agreeableness": 2\n"neuroticism": 3',
-            "semantic": f'"reason": new\n"decision": true\n"content": {about.user}\n"keywords": words',
-            "core": f'"name": Kai\n"last": {about.user}',
-            "procedural": f'"habit": says {about.user}',
-            "episodic": f'"topic_summary": until {about.user}\n"keywords": words\n"source_dialog_indices": 0, 1',
+            "respond": f"<think>hm</think>\n<answer>yes, {subject.user}</answer>",
+            "personality": PERSONALITY,
+            "semantic": (
+                f'"reason": new\n"decision": true\n"content": {subject.user}\n"keywords": words'
+            ),
+            "core": f'"name": Kai\n"last": {subject.user}',
+            "procedural": f'"habit": says {subject.user}',
+            "episodic": (
+                f'"topic_summary": until {subject.user}\n"keywords": words\n'
+                '"source_dialog_indices": 0, 1'
+            ),
         }[ask.purpose]
 
 
@@ -84,9 +89,9 @@ def contents(store):
     return {part: getattr(view, part) for part in PARTS}
 
 
-def lived(minutes=MINUTES):
-    """What `live` makes of the same conversation, its last session not over yet."""
-    store = MemoryStore.in_memory(Words())
+def replayed(minutes=MINUTES):
+    """Memory after replaying the same conversation, with its last session still open."""
+    store = MemoryStore.in_memory(LetterEncoder())
     turns = [Turn(at(m), f"turn {n}", f"yes, turn {n}") for n, m in enumerate(minutes)]
     run_trajectories(
         [replay_conversation(store, turns, NANO, written_by="m", until=at(minutes[-1]))], Model()
@@ -96,34 +101,35 @@ def lived(minutes=MINUTES):
 
 @pytest.fixture
 def store():
-    with MemoryStore.in_memory(Words()) as store:
+    with MemoryStore.in_memory(LetterEncoder()) as store:
         yield store
 
 
-def test_chatting_leaves_what_living_through_the_conversation_does(store):
+def test_chat_leaves_the_same_memory_as_replaying_the_conversation(store):
     with PersonaVLM(store, Model(), NANO, name="m") as assistant:
         replies = [assistant.chat(f"turn {n}", time=at(m)) for n, m in enumerate(MINUTES)]
         assert replies == [f"yes, turn {n}" for n in range(len(MINUTES))]
         assistant.flush()
-        assert contents(store) == lived() and len(store.as_of().episodes) == 2
-        assert [job.work for job in store.pending()] == ["session"]  # the last is not over
+        assert contents(store) == replayed() and len(store.as_of().episodes) == 2
+        # The last session is still open.
+        assert [job.work for job in store.pending()] == ["session"]
         assistant.flush(at(MINUTES[-1]) + SESSION_GAP)
         assert store.pending() == [] and [episode.turns for episode in assistant.memory.episodes][
             2:
         ] == [(5,)]
 
 
-def test_a_reply_does_not_wait_and_has_the_last_turns_before_its_eyes(store):
+def test_reply_sees_recent_turns_without_waiting_for_updates(store):
     model = Model(holds=("personality",))
     with PersonaVLM(store, model, NANO) as assistant:
         assistant.chat("my cat is Miso", time=at(0))
         assert model.reached.wait(10)
-        # the worker holds the model's lock now; the next reply waits for that one generation alone
+        # The worker holds the model's lock: the next reply waits for that one generation only.
         model.holds = ()
         model.go.set()
         assert assistant.chat("what is my cat?", time=at(3)) == "yes, what is my cat?"
-        shown = [ask.text for ask in model.asks if ask.purpose == "respond"][-1]
-        assert "my cat is Miso" in shown
+        requests = [ask.text for ask in model.asks if ask.purpose == "respond"]
+        assert "my cat is Miso" in requests[-1]
         assistant.flush()
         assert [memory.content for memory in store.as_of().semantic] == [
             "my cat is Miso",
@@ -131,7 +137,7 @@ def test_a_reply_does_not_wait_and_has_the_last_turns_before_its_eyes(store):
         ]
 
 
-def test_a_new_session_begins_with_the_last_one_remembered(store):
+def test_new_session_waits_for_the_updates_of_the_previous_one(store):
     model = Model()
     with PersonaVLM(store, model, NANO) as assistant:
         for n, minutes in enumerate((0, 10, 71)):
@@ -140,7 +146,7 @@ def test_a_new_session_begins_with_the_last_one_remembered(store):
         assert purposes.index("episodic") < [i for i, p in enumerate(purposes) if p == "respond"][2]
 
 
-def test_asking_leaves_nothing(store):
+def test_ask_stores_nothing(store):
     with PersonaVLM(store, Model(), NANO) as assistant:
         assistant.chat("hello", time=at(0))
         assistant.flush()
@@ -150,45 +156,49 @@ def test_asking_leaves_nothing(store):
 
 
 @pytest.mark.parametrize("broken", ["personality", "semantic", "core", "procedural", "episodic"])
-def test_what_stops_the_worker_is_told_and_nothing_is_lost_or_doubled(tmp_path, broken):
+def test_failed_update_is_raised_and_neither_lost_nor_repeated(tmp_path, broken):
     with (
-        MemoryStore(tmp_path, Words()) as store,
+        MemoryStore(tmp_path, LetterEncoder()) as store,
         PersonaVLM(store, Model(breaks=(broken,)), NANO, name="m") as first,
     ):
         for n, minutes in enumerate(MINUTES[:3]):
             first.chat(f"turn {n}", time=at(minutes))
-        with pytest.raises(ConnectionError, match="not there"):
+        with pytest.raises(ConnectionError, match="unreachable"):
             first.flush(at(200))
         assert store.pending()
     with (
-        MemoryStore(tmp_path, Words()) as store,
+        MemoryStore(tmp_path, LetterEncoder()) as store,
         PersonaVLM(store, Model(), NANO, name="m") as second,
     ):
         for n, minutes in enumerate(MINUTES[3:], 3):
             second.chat(f"turn {n}", time=at(minutes))
         second.flush()
-        assert contents(store) == lived()
+        assert contents(store) == replayed()
 
 
-def test_opening_goes_on_with_what_is_pending(tmp_path):
-    with MemoryStore(tmp_path, Words()) as store:
-        for n, minutes in enumerate(MINUTES):  # a conversation that was had elsewhere
+def test_opening_continues_pending_updates(tmp_path):
+    with MemoryStore(tmp_path, LetterEncoder()) as store:
+        for n, minutes in enumerate(MINUTES):  # a conversation recorded elsewhere
             store.add_turn(Turn(at(minutes), f"turn {n}", f"yes, turn {n}"), pending=True)
     with (
-        MemoryStore(tmp_path, Words()) as store,
+        MemoryStore(tmp_path, LetterEncoder()) as store,
         PersonaVLM(store, Model(), NANO, name="m") as assistant,
     ):
         assistant.flush()
-        assert contents(store) == lived()
+        assert contents(store) == replayed()
 
 
-def test_two_on_one_memory_double_nothing(tmp_path):
+def test_two_assistants_on_one_memory_do_not_repeat_updates(tmp_path):
     model = Model(holds=("semantic",))
-    with MemoryStore(tmp_path, Words()) as one, MemoryStore(tmp_path, Words()) as other:
+    with (
+        MemoryStore(tmp_path, LetterEncoder()) as one,
+        MemoryStore(tmp_path, LetterEncoder()) as other,
+    ):
         with PersonaVLM(one, model, NANO, name="m") as first:
             first.chat("turn 0", time=at(0))
             assert model.reached.wait(10)
-            with PersonaVLM(other, Model(), NANO, name="m") as second:  # sees the same pending work
+            # The second assistant sees the same pending updates.
+            with PersonaVLM(other, Model(), NANO, name="m") as second:
                 second.flush()
             model.go.set()
             first.flush()
@@ -198,7 +208,7 @@ def test_two_on_one_memory_double_nothing(tmp_path):
         )
 
 
-def test_what_is_forgotten_while_a_model_writes_about_it_is_not_written(store):
+def test_update_of_a_turn_forgotten_meanwhile_is_not_written(store):
     model = Model(holds=("semantic",))
     with PersonaVLM(store, model, NANO) as assistant:
         store.add_turn(Turn(at(0), "keep this", "ok"))
@@ -211,11 +221,11 @@ def test_what_is_forgotten_while_a_model_writes_about_it_is_not_written(store):
         assert [turn.user for turn in store.as_of().turns] == ["keep this"]
 
 
-def test_images_are_kept_and_bad_ones_refused_before_anything_is_remembered(tmp_path):
+def test_valid_images_are_stored_and_invalid_ones_store_nothing(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
     (tmp_path / "note.png").write_text("no image")
     with (
-        MemoryStore(tmp_path / "kai", Words()) as store,
+        MemoryStore(tmp_path / "kai", LetterEncoder()) as store,
         PersonaVLM(store, Model(), NANO) as assistant,
     ):
         assistant.chat("look <img>", [str(tmp_path / "cat.png")], at(0))
@@ -229,11 +239,11 @@ def test_images_are_kept_and_bad_ones_refused_before_anything_is_remembered(tmp_
         assert turn.images == (str(tmp_path / "kai" / "images" / "turn00000_0.png"),)
 
 
-def test_a_time_that_is_none_or_runs_backwards_is_refused(store):
+def test_invalid_and_backward_times_are_rejected(store):
     with PersonaVLM(store, Model(), NANO, Retriever()) as assistant:
         assistant.chat("hello", time=at(10))
         with pytest.raises(ValueError, match="'tomorrow': give a datetime"):
             assistant.chat("hello", time="tomorrow")
-        with pytest.raises(ValueError, match="do not run backwards"):
+        with pytest.raises(ValueError, match="must not go backwards"):
             assistant.ask("hello", time=at(9))
         assert len(store.as_of().turns) == 1

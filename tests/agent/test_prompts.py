@@ -1,4 +1,4 @@
-"""Two prompt sets with the same slots; a slot that is forgotten is an error, a changed file another hash."""
+"""Both prompt sets have the same slots; missing slots raise, and changed files change the hash."""
 
 import re
 import shutil
@@ -17,39 +17,49 @@ SETS = ("nano", "full")
 TURN = Turn(datetime(2024, 3, 6, 9), "look at my cup <img>", "noted", ("a.png",))
 SLOTS = {
     "respond": dict(
-        query=TURN, context=[TURN], concepts=[], core={"name": "alice"}, levels=trait_levels(BigFive.neutral()),
-        personality=summarize_profile(BigFive.neutral()), closing=False,
+        query=TURN,
+        context=[TURN],
+        concepts=[],
+        core={"name": "alice"},
+        levels=trait_levels(BigFive.neutral()),
+        personality=summarize_profile(BigFive.neutral()),
+        closing=False,
     ),
-    "retrieved": dict(query=TURN, found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True),
+    "retrieved": dict(
+        query=TURN,
+        found=Retrieved(procedural=[("yoga", "every monday i do yoga")]),
+        closing=True,
+    ),
     "personality": dict(turn=TURN, context=[TURN], core={}),
     "semantic": dict(turn=TURN, context=[TURN], core={}),
     "core": dict(session=[TURN, TURN], core={"name": "alice"}),
     "procedural": dict(session=[TURN], core={}, procedural={"yoga": "every monday i do yoga"}),
     "episodic": dict(session=[TURN, TURN], core={}),
-}  # fmt: skip
+}
 
 
-def test_both_sets_hold_the_same_templates():
+def test_both_sets_have_the_same_templates():
     files = [{path.stem for path in (FOLDER / name).glob("*.j2")} - {"macros"} for name in SETS]
     assert files[0] == files[1] == set(SLOTS)
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("template", SLOTS)
-def test_every_template_is_filled_from_the_same_slots_and_refuses_to_miss_one(name, template):
+def test_template_accepts_the_common_slots_and_rejects_missing_ones(name, template):
     text = PromptSet(name)(template, **SLOTS[template])
     assert text and "{" not in text and text == text.strip()
     with pytest.raises(jinja2.UndefinedError):
         PromptSet(name)(template)
 
 
-def test_nano_prompts_show_what_the_model_needs():
+def test_nano_prompts_contain_profile_calendar_and_context():
     text = PromptSet("nano")("respond", **SLOTS["respond"])
     assert "my name is alice" in text and "openness mid" in text and "answer now" not in text
-    assert (
-        "today wednesday 2024-03-06 this morning 2024-03-06 yesterday 2024-03-05 last monday 2024-03-04"
-        in text
+    calendar = (
+        "today wednesday 2024-03-06 this morning 2024-03-06 yesterday 2024-03-05 "
+        "last monday 2024-03-04"
     )
+    assert calendar in text
     assert "last friday 2024-03-01 last thursday 2024-02-29 two weeks ago 2024-02-21" in text
     assert "2024-03-06 user look at my cup <img> assistant noted" in text
     closing = PromptSet("nano")("respond", **SLOTS["respond"] | {"closing": True})
@@ -60,7 +70,7 @@ def test_nano_prompts_show_what_the_model_needs():
     ]
 
 
-def test_a_changed_file_changes_the_hash(tmp_path, monkeypatch):
+def test_changed_file_changes_the_hash(tmp_path, monkeypatch):
     assert (
         PromptSet("nano").hash() != PromptSet("full").hash() and len(PromptSet("nano").hash()) == 12
     )

@@ -1,3 +1,5 @@
+"""Reply parsers: the exact format, the dialect of released weights, and arbitrary text."""
+
 import random
 from datetime import datetime
 
@@ -8,13 +10,15 @@ from personavlm_lib.agent import protocol_writer
 from personavlm_lib.benchmark.questions import match_option
 from personavlm_lib.memory.records import TRAITS, BigFive
 
-TIDY = '<think>look it up</think>\n<retrieve>\n"keywords": "my drink, cola"\n"start_time": "2024-04-23 15:25"\n'
-TIDY += '"end_time": "null"\n</retrieve>'
+RETRIEVE = (
+    '<think>look it up</think>\n<retrieve>\n"keywords": "my drink, cola"\n'
+    '"start_time": "2024-04-23 15:25"\n"end_time": "null"\n</retrieve>'
+)
 
 
-def test_a_tidy_search_and_a_tidy_answer_have_no_errors():
+def test_correct_retrieval_and_answer_have_no_errors():
     wanted = p.RetrieveArgs("my drink, cola", datetime(2024, 4, 23, 15, 25), None)
-    assert p.parse_step(TIDY) == p.Step("look it up", wanted, None, ())
+    assert p.parse_step(RETRIEVE) == p.Step("look it up", wanted, None, ())
     assert p.parse_step("<think>so</think><answer>Cola, at 7:30 😀</answer>") == p.Step(
         "so", None, "Cola, at 7:30 😀"
     )
@@ -22,7 +26,7 @@ def test_a_tidy_search_and_a_tidy_answer_have_no_errors():
 
 @pytest.mark.parametrize("separator", ["\n", " "])
 @pytest.mark.parametrize("quote", [True, False])
-def test_what_the_oracle_writes_is_read_back(separator, quote):
+def test_written_replies_are_parsed_back(separator, quote):
     start, end = datetime(2024, 1, 2, 3, 4), datetime(2024, 5, 6, 7, 8)
     for args in (("my drink", None, None), ("runs at 7:30", start, end), ("tea, cats", None, end)):
         step = p.parse_step(
@@ -63,15 +67,15 @@ def test_what_the_oracle_writes_is_read_back(separator, quote):
     assert p.parse_core(protocol_writer.write_pairs(core, separator=separator, quote=quote)) == core
 
 
-def test_quoted_values_survive_whatever_they_hold():
-    nasty = {
+def test_quoted_values_with_special_characters_are_parsed_back():
+    values = {
         "a b": 'she said "now": yes',
         "c": 'x\ny\n"z"',
         "d": '"',
         "e": 'key\n"a": 1',
         "f": "\\n, \\",
     }
-    assert p.parse_pairs(protocol_writer.write_pairs(nasty)) == nasty
+    assert p.parse_pairs(protocol_writer.write_pairs(values)) == values
 
 
 @pytest.mark.parametrize(
@@ -88,16 +92,16 @@ def test_quoted_values_survive_whatever_they_hold():
         ("<think>a</think><answer></answer>", "empty <answer>"),
         ("<answer>x</answer><think>a</think>", "<think> after the action"),
         ("<think>a</think><answer>x</answer><answer>y</answer>", "more than one <answer>"),
-        (TIDY + "<answer>x</answer>", "both <answer> and <retrieve>"),
+        (RETRIEVE + "<answer>x</answer>", "both <answer> and <retrieve>"),
         ("<think>a <answer>x</answer></think>", "block inside <think>"),
-        (TIDY.replace("04-23", "02-31"), "bad start_time"),
-        (TIDY.replace('"null"', "soon"), "bad end_time"),
-        (TIDY.replace('"null"', "2023-01-01 00:00"), "end_time before start_time"),
-        (TIDY.replace("my drink, cola", ""), "empty keywords"),
-        (TIDY.replace('"end_time"', '"until"'), "no end_time"),
+        (RETRIEVE.replace("04-23", "02-31"), "bad start_time"),
+        (RETRIEVE.replace('"null"', "soon"), "bad end_time"),
+        (RETRIEVE.replace('"null"', "2023-01-01 00:00"), "end_time before start_time"),
+        (RETRIEVE.replace("my drink, cola", ""), "empty keywords"),
+        (RETRIEVE.replace('"end_time"', '"until"'), "no end_time"),
     ],
 )
-def test_what_is_wrong_is_said_and_the_rest_is_read(text, error):
+def test_format_error_is_reported_and_the_rest_is_parsed(text, error):
     step = p.parse_step(text)
     assert error in step.errors
     if "x" in text:
@@ -105,7 +109,7 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(text, error):
         assert step.think in ("a", "look it up", None)
 
 
-def test_reasoning_may_speak_of_tags():
+def test_reasoning_may_mention_tags():
     step = p.parse_step("<think>no <retrieve> is needed</think><answer>x</answer>")
     assert (step.think, step.retrieve, step.answer, step.errors) == (
         "no <retrieve> is needed",
@@ -116,7 +120,7 @@ def test_reasoning_may_speak_of_tags():
 
 
 @pytest.mark.parametrize("end", ['"null"', "null", "None", '""', "", '"NULL"'])
-def test_open_ends(end):
+def test_null_times_are_open_ends(end):
     args = p.parse_step(
         f'<retrieve>"keywords": tea, "start_time": 2024-04-23 15:25, "end_time": {end}</retrieve>'
     ).retrieve
@@ -133,8 +137,11 @@ def test_open_ends(end):
         "2024/4/23 15:25",
     ],
 )
-def test_ways_to_write_a_time(written):
-    text = f'<retrieve>\n"keywords"：“tea，cats”\n"start_time"：{written}\n"end_time": "2024-04-24"\n</retrieve>'
+def test_time_formats(written):
+    text = (
+        f'<retrieve>\n"keywords"：“tea，cats”\n"start_time"：{written}\n'
+        '"end_time": "2024-04-24"\n</retrieve>'
+    )
     assert p.parse_step(text).retrieve == p.RetrieveArgs(
         "tea, cats", datetime(2024, 4, 23, 15, 25), datetime(2024, 4, 24, 23, 59)
     )
@@ -164,18 +171,21 @@ def test_ways_to_write_a_time(written):
         ("{}", {}),
     ],
 )
-def test_pairs_in_the_dialect(text, pairs):
+def test_pairs_in_the_dialect_of_released_weights(text, pairs):
     assert p.parse_pairs(text) == pairs
 
 
-def test_core_and_procedural():
+def test_core_and_procedural_replies():
     assert p.parse_core('"name": Ann\n"age": null\n"job": ""') == {"name": "Ann", "job": ""}
     many = "\n".join(f'"habit {i}": runs {i}' for i in range(7))
     assert list(p.parse_procedural(many)) == [f"habit {i}" for i in range(7)]
 
 
-def test_personality():
-    text = '"openness": {}\n"conscientiousness": "4"\n"extraversion": 3/5\n"Agreeableness": [2]\n"neuroticism": 1 (calm)'
+def test_personality_reply():
+    text = (
+        '"openness": {}\n"conscientiousness": "4"\n"extraversion": 3/5\n'
+        '"Agreeableness": [2]\n"neuroticism": 1 (calm)'
+    )
     assert p.parse_personality(text.format(5)) == BigFive(5.0, 4.0, 3.0, 2.0, 1.0)
     for wrong in (6, 0, -1, 30, "high", ""):
         assert p.parse_personality(text.format(wrong)) is None
@@ -185,9 +195,11 @@ def test_personality():
     assert p.parse_personality('"openness": 3') is None
 
 
-def test_semantic():
-    text = 'Sure!\n"reason": said "my cat", at 7:30\n"decision": True // yes\n"content": my cat Miso (Image Object: cat)\n'
-    text += '"keywords": ["cat", "Miso"]'
+def test_semantic_reply():
+    text = (
+        'Sure!\n"reason": said "my cat", at 7:30\n"decision": True // yes\n'
+        '"content": my cat Miso (Image Object: cat)\n"keywords": ["cat", "Miso"]'
+    )
     reply = p.parse_semantic(text)
     assert reply == p.SemanticReply(
         'said "my cat", at 7:30', True, "my cat Miso (Image Object: cat)", "cat, Miso"
@@ -212,29 +224,32 @@ def test_semantic():
     ("written", "indices"),
     [("0", (0,)), ("0, 2, 3", (0, 2, 3)), ("[0, 2]", (0, 2)), ("[\n 0,\n 2\n]", (0, 2))],
 )
-def test_episodes_restart_at_their_summary(written, indices):
-    topic = '"topic_summary": Ann talked of tea, at 7:30.\n"keywords": tea，cup\n"source_dialog_indices": {}\n'
+def test_each_topic_summary_starts_an_episode(written, indices):
+    topic = (
+        '"topic_summary": Ann talked of tea, at 7:30.\n"keywords": tea，cup\n'
+        '"source_dialog_indices": {}\n'
+    )
     replies = p.parse_episodes("Topics:\n" + topic.format(written) + topic.format("none"))
     assert replies == [
         p.EpisodeReply("Ann talked of tea, at 7:30.", "tea, cup", got) for got in (indices, ())
     ]
 
 
-def test_image_object():
+def test_image_object_names_description_and_class():
     assert p.image_object("（Image Object：cat）") == ("", "cat")
     assert p.image_object("my cup (image object: <red cup>).") == ("my cup", "red cup")
     assert p.image_object("my cup (red)") is None and p.image_object("(Image Object: )") is None
 
 
-def test_no_text_whatever_raises():
+def test_no_text_raises():
     rng = random.Random(0)
-    seeds = [
-        TIDY,
+    samples = [
+        RETRIEVE,
         protocol_writer.write_answer("a", "b"),
         '"topic_summary": x\n"source_dialog_indices": [0, 2]',
         "（Image Object: a）",
     ]
-    seeds.append(
+    samples.append(
         protocol_writer.write_pairs(dict.fromkeys(TRAITS, 3)) + '"decision": True\n"content": "x"'
     )
     pieces = [
@@ -267,7 +282,7 @@ def test_no_text_whatever_raises():
         "\u2028",
     ]
     for _ in range(2000):
-        text = rng.choice(seeds)
+        text = rng.choice(samples)
         for _ in range(rng.randint(1, 5)):
             i, j = sorted(rng.randint(0, len(text)) for _ in range(2))
             text = text[:i] + rng.choice(pieces) + (text[i:] if rng.random() < 0.6 else text[j:])

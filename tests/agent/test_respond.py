@@ -1,4 +1,4 @@
-"""Algorithm 1, lines 4-16: what the model is shown, what it may look up, and when it has to answer."""
+"""Algorithm 1, lines 4-16: what the model sees, what it can retrieve, and when it must answer."""
 
 import random
 from datetime import datetime, timedelta
@@ -34,11 +34,14 @@ def day(n):
 
 @pytest.fixture
 def store(tmp_path):
-    """Four drinks told on four days, a friend's music, and two shown things; each turn a session and an episode."""
+    """Four drinks on four days, a friend's music, and photos of two things.
+
+    Each turn is a session of its own and has an episode.
+    """
     store = MemoryStore.in_memory()
-    said = [f"my drink is {drink}" for drink in DRINKS] + ["alice music is jazz"]
-    said += ["look at my cup <img>", "look at my hat <img>"]
-    for n, text in enumerate(said):
+    texts = [f"my drink is {drink}" for drink in DRINKS] + ["alice music is jazz"]
+    texts += ["look at my cup <img>", "look at my hat <img>"]
+    for n, text in enumerate(texts):
         images = (f"photo{n}.png",) if "<img>" in text else ()
         turn = store.add_turn(Turn(day(n + 1), text, "noted", images))
         when = dict(happened_from=turn.time, happened_to=turn.time)
@@ -63,7 +66,7 @@ def ask(store, script, lines, query="what is my drink now ?", images=(), **rest)
     return model, run_trajectories([respond(turn, store.as_of(NOW), Retriever(), **rest)], model)[0]
 
 
-def test_it_looks_up_and_then_answers(store, script):
+def test_agent_retrieves_and_then_answers(store, script):
     lines = [look_up("my drink milk"), look_up("alice music"), ANSWER]
     model, response = ask(store, script, lines)
     assert (response.answer, response.unfinished, response.raw) == ("milk", False, ANSWER)
@@ -86,27 +89,26 @@ def test_it_looks_up_and_then_answers(store, script):
     assert set(response.retrieved_turns) >= {0, 1, 2, 3, 4}
 
 
-def test_nothing_comes_back_twice_in_a_trajectory(store, script):
+def test_no_memory_is_retrieved_twice_in_a_trajectory(store, script):
     _, response = ask(store, script, [look_up("my drink")] * 3 + [ANSWER])
     assert len(response.retrieved_ids) == len(set(response.retrieved_ids)) > 12
     assert response.retrieved[0].ids != response.retrieved[1].ids
 
 
-def test_other_keywords_and_another_period_bring_other_memories_back(store, script):
-    """Of two trajectories that differ in one sampled reply alone."""
+def test_keywords_and_period_decide_what_is_retrieved(store, script):
+    """Two trajectories that differ only in one sampled reply retrieve different memories."""
 
-    def found(*args):
+    def retrieve(*args):
         model, response = ask(store, script, [look_up(*args), ANSWER])
         return {m.content for m in response.retrieved[0].semantic}, model.asks[1].text
 
-    drinks, shown = found("my drink")
-    music, other_shown = found("alice music jazz")
-    assert drinks != music and "alice music is jazz" in music and shown != other_shown
-    early, early_shown = found("my drink", datetime(2024, 3, 1), datetime(2024, 3, 2, 23, 59))
-    assert (
-        early == {"my drink is tea", "my drink is coffee"} and "my drink is milk" not in early_shown
-    )
-    late, _ = found("my drink", datetime(2024, 3, 4), None)
+    drinks, drinks_prompt = retrieve("my drink")
+    music, music_prompt = retrieve("alice music jazz")
+    assert drinks != music and "alice music is jazz" in music and drinks_prompt != music_prompt
+    early, early_prompt = retrieve("my drink", datetime(2024, 3, 1), datetime(2024, 3, 2, 23, 59))
+    assert early == {"my drink is tea", "my drink is coffee"}
+    assert "my drink is milk" not in early_prompt
+    late, _ = retrieve("my drink", datetime(2024, 3, 4), None)
     assert "my drink is milk" in late and not late & early
 
 
@@ -129,13 +131,13 @@ def test_at_most_four_generations(store, script):
 @pytest.mark.parametrize(
     "line", ["", "milk", "<think>hm</think>", "<retrieve>\n</retrieve>", "<answer>"]
 )
-def test_a_reply_without_an_action_ends_it_without_a_search(store, script, line):
+def test_reply_without_an_action_ends_the_trajectory(store, script, line):
     model, response = ask(store, script, [line])
     assert len(model.asks) == 1 and response.retrieved == [] and not response.answer
     assert response.steps[0].errors
 
 
-def test_an_image_in_the_query_is_recognised_before_the_first_ask(store, script):
+def test_query_image_is_recognized_before_the_first_request(store, script):
     events = []
 
     def recognize(query, view):
@@ -146,13 +148,13 @@ def test_an_image_in_the_query_is_recognised_before_the_first_ask(store, script)
     model, response = ask(store, script, [look_up("my cup"), ANSWER], **query)
     assert events == [("query.png",)]
     assert "seen my cup" in model.asks[0].text and model.asks[0].images == ("query.png",)
-    assert "semantic:5" not in response.retrieved_ids  # it stands in the first ask already
+    assert "semantic:5" not in response.retrieved_ids  # it is in the first request already
     model, _ = ask(store, script, [ANSWER], recognize=recognize)
     assert len(events) == 1 and "seen" not in model.asks[0].text
 
 
 @pytest.mark.parametrize("name", ["nano", "full"])
-def test_images_stand_in_the_order_of_their_marks(store, script, name):
+def test_images_are_in_the_order_of_their_marks(store, script, name):
     store.add_turn(
         Turn(
             NOW - timedelta(minutes=10),
@@ -166,17 +168,17 @@ def test_images_stand_in_the_order_of_their_marks(store, script, name):
     before = [part.split("\n")[-1] for part in first.text.split("<img>")[:-1]]
     assert first.images == ("c0", "c1", "q")
     assert [part.split()[-2] for part in before] == ["bob", "bob", "this"]
-    # crops beside the facts, photographs beside the words with which they were shown
+    # Crops belong to the facts, photos to the turns that showed them.
     lines = [part.split("\n")[-1] for part in second.text.split("<img>")[:-1]]
     number = {"cup": 5, "hat": 6}
-    wanted = [
+    expected = [
         f"{'photo' if 'look at' in line else 'crop'}{number[line.split()[-1]]}.png"
         for line in lines
     ]
-    assert list(second.images) == wanted and len(set(wanted)) == 4
+    assert list(second.images) == expected and len(set(expected)) == 4
 
 
-def test_the_last_hour_is_shown_and_not_looked_up(store, script):
+def test_last_hour_is_in_the_context_and_not_retrieved(store, script):
     turn = store.add_turn(Turn(NOW - timedelta(minutes=30), "my drink is chai", "noted"))
     store.add_semantic(
         SemanticMemory(
@@ -190,7 +192,7 @@ def test_the_last_hour_is_shown_and_not_looked_up(store, script):
     assert "coffee" in model.asks[0].text and "chai" not in model.asks[0].text
 
 
-def test_what_is_learned_later_is_not_seen(store, script):
+def test_later_memories_are_invisible(store, script):
     store.add_turn(Turn(NOW + timedelta(days=1), "my drink is sprite"))
     after = NOW + timedelta(days=1)
     store.add_semantic(SemanticMemory("my drink is sprite", "", after, after, after, sources=(7,)))
@@ -201,21 +203,19 @@ def test_what_is_learned_later_is_not_seen(store, script):
     )
 
 
-def test_training_draws_top_k_anew_from_the_papers_ranges(store, script):
-    drawn = {training_top_k(random.Random(n)) for n in range(200)}
-    assert drawn == {TopK(2, s, e) for s in (3, 4, 5, 6) for e in (2, 3, 4, 5)}
+def test_training_top_k_covers_the_ranges_of_the_paper(store, script):
+    draws = {training_top_k(random.Random(n)) for n in range(200)}
+    assert draws == {TopK(2, s, e) for s in (3, 4, 5, 6) for e in (2, 3, 4, 5)}
     sizes = set()
     for n in range(12):
-        settings = AgentSettings(random_top_k=True)
-        _, response = ask(
-            store, script, [look_up("my drink"), ANSWER], settings=settings, rng=random.Random(n)
-        )
+        settings = AgentSettings(top_k=training_top_k(random.Random(n)))
+        _, response = ask(store, script, [look_up("my drink"), ANSWER], settings=settings)
         sizes.add((len(response.retrieved[0].semantic), len(response.retrieved[0].episodic)))
     assert len(sizes) > 4
 
 
-def test_without_reasoning_one_generation_must_do(store, script):
-    """w/o Reasoning (Table 8): what one search of the question's own words found is shown at once."""
+def test_without_reasoning_the_model_generates_once(store, script):
+    """w/o Reasoning (Table 8): the first request has the results of one search by the question."""
     found = Retriever().retrieve(store.as_of(NOW), "my drink is milk")
     model, response = ask(store, script, [look_up("alice music")], found=found)
     assert len(model.asks) == 1 and response.unfinished and response.retrieved == [found]

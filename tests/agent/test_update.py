@@ -1,4 +1,4 @@
-"""Algorithm 1, lines 1-3 and 17-19: what a reply leaves in memory, since when it is known, and what leaves it alone."""
+"""Algorithm 1, lines 1-3 and 17-19: what replies change in memory, and since when it is known."""
 
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ SKIP = '"reason": small talk\n"decision": false\n"content": \n"keywords": '
 CORE = '"name": alice\n"city": rome\n"job": nurse'
 HABIT = '"yoga": every monday i do yoga'
 TOPICS = '"topic_summary": drinks\n"keywords": drink\n"source_dialog_indices": 0, 1'
-NOTHING = [
+UNUSABLE = [
     "",
     "no",
     '"decision": perhaps',
@@ -49,7 +49,7 @@ def contents(store):
     return *known, view.personality.profile if view.personality else BigFive.neutral()
 
 
-def test_a_turn_moves_the_profile_and_leaves_a_memory(store, script):
+def test_turn_moves_the_profile_and_adds_a_memory(store, script):
     run_trajectories(
         [update_turn(store, turn(store), NANO, written_by="sft")], script([HIGH, KEEP])
     )
@@ -69,13 +69,13 @@ def test_a_turn_moves_the_profile_and_leaves_a_memory(store, script):
     assert view.personality.profile.openness > 3.9 and view.personality.profile.extraversion < 2.1
 
 
-def test_a_no_keeps_nothing(store, script):
+def test_negative_decision_stores_nothing(store, script):
     run_trajectories([update_turn(store, turn(store), NANO)], script([HIGH, SKIP]))
     assert store.as_of().semantic == []
 
 
-@pytest.mark.parametrize("bad", NOTHING)
-def test_a_reply_that_cannot_be_read_leaves_the_memory_as_it_was(store, script, bad):
+@pytest.mark.parametrize("bad", UNUSABLE)
+def test_unreadable_reply_leaves_the_memory_unchanged(store, script, bad):
     first = turn(store)
     run_trajectories([update_turn(store, first, NANO)], script([HIGH, KEEP]))
     run_trajectories([update_session(store, [first], NANO)], script([CORE, HABIT, TOPICS]))
@@ -85,16 +85,17 @@ def test_a_reply_that_cannot_be_read_leaves_the_memory_as_it_was(store, script, 
     run_trajectories([update_turn(store, second, NANO)], script([bad, bad]))
     assert contents(store) == before
     assert store.as_of().personality.observed is None and store.as_of().personality.m == 2
-    whole = '":' not in bad  # else it holds a pair: core and procedural memory take any key
+    # A reply with a pair is readable: core and procedural memory accept any key.
+    unreadable = '":' not in bad
     run_trajectories(
         [update_session(store, [second], NANO)],
-        script([bad if whole else CORE, bad if bad and whole else HABIT, bad]),
+        script([bad if unreadable else CORE, bad if bad and unreadable else HABIT, bad]),
     )
     assert contents(store)[:2] == before[:2] and contents(store)[3:] == before[3:]
     assert contents(store)[2].human == before[2].human
 
 
-def test_an_empty_list_of_habits_drops_them_and_six_are_refused(store, script):
+def test_empty_habits_reply_clears_habits_and_six_are_rejected(store, script):
     session = [turn(store)]
     run_trajectories([update_session(store, session, NANO)], script([CORE, HABIT, TOPICS]))
     run_trajectories(
@@ -109,12 +110,12 @@ def test_an_empty_list_of_habits_drops_them_and_six_are_refused(store, script):
         [update_session(store, [turn(store, minutes=180)], NANO)], script([CORE, six, TOPICS])
     )
     assert store.as_of().procedural.entries == {}
-    (refusal,) = store.as_of().rejected
-    assert (refusal.purpose, refusal.raw, refusal.sources) == ("procedural", six, (2,))
-    assert "at most 5" in refusal.reason
+    (rejected,) = store.as_of().rejected
+    assert (rejected.purpose, rejected.raw, rejected.sources) == ("procedural", six, (2,))
+    assert "at most 5" in rejected.reason
 
 
-def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays(store, script):
+def test_core_update_without_name_or_value_is_rejected(store, script):
     run_trajectories(
         [update_session(store, [turn(store)], NANO, "rl")], script([CORE, HABIT, TOPICS])
     )
@@ -133,7 +134,7 @@ def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays
             bad,
             f"rl/{NANO.label}",
         )
-    reasons = [refusal.reason for refusal in store.as_of().rejected]
+    reasons = [rejected.reason for rejected in store.as_of().rejected]
     assert (
         "name is lost" in reasons[0]
         and "'city' has no value" in reasons[1]
@@ -141,7 +142,7 @@ def test_a_proposal_without_the_name_or_a_value_is_refused_and_the_profile_stays
     )
 
 
-def test_values_keep_their_colons_quotes_emoji_and_line_breaks_through_an_edit(store, script):
+def test_edited_values_keep_colons_quotes_emoji_and_line_breaks(store, script):
     run_trajectories([update_session(store, [turn(store)], NANO)], script([CORE, HABIT, TOPICS]))
     run_at = '"yoga": "at 7:30 \\"sharp\\" 🧘\\nthen tea"\n"read": reads'
     run_trajectories(
@@ -152,19 +153,18 @@ def test_values_keep_their_colons_quotes_emoji_and_line_breaks_through_an_edit(s
     assert [(edit.op, edit.key) for edit in version.edits] == [("change", "yoga"), ("add", "read")]
 
 
-def test_what_is_no_longer_pending_is_not_written(store, script):
-    said = store.add_turn(Turn(START, "my drink is tea", "noted"), pending=True)
+def test_update_that_is_no_longer_pending_is_not_written(store, script):
+    pending_turn = store.add_turn(Turn(START, "my drink is tea", "noted"), pending=True)
     jobs = store.pending()
     assert [(job.work, job.turn) for job in jobs] == [("turn", 0), ("session", 0)]
-    run_trajectories([update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
+    run_trajectories([update_turn(store, pending_turn, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
     after = contents(store)
-    run_trajectories(
-        [update_turn(store, said, NANO, jobs=jobs[:1])], script([HIGH, KEEP])
-    )  # as another process would, later
+    # The same update again, as another process would run it later.
+    run_trajectories([update_turn(store, pending_turn, NANO, jobs=jobs[:1])], script([HIGH, KEEP]))
     assert contents(store) == after and store.pending() == jobs[1:]
 
 
-def test_what_a_session_leaves_is_known_an_hour_after_its_last_turn(store, script):
+def test_session_updates_are_known_an_hour_after_the_last_turn(store, script):
     session = [turn(store, minutes=0), turn(store, minutes=20)]
     run_trajectories([update_session(store, session, NANO, "rl")], script([CORE, HABIT, TOPICS]))
     end = START + timedelta(minutes=20) + SESSION_GAP
@@ -183,7 +183,7 @@ def test_what_a_session_leaves_is_known_an_hour_after_its_last_turn(store, scrip
     assert (episode.happened_from, episode.happened_to) == (START, START + timedelta(minutes=20))
 
 
-def test_indices_of_a_topic_count_within_the_session(store, script):
+def test_topic_indices_count_within_the_session(store, script):
     turn(store)
     session = [
         turn(store, "hello there", 120),
@@ -200,11 +200,11 @@ def recognizer(calls, crop="crop.png"):
     return SimpleNamespace(crop=lambda path, name, folder: calls.append((path, name)) or crop)
 
 
-def test_the_class_name_drives_the_crop(store, script):
-    shown, calls = turn(store, "look at my mug <img>", images=("photo.png",)), []
+def test_class_name_selects_the_crop(store, script):
+    image_turn, calls = turn(store, "look at my mug <img>", images=("photo.png",)), []
     concept = KEEP.replace("my drink is tea", "my mug (Image Object: cup)")
     model = script([HIGH, concept])
-    run_trajectories([update_turn(store, shown, NANO, recognizer(calls))], model)
+    run_trajectories([update_turn(store, image_turn, NANO, recognizer(calls))], model)
     (memory,) = store.as_of().semantic
     assert calls == [("photo.png", "cup")] and all(
         ask.images == ("photo.png",) for ask in model.asks
@@ -213,23 +213,23 @@ def test_the_class_name_drives_the_crop(store, script):
     assert (memory.concept.class_name, memory.concept.crop) == ("cup", "crop.png")
 
 
-def test_without_an_image_or_without_a_find_the_words_remain(store, script):
+def test_concept_without_image_or_crop_keeps_its_text(store, script):
     concept = KEEP.replace("my drink is tea", "my mug (Image Object: cup)")
     calls = []
     run_trajectories(
         [update_turn(store, turn(store, "my mug"), NANO, recognizer(calls))],
         script([HIGH, concept]),
     )
-    shown = turn(store, "look at my mug <img>", 5, images=("photo.png",))
+    image_turn = turn(store, "look at my mug <img>", 5, images=("photo.png",))
     run_trajectories(
-        [update_turn(store, shown, NANO, recognizer(calls, None))], script([HIGH, concept])
+        [update_turn(store, image_turn, NANO, recognizer(calls, None))], script([HIGH, concept])
     )
     assert len(calls) == 1 and [memory.concept for memory in store.as_of().semantic] == [None, None]
     assert "my mug" in store.as_of().semantic[1].content
 
 
-def test_a_mark_that_the_model_writes_promises_no_image(store, script):
-    """Else the prompt that shows the memory would have more marks than images, and the ask would be refused."""
+def test_image_marks_in_replies_are_removed(store, script):
+    """Otherwise a prompt with the memory would have more marks than images and be rejected."""
     written = KEEP.replace("tea", "tea <img>")
     run_trajectories([update_turn(store, turn(store), NANO)], script([HIGH, written]))
     run_trajectories(
@@ -243,15 +243,15 @@ def test_a_mark_that_the_model_writes_promises_no_image(store, script):
     )
 
 
-@pytest.mark.parametrize("bad", NOTHING)
-def test_a_life_is_lived_through_whatever_the_model_says(store, script, bad):
+@pytest.mark.parametrize("bad", UNUSABLE)
+def test_conversation_is_replayed_with_unusable_replies(store, script, bad):
     turns = [Turn(START + timedelta(minutes=m), f"turn {m}", "noted") for m in (0, 10, 100, 300)]
     run_trajectories([replay_conversation(store, turns, NANO)], script([bad] * 100))
     assert [t.index for t in store.as_of().turns] == [0, 1, 2, 3]
     assert len(store.as_of().personality_history) == 4
 
 
-def test_sessions_are_consolidated_in_their_turn_and_the_last_if_it_is_over(store, script):
+def test_each_session_is_consolidated_once_it_has_ended(store, script):
     turns = [Turn(START + timedelta(minutes=m), f"turn {m}", "noted") for m in (0, 10, 70)]
 
     def purposes(until):

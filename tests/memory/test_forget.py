@@ -1,4 +1,4 @@
-"""What is forgotten leaves no trace: not in the views, not in a search, not in any byte of the folder."""
+"""Forgotten content leaves no trace: not in views, searches or any byte of the folder."""
 
 import sqlite3
 from datetime import datetime, timedelta
@@ -29,7 +29,7 @@ PARTS = ("turns", "semantic", "episodes", "core", "procedural", "personality_his
 
 
 def secret(n: int) -> str:
-    """A word that stands for turn n, and that nothing else contains."""
+    """A word that identifies turn n and occurs nowhere else."""
     return f"zq{n:03d}xw"
 
 
@@ -41,8 +41,11 @@ def picture(folder, n: int) -> str:
     return str(path)
 
 
-def live_on(store, until: int, pictures=None, gap_after: int = 3):
-    """Turns 0 to `until` (sessions of `gap_after`), each with all that can be derived, all in words of its own."""
+def add_history(store, until: int, pictures=None, gap_after: int = 3):
+    """Add turns 0 to `until` in sessions of `gap_after`, each with all kinds of derived records.
+
+    The records of a turn contain its secret word.
+    """
     session: list[Turn] = []
     for n in range(until):
         time = START + timedelta(hours=3 * (n // gap_after), minutes=n)
@@ -83,8 +86,8 @@ def live_on(store, until: int, pictures=None, gap_after: int = 3):
 def filled(folder, tmp_path, encoder, until=9):
     store = MemoryStore(folder, encoder)
     with store.transaction():
-        live_on(store, until, tmp_path)
-    Retriever().retrieve(store.as_of(), "fact")  # makes the vectors
+        add_history(store, until, tmp_path)
+    Retriever().retrieve(store.as_of(), "fact")  # encodes the vectors
     return store
 
 
@@ -92,7 +95,7 @@ def bytes_of(folder) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def shown(store) -> str:
+def visible(store) -> str:
     view = store.as_of()
     found = Retriever().retrieve(view, "fact zq004xw said")
     return (
@@ -121,7 +124,7 @@ SELECTORS = {
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
+def test_no_forgotten_byte_is_left(tmp_path, encoder, selector):
     named, gone = SELECTORS[selector]
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         images = {turn.index: turn.images for turn in store.as_of().turns}
@@ -131,20 +134,19 @@ def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
         for n in range(9):
             raw = bytes_of(tmp_path / "kai")
             assert (secret(n).encode() in raw) == (n not in gone), n
-            assert (secret(n) in shown(store)) == (n not in gone)
+            assert (secret(n) in visible(store)) == (n not in gone)
             assert n not in pixels or (pixels[n] in raw) == (n not in gone)
         assert receipt.ids["turns"] == tuple(sorted(gone)) and receipt.asked in (selector, "period")
         assert not any(f"zq{n:03d}" in repr(receipt) for n in range(9))
         assert receipt.counts["turns"] == len(gone) and receipt.counts.get("images", 0) == len(
             gone & pixels.keys()
         )
-        kept = repr(store.as_of().receipts)
+        receipts = repr(store.as_of().receipts)
         assert {job.turn for job in store.pending()} == {0, 2, 4, 6, 8} - gone
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert repr(store.as_of().receipts) == kept
-        assert (
-            store.add_turn(Turn(START + timedelta(days=9), "again")).index == 9
-        )  # no id is given twice
+        assert repr(store.as_of().receipts) == receipts
+        new_turn = store.add_turn(Turn(START + timedelta(days=9), "again"))
+        assert new_turn.index == 9  # ids are not reused
         derived = [
             *store.as_of().semantic,
             *store.as_of().episodes,
@@ -165,19 +167,19 @@ def test_no_byte_of_it_is_left(tmp_path, encoder, selector):
         }
 
 
-def test_a_lexical_table_forgets_too(tmp_path, encoder):
+def test_lexical_index_forgets_words(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         found = "SELECT rowid FROM semantic_text WHERE semantic_text MATCH ?"
         assert store.sql(found, secret(4)) == [(4,)]
         forget(store, "turn:4")
         assert store.sql(found, secret(4)) == [] and store.sql(found, secret(5)) == [(5,)]
-        # FTS5 stores words without the beginning that they share with the one before: look for the end
+        # FTS5 omits the prefix that a word shares with the previous one: look for the end.
         assert secret(4).encode() not in bytes_of(tmp_path / "kai") and b"4xw" not in bytes_of(
             tmp_path / "kai"
         )
 
 
-def test_versions_lose_what_came_from_the_turn_and_keep_the_rest(tmp_path, encoder):
+def test_versions_lose_entries_of_the_turn_and_keep_the_rest(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         before = store.as_of().core.human
         assert before == {
@@ -188,22 +190,21 @@ def test_versions_lose_what_came_from_the_turn_and_keep_the_rest(tmp_path, encod
         assert store.as_of().core.human == {
             key: value for key, value in before.items() if key != "k1"
         }
-        assert receipt.counts["core entries"] == 2  # it stood in two versions
-        assert [list(version.entries) for version in store.as_of().table("procedural").records] == [
-            [f"habit {secret(2)}"], [], [f"habit {secret(8)}"],
-        ]  # fmt: skip
+        assert receipt.counts["core entries"] == 2  # the entry was in two versions
+        habits = [list(version.entries) for version in store.as_of().table("procedural").records]
+        assert habits == [[f"habit {secret(2)}"], [], [f"habit {secret(8)}"]]
         assert store.as_of().procedural.edits[0].op == "add"
 
 
-def test_the_personality_is_the_average_of_what_is_left(tmp_path, encoder):
+def test_personality_is_recomputed_from_remaining_observations(tmp_path, encoder):
     with filled(tmp_path / "kai", tmp_path, encoder) as store:
         states = store.as_of().personality_history
         receipt = forget(store, "turn:4")
         profile = states[3].profile
         for state in states[5:]:
-            kept = smoothing(state.m)
+            weight = smoothing(state.m)
             pairs = zip(profile.as_tuple(), state.observed.as_tuple(), strict=True)
-            profile = BigFive(*(kept * p + (1 - kept) * seen for p, seen in pairs))
+            profile = BigFive(*(weight * old + (1 - weight) * new for old, new in pairs))
         left = store.as_of().personality_history
         assert left[:4] == states[:4] and left[-1].profile.as_tuple() == pytest.approx(
             profile.as_tuple()
@@ -211,16 +212,13 @@ def test_the_personality_is_the_average_of_what_is_left(tmp_path, encoder):
         assert left[-1].profile != states[-1].profile and receipt.renewed == ("personality",)
 
 
-def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(
-    tmp_path, encoder, monkeypatch
-):
+def test_next_opening_completes_an_interrupted_forget(tmp_path, encoder, monkeypatch):
     store = filled(tmp_path / "kai", tmp_path, encoder)
     monkeypatch.setattr(store, "erase", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forget(store, "turn:3")
-    raw = sqlite3.connect(
-        tmp_path / "kai" / "memory.db"
-    )  # keeps the WAL from being folded in at closing
+    # An open connection keeps the WAL from being merged at closing.
+    raw = sqlite3.connect(tmp_path / "kai" / "memory.db")
     store.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
         assert secret(3).encode() not in bytes_of(tmp_path / "kai") and not store.meta("scrub")
@@ -231,7 +229,7 @@ def test_a_forgetting_that_was_cut_short_is_finished_at_the_next_opening(
     raw.close()
 
 
-def test_a_name_is_a_word_and_needs_no_spaces_where_there_are_none(tmp_path, encoder):
+def test_name_matches_whole_words_or_any_part_of_unspaced_script(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
         for n, text in enumerate(
             ("Ann called", "I planned it", "我的猫咪很好", "ann's hat", "猫 only", "annex")
@@ -255,27 +253,25 @@ def test_a_name_is_a_word_and_needs_no_spaces_where_there_are_none(tmp_path, enc
         (dict(start=START, end=START - timedelta(days=1)), ValueError, "before it starts"),
     ],
 )
-def test_what_is_not_there_or_not_clear_is_refused_and_nothing_lost(
-    tmp_path, encoder, named, error, message
-):
+def test_missing_or_ambiguous_selection_is_rejected(tmp_path, encoder, named, error, message):
     with filled(tmp_path / "kai", tmp_path, encoder, 4) as store:
-        before = shown(store)
+        before = visible(store)
         with pytest.raises(error, match=message):
             forget(store, **named)
-        assert shown(store) == before
+        assert visible(store) == before
 
 
 @given(st.integers(3, 12), st.sets(st.integers(0, 11), min_size=1, max_size=3), st.integers(0, 20))
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_as_of_after_forgetting_is_what_a_life_up_to_then_had_left(encoder, until, turns, hours):
-    """The view of a whole memory equals that of one filled up to then, also after both forgot the same turns."""
+def test_past_view_after_forget_equals_a_store_filled_up_to_then(encoder, until, turns, hours):
+    """The past view of a full store equals a store filled up to then, after the same forgets."""
     moment = START + timedelta(hours=hours)
     whole, partial = MemoryStore.in_memory(encoder), MemoryStore.in_memory(encoder)
-    live_on(whole, until)
+    add_history(whole, until)
     known = sum(turn.time <= moment for turn in whole.as_of().turns)
-    live_on(partial, known)
+    add_history(partial, known)
     for turn in sorted(turns):
         for store, there in ((whole, until), (partial, known)):
             if turn < there:
@@ -290,7 +286,7 @@ def test_as_of_after_forgetting_is_what_a_life_up_to_then_had_left(encoder, unti
     whole.close(), partial.close()
 
 
-def test_who_still_reads_delays_the_last_byte_and_one_is_told(tmp_path, encoder):
+def test_scrub_waits_for_readers_and_warns(tmp_path, encoder):
     filled(tmp_path / "kai", tmp_path, encoder).close()
     other = sqlite3.connect(tmp_path / "kai" / "memory.db", isolation_level=None)
     other.execute("BEGIN")
@@ -298,14 +294,14 @@ def test_who_still_reads_delays_the_last_byte_and_one_is_told(tmp_path, encoder)
     with MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store:
         with pytest.raises(StoreError, match=r"forgotten, but .* \(another process still reads\)"):
             forget(store, "turn:4")
-        assert secret(4) not in shown(store) and store.as_of().receipts[-1].ids["turns"] == (4,)
+        assert secret(4) not in visible(store) and store.as_of().receipts[-1].ids["turns"] == (4,)
     with (
         pytest.warns(UserWarning, match="still reads"),
         MemoryStore(tmp_path / "kai", encoder, wait=0.05) as store,
     ):
-        assert secret(4) not in shown(store)
+        assert secret(4) not in visible(store)
     other.close()
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and secret(4) not in shown(
+        assert secret(4).encode() not in bytes_of(tmp_path / "kai") and secret(4) not in visible(
             store
         )

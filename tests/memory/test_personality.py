@@ -1,4 +1,4 @@
-"""The Personality Evolving Mechanism against numbers worked out by hand from Appendix A.1."""
+"""The Personality Evolving Mechanism against numbers computed by hand from Appendix A.1."""
 
 from datetime import datetime
 
@@ -18,23 +18,23 @@ NEUTRAL = BigFive.neutral()
 
 
 @pytest.mark.parametrize(("m", "expected"), [(0, 0.5), (25, 0.7), (50, 0.9), (51, 0.9), (400, 0.9)])
-def test_smoothing_runs_from_a_half_to_nine_tenths(m, expected):
+def test_smoothing_rises_from_0_5_to_0_9(m, expected):
     assert smoothing(m) == pytest.approx(expected)
 
 
-def test_one_step_by_hand():
+def test_one_step_matches_hand_computation():
     # lambda_25 = 0.7: 0.7 * 3 + 0.3 * 5 = 3.6, 0.7 * 3 + 0.3 * 1 = 2.4
     after = evolve(NEUTRAL, BigFive(5, 1, 3, 3, 3), m=25)
     assert after.as_tuple() == pytest.approx((3.6, 2.4, 3, 3, 3))
 
 
 @pytest.mark.parametrize(("skip", "expected"), [("paper", 4.0), ("trait", 4.0), ("never", 3.7)])
-def test_a_wholly_neutral_turn(skip, expected):
+def test_neutral_turn_under_each_skip_setting(skip, expected):
     after = evolve(BigFive(4, 4, 4, 4, 4), NEUTRAL, m=25, skip=skip)
     assert after.as_tuple() == pytest.approx((expected,) * 5)
 
 
-def test_the_release_skips_each_neutral_trait_and_the_paper_does_not():
+def test_only_the_release_skips_single_neutral_traits():
     before, observed = BigFive(4, 4, 4, 4, 4), BigFive(5, 3, 3, 3, 3)
     assert evolve(before, observed, 25, "paper").as_tuple() == pytest.approx(
         (4.3, 3.7, 3.7, 3.7, 3.7)
@@ -44,7 +44,7 @@ def test_the_release_skips_each_neutral_trait_and_the_paper_does_not():
         evolve(before, observed, 25, "sometimes")
 
 
-def test_a_long_life_at_the_edge_stays_within_the_scale():
+def test_profile_stays_within_the_scale():
     profile = NEUTRAL
     for m in range(1, 500):
         profile = evolve(profile, BigFive(5, 1, 5, 1, 5), m)
@@ -52,19 +52,18 @@ def test_a_long_life_at_the_edge_stays_within_the_scale():
 
 
 def test_m_counts_turns_or_updates():
-    seen = BigFive(5, 5, 5, 5, 5)
+    high = BigFive(5, 5, 5, 5, 5)
     by_turn = by_update = None
-    for turn, observed in enumerate([NEUTRAL, None, seen]):
+    for turn, observed in enumerate([NEUTRAL, None, high]):
         by_turn = next_state(by_turn, observed, turn, NOON)
         by_update = next_state(by_update, observed, turn, NOON, count="updates")
     assert (by_turn.m, by_update.m) == (3, 1)
-    assert by_turn.profile == evolve(NEUTRAL, seen, 3) and by_update.profile == evolve(
-        NEUTRAL, seen, 1
-    )
+    assert by_turn.profile == evolve(NEUTRAL, high, 3)
+    assert by_update.profile == evolve(NEUTRAL, high, 1)
     assert by_turn.profile != by_update.profile
 
 
-def test_the_three_ways_to_show_a_profile():
+def test_three_formats_of_the_profile():
     profile = BigFive(3.96, 1.5, 3.0, 2.0, 4.5)
     assert summarize_profile(profile).splitlines() == [
         "openness: high",
@@ -74,13 +73,12 @@ def test_the_three_ways_to_show_a_profile():
         "neuroticism: very high",
     ]
     assert summarize_profile(profile, "numbers").startswith("openness: 3.96\n")
-    assert summarize_profile(profile, "cut").startswith(
-        "openness: 3.9\n"
-    )  # the release cuts, it does not round
+    # The release truncates, it does not round.
+    assert summarize_profile(profile, "cut").startswith("openness: 3.9\n")
     assert list(trait_levels(profile).values()) == ["high", "low", "mid", "low", "high"]
     assert trait_levels(BigFive(2.5, 3.5, 2.49, 3.51, 3))["openness"] == "mid"
 
 
-def test_a_score_off_the_scale_is_refused():
+def test_score_outside_the_scale_is_rejected():
     with pytest.raises(ValueError, match="agreeableness is 7"):
         BigFive(3, 3, 3, 7, 3)

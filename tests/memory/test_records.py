@@ -1,3 +1,5 @@
+"""Records of a memory: sessions, limits, and the JSON round trip."""
+
 from datetime import datetime, timedelta
 
 import pytest
@@ -19,15 +21,9 @@ from personavlm_lib.memory.records import (
 NOON = datetime(2024, 5, 3, 12)
 
 
-def test_a_session_ends_with_a_gap_of_an_hour():
-    minutes = [
-        0,
-        59,
-        118,
-        178,
-        179,
-        400,
-    ]  # 118 -> 178 is exactly the threshold: Algorithm 1 says >=
+def test_session_ends_at_a_gap_of_an_hour():
+    # 118 -> 178 is exactly the threshold: Algorithm 1 says >=
+    minutes = [0, 59, 118, 178, 179, 400]
     turns = [Turn(NOON + timedelta(minutes=minute), "") for minute in minutes]
     assert [len(session) for session in split_sessions(turns)] == [3, 2, 1]
     assert split_sessions([]) == []
@@ -56,10 +52,10 @@ def test_a_session_ends_with_a_gap_of_an_hour():
     ],
     ids=lambda record: type(record).__name__,
 )
-def test_json_gives_back_an_equal_record(record):
+def test_record_survives_the_json_round_trip(record):
     assert from_json(type(record), to_json(record)) == record
 
 
-def test_six_habits_are_refused():
+def test_six_habits_are_rejected():
     with pytest.raises(ValueError, match="6 entries, at most 5"):
         ProceduralMemory({str(n): "" for n in range(6)}, NOON)

@@ -187,7 +187,7 @@ def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
             assert path.startswith(str(tmp_path / "moved"))
             with open(path, "rb") as file:
                 assert file.read() == pixels
-        with pytest.raises(ValueError, match="Holiday.PNG cannot be read .it is not there"):
+        with pytest.raises(ValueError, match="Holiday.PNG cannot be read .it is missing"):
             store.add_turn(Turn(day(1), "again <img>", images=(str(picture),)))
         assert len(store.as_of().turns) == 1
 

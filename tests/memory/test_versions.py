@@ -1,4 +1,4 @@
-"""Core and procedural memory are edited entry by entry; what does not fit is refused, and nothing is lost."""
+"""Core and procedural memory are edited entry by entry; invalid edits change nothing."""
 
 from datetime import datetime, timedelta
 
@@ -31,17 +31,15 @@ def store(encoder):
 
 
 @given(blocks, blocks, blocks, blocks)
-def test_the_difference_leads_from_one_version_to_the_other(
-    human, persona, later_human, later_persona
-):
+def test_diff_turns_one_version_into_the_other(human, persona, later_human, later_persona):
     before, after = CoreMemory(human, persona, NOON), CoreMemory(later_human, later_persona, NOON)
     edits = diff_versions(before, after)
     assert entries(apply_edits(before, edits)) == entries(after)
     assert len(edits) == sum(
         entries(before).get(at) != entries(after).get(at) for at in entries(before) | entries(after)
     )
-    kept = CoreMemory(later_human, later_persona, NOON, edits=edits)
-    assert from_json(CoreMemory, to_json(kept)) == kept
+    version = CoreMemory(later_human, later_persona, NOON, edits=edits)
+    assert from_json(CoreMemory, to_json(version)) == version
 
 
 @pytest.mark.parametrize(
@@ -59,16 +57,16 @@ def test_the_difference_leads_from_one_version_to_the_other(
         ([Edit("add", "entries", key, "x") for key in "abc"], "6 entries, at most 5"),
     ],
 )
-def test_an_edit_that_does_not_fit_is_refused_and_the_version_stays(store, edits, message):
-    kept = store.set_procedural(
+def test_invalid_edit_is_rejected_and_the_version_unchanged(store, edits, message):
+    version = store.set_procedural(
         ProceduralMemory({"yoga": "daily", "run": "at 7:30", "tea": "at 5"}, NOON)
     )
     with pytest.raises(ValueError, match=message):
         store.edit("procedural", edits, NOON)
-    assert store.as_of().procedural == kept and len(kept.entries) == 3
+    assert store.as_of().procedural == version and len(version.entries) == 3
 
 
-def test_edits_are_kept_with_the_version_and_older_versions_stay(store):
+def test_edits_are_stored_and_older_versions_remain(store):
     store.set_core(CoreMemory({"name": "Kai", "city": "Rome"}, {"job": "nurse"}, NOON))
     later = NOON + timedelta(days=1)
     edits = [
@@ -80,14 +78,13 @@ def test_edits_are_kept_with_the_version_and_older_versions_stay(store):
     assert (version.human, version.persona) == ({"name": "Kai", "city": ODD, "pet": "cat"}, {})
     assert set(version.edits) == set(edits) and store.as_of().core == version
     assert store.as_of(NOON).core.human["city"] == "Rome"
-    assert (
-        store.set_core(CoreMemory(version.human, {}, later)) == version
-    )  # nothing edited: no new version
+    # No edit, no new version.
+    assert store.set_core(CoreMemory(version.human, {}, later)) == version
     assert len(store.as_of().table("core").records) == 2
 
 
-def test_the_name_is_never_lost(store):
-    store.set_core(CoreMemory({"city": "Rome"}, {}, NOON))  # it was not told yet
+def test_core_memory_cannot_lose_the_name(store):
+    store.set_core(CoreMemory({"city": "Rome"}, {}, NOON))  # the name is not known yet
     store.set_core(CoreMemory({"Name": "Kai"}, {}, NOON))
     for attempt in (
         lambda: store.set_core(CoreMemory({"city": "Oslo"}, {}, NOON)),
@@ -98,7 +95,7 @@ def test_the_name_is_never_lost(store):
     assert store.as_of().core.human == {"Name": "Kai"}
 
 
-def test_an_entry_knows_the_turns_that_hold_its_words_and_keeps_them(store):
+def test_entry_origins_are_the_turns_that_contain_its_words(store):
     for n, text in enumerate(("I live in Rome", "my cat is Miso", "ok")):
         store.add_turn(Turn(NOON + timedelta(minutes=n), text))
     first = store.set_core(CoreMemory({"city": "Rome", "mood": "happy"}, {}, NOON, (0, 1, 2)))

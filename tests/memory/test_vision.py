@@ -1,3 +1,5 @@
+"""Detection, cropping and recognition of visual concepts, on rendered scenes."""
+
 import random
 from datetime import datetime
 from types import SimpleNamespace
@@ -20,8 +22,8 @@ from personavlm_lib.simulation.scenes import COLORS, LOOSE, render, sample_scene
 TIME = datetime(2024, 5, 1, 10)
 
 
-class ColourEncoder:
-    """A stand-in for CLIP that sees the mean colour without grey, and reads the colour's name."""
+class ColorEncoder:
+    """A stand-in for CLIP: images by their mean hue, texts by the color they name."""
 
     def __init__(self):
         self.calls = 0
@@ -43,7 +45,7 @@ def scene(*things, seed=0):
 
 
 @pytest.mark.parametrize("size", [84, 300])
-def test_the_classical_detector_finds_each_thing_where_it_is(size):
+def test_classical_detector_finds_each_object_in_place(size):
     rng = random.Random(0)
     for _ in range(40):
         things = [(rng.choice(LOOSE), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 2))]
@@ -63,7 +65,7 @@ def test_the_classical_detector_finds_each_thing_where_it_is(size):
     assert areas == sorted(areas, reverse=True) or len(areas) == 1
 
 
-def test_the_classical_detector_takes_any_image():
+def test_classical_detector_accepts_any_mode_and_size():
     detector = ClassicalDetector()
     assert detector.detect(Image.new("RGB", (84, 84), (170, 170, 170))) == []
     noise = np.random.default_rng(0).integers(0, 60, (400, 900, 3), dtype=np.uint8)
@@ -74,8 +76,8 @@ def test_the_classical_detector_takes_any_image():
         detector.detect(Image.new(mode, size))
 
 
-def test_the_class_name_drives_the_crop():
-    image, encoder = render(scene("red cup", "blue ball")), ColourEncoder()
+def test_class_name_selects_the_crop():
+    image, encoder = render(scene("red cup", "blue ball")), ColorEncoder()
     for name, channel in (("red cup", 0), ("blue ball", 2)):
         patch = crop_concept(image, name, ClassicalDetector(), encoder)
         assert np.asarray(patch).reshape(-1, 3).mean(0).argmax() == channel
@@ -83,11 +85,11 @@ def test_the_class_name_drives_the_crop():
 
 
 def concept(name):
-    return VisualConcept(f"my {name}", name, f"{name}.png"), ColourEncoder().texts([f"a {name}"])[0]
+    return VisualConcept(f"my {name}", name, f"{name}.png"), ColorEncoder().texts([f"a {name}"])[0]
 
 
-def test_matching_keeps_what_is_above_the_threshold_best_first():
-    image, encoder = render(scene("red cup", "blue ball")), ColourEncoder()
+def test_matches_are_above_the_threshold_best_first():
+    image, encoder = render(scene("red cup", "blue ball")), ColorEncoder()
     stored = [
         concept("green hat"),
         concept("orange fish"),
@@ -107,14 +109,13 @@ def test_matching_keeps_what_is_above_the_threshold_best_first():
         match_concepts(image, stored, ClassicalDetector(), encoder, metric="l1")
 
 
-def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
-    encoder = ColourEncoder()
+def test_recognizer_crops_into_the_folder_and_recognizes_the_crop(tmp_path):
+    encoder = ColorEncoder()
     recognizer = ConceptRecognizer(ClassicalDetector(), encoder)
     render(scene("red cup", "blue ball")).save(tmp_path / "first.png")
     path = recognizer.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
-    assert path == recognizer.crop(
-        tmp_path / "first.png", "red cup", tmp_path / "images"
-    )  # the same pixels, the same file
+    again = recognizer.crop(tmp_path / "first.png", "red cup", tmp_path / "images")
+    assert path == again  # same pixels, same file
     crop = VisualConcept("my cup", "red cup", path)
     memories = [
         SemanticMemory("my cup", "cup", TIME, TIME, TIME, "concept", crop, id=0),
@@ -123,29 +124,27 @@ def test_eyes_crop_into_the_folder_and_recognise_what_was_stored(tmp_path):
     render(scene("green hat", "red cup", seed=5)).save(tmp_path / "again.png")
     render(scene("green hat", seed=6)).save(tmp_path / "other.png")
     view = SimpleNamespace(semantic=memories)
-    seen = {
+    queries = {
         name: Turn(TIME, "<img>", images=(str(tmp_path / f"{name}.png"),))
         for name in ("again", "other")
     }
-    assert recognizer.recognize(seen["again"], view) == memories[:1]
-    assert recognizer.recognize(seen["other"], view) == []
+    assert recognizer.recognize(queries["again"], view) == memories[:1]
+    assert recognizer.recognize(queries["other"], view) == []
     assert recognizer.recognize(Turn(TIME, "no image"), view) == []
     before = encoder.calls
-    recognizer.recognize(seen["other"], view)
-    assert (
-        encoder.calls == before + 1
-    )  # the one object in view; the stored crop is not encoded again
+    recognizer.recognize(queries["other"], view)
+    assert encoder.calls == before + 1  # only the new object is encoded, not the stored crop
     Image.new("RGB", (84, 84)).save(tmp_path / "empty.png")
     assert recognizer.crop(tmp_path / "empty.png", "red cup", tmp_path / "images") is None
 
 
-def test_several_crops_of_one_thing_are_one_concept_and_take_one_place(tmp_path):
+def test_crops_of_one_thing_count_as_one_concept(tmp_path):
     def memory(n, description, thing):
         render(scene(thing, seed=n), 84).save(tmp_path / f"{n}.png")
         crop = VisualConcept(description, "cup", str(tmp_path / f"{n}.png"))
         return SemanticMemory(description, "", TIME, TIME, TIME, "concept", crop, id=n)
 
-    # "my cup" was shown in two lights; somebody else's cup is another concept of the same class
+    # Two crops of "my cup"; Ann's cup is another concept of the same class.
     memories = [
         memory(0, "my cup", "orange cup"),
         memory(1, "My cup", "red cup"),
@@ -154,24 +153,16 @@ def test_several_crops_of_one_thing_are_one_concept_and_take_one_place(tmp_path)
     view = SimpleNamespace(semantic=memories)
     render(scene("red cup", seed=9)).save(tmp_path / "now.png")
     now = Turn(TIME, "<img>", images=(str(tmp_path / "now.png"),))
-    recognizer = ConceptRecognizer(ClassicalDetector(), ColourEncoder(), threshold=0.5)
-    assert {m.id for m in recognizer.recognize(now, view)} == {
-        1,
-        2,
-    }  # the crop most like what is seen stands for the cup
+    recognizer = ConceptRecognizer(ClassicalDetector(), ColorEncoder(), threshold=0.5)
+    # The most similar crop represents the cup.
+    assert {m.id for m in recognizer.recognize(now, view)} == {1, 2}
     assert [m.id for m in recognizer.recognize(now, SimpleNamespace(semantic=memories[:1]))] == [0]
-    assert (
-        len(
-            ConceptRecognizer(
-                ClassicalDetector(), ColourEncoder(), threshold=0.5, top_k=1
-            ).recognize(now, view)
-        )
-        == 1
-    )
+    recognizer = ConceptRecognizer(ClassicalDetector(), ColorEncoder(), threshold=0.5, top_k=1)
+    assert len(recognizer.recognize(now, view)) == 1
 
 
-def test_grounding_dino_goes_through_the_same_interface(grounding_dino):
-    """A random model of the architecture: what it finds is noise, that it loads and answers in pixels is not."""
+def test_grounding_dino_has_the_same_interface(grounding_dino):
+    """A random model: its detections are noise, but it must load and return pixel boxes."""
     detector = GroundingDinoDetector(str(grounding_dino), threshold=0.0)
     for names in ([], ["Red cup", "object"]):
         found = detector.detect(Image.new("L", (84, 60)), names)

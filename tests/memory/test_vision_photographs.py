@@ -1,6 +1,7 @@
-"""The real profiles' classes, Grounding DINO and CLIP, tiny and random, and the classical detector, on photographs.
+"""Tiny random Grounding DINO and CLIP models, and the classical detector, on photographs.
 
-What random weights find is noise; that photographs and sizes of any kind pass through, and come out in pixels, is not.
+Detections of random weights are noise; the tests check that images of any mode and size work and
+that boxes are in pixels.
 """
 
 from datetime import datetime
@@ -30,17 +31,15 @@ NAMES = ("astronaut", "chelsea", "coffee")  # a woman before a flag, a cat, a cu
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Paths of photographs that scikit-image carries."""
+    """Paths of photographs from scikit-image."""
     if (package := find_spec("skimage")) is None:
-        pytest.skip(
-            "scikit-image, whose photographs these tests see, is not installed: pip install -e '.[dev]'"
-        )
+        pytest.skip("these tests need the photographs of scikit-image: pip install -e '.[dev]'")
     return [str(Path(package.origin).parent / "data" / f"{name}.png") for name in NAMES]
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A tiny random CLIP, loaded from a folder as the real one is."""
+    """A tiny random CLIP, loaded from a folder like the real one."""
     folder = tmp_path_factory.mktemp("clip")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [
@@ -65,14 +64,14 @@ def encoder(tmp_path_factory):
 
 
 def on_a_wall(path):
-    """A photograph on a plain background: what the classical detector can tell from it."""
+    """A photograph on a plain background, which the classical detector can separate."""
     wall = Image.new("RGB", (900, 700), (235, 235, 230))
     wall.paste(read_image(path).resize((300, 200)), (150, 100))
     return wall
 
 
 def boxes(detector, image):
-    """The boxes that a detector finds, each held to be a part of the image, largest first."""
+    """The detected boxes, largest first; asserts that each lies within the image."""
     found = [detection.box for detection in detector.detect(image, ["cat", "cup"])]
     assert all(
         0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height for x0, y0, x1, y1 in found
@@ -80,7 +79,7 @@ def boxes(detector, image):
     return found
 
 
-def test_both_detectors_answer_in_pixels_of_the_photograph(photographs, grounding_dino):
+def test_both_detectors_return_boxes_in_image_pixels(photographs, grounding_dino):
     dino, classical = GroundingDinoDetector(str(grounding_dino), threshold=0.0), ClassicalDetector()
     for path in photographs:
         image = read_image(path)
@@ -88,15 +87,11 @@ def test_both_detectors_answer_in_pixels_of_the_photograph(photographs, groundin
         half = image.resize((image.width // 2, image.height // 2))
         for whole, small in zip(boxes(classical, image), boxes(classical, half), strict=False):
             assert np.abs(np.subtract(whole, np.multiply(small, 2))).max() < 0.5 * max(image.size)
-    assert (
-        np.abs(
-            np.subtract(boxes(classical, on_a_wall(photographs[1]))[0], (150, 100, 450, 300))
-        ).max()
-        < 30
-    )
+    largest = boxes(classical, on_a_wall(photographs[1]))[0]
+    assert np.abs(np.subtract(largest, (150, 100, 450, 300))).max() < 30
 
 
-def test_clip_knows_a_photograph_again_whatever_its_size_and_mode(photographs, encoder):
+def test_clip_recognizes_a_photograph_in_another_size_and_mode(photographs, encoder):
     images = [read_image(path) for path in photographs]
     vectors = encoder.images(images)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -110,24 +105,20 @@ def test_clip_knows_a_photograph_again_whatever_its_size_and_mode(photographs, e
 
 
 @pytest.mark.parametrize("detects", ["classical", "grounding_dino"])
-def test_eyes_see_photographs_with_either_detector(
+def test_recognizer_works_with_either_detector(
     photographs, encoder, grounding_dino, tmp_path, detects
 ):
     dino = detects == "grounding_dino"
     detector = (
         GroundingDinoDetector(str(grounding_dino), threshold=0.0) if dino else ClassicalDetector()
     )
-    recognizer, time = (
-        ConceptRecognizer(detector, encoder, threshold=0.99),
-        datetime(2024, 5, 1, 10),
-    )
+    recognizer = ConceptRecognizer(detector, encoder, threshold=0.99)
+    time = datetime(2024, 5, 1, 10)
     on_a_wall(photographs[2]).save(tmp_path / "wall.png")
     crop = recognizer.crop(tmp_path / "wall.png", "cup", tmp_path)
-    seen = crops(
-        read_image(tmp_path / "wall.png"),
-        detector.detect(read_image(tmp_path / "wall.png"), ["cup"]),
-    )
-    assert read_image(crop).size in [patch.size for patch in seen]
+    wall = read_image(tmp_path / "wall.png")
+    patches = crops(wall, detector.detect(wall, ["cup"]))
+    assert read_image(crop).size in [patch.size for patch in patches]
     memory = SemanticMemory(
         "my cup", "cup", time, time, time, "concept", VisualConcept("my cup", "cup", crop), id=0
     )
@@ -135,14 +126,12 @@ def test_eyes_see_photographs_with_either_detector(
     assert recognizer.recognize(query, SimpleNamespace(semantic=[memory])) == [memory]
 
 
-def test_a_dot_and_a_hundred_million_pixels_pass(encoder, grounding_dino):
+def test_one_pixel_and_100_megapixel_images_work(encoder, grounding_dino):
     huge = Image.new("L", (10_000, 10_000), 90)
     huge.paste(220, (2_000, 3_000, 5_000, 7_000))
     [found] = boxes(ClassicalDetector(), huge)
     assert np.abs(np.subtract(found, (2_000, 3_000, 5_000, 7_000))).max() < 400
-    dot, dino = (
-        Image.new("RGB", (1, 1), (9, 90, 9)),
-        GroundingDinoDetector(str(grounding_dino), threshold=0.0),
-    )
+    dot = Image.new("RGB", (1, 1), (9, 90, 9))
+    dino = GroundingDinoDetector(str(grounding_dino), threshold=0.0)
     boxes(dino, dot), boxes(dino, huge), boxes(ClassicalDetector(), dot)
     assert np.isfinite(encoder.images([dot, huge])).all()

@@ -109,7 +109,7 @@ def test_conversation_of_unknown_format(failure, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"not an image", "it is none"), (None, "it is not there")]
+    ("content", "reason"), [(b"not an image", "it is not an image file"), (None, "it is missing")]
 )
 def test_unreadable_image_of_a_conversation(failure, tmp_path, content, reason):
     turn = {"time": "2024-03-04 09:00:00", "user": "look <img>", "assistant": "nice"}
@@ -119,7 +119,7 @@ def test_unreadable_image_of_a_conversation(failure, tmp_path, content, reason):
     if content:
         (tmp_path / "cat.png").write_bytes(content)
     line = failure("run", "04_agent_demo", "--profile", "smoke", "--set", f"conversation={path}")
-    assert f"cat.png cannot be read ({reason}): put a whole one in its place" in line
+    assert f"cat.png cannot be read ({reason}): replace it with a complete image file" in line
 
 
 def test_truncated_image(failure, tmp_path):
@@ -138,7 +138,7 @@ def test_truncated_image(failure, tmp_path):
     line = failure("run", "04_agent_demo", "--profile", "smoke")
     assert (
         "04_agent_demo failed: ValueError: image " in line
-        and "cannot be read (it is cut short)" in line
+        and "cannot be read (it is truncated)" in line
     )
     assert scene.read_bytes() == truncated and (dataset / "run.json").exists()
 
