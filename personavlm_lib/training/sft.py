@@ -28,7 +28,7 @@ from personavlm_lib.models.weights import (
     weights_fingerprint,
     write_source,
 )
-from personavlm_lib.training.launch import keep_last_checkpoint, main, prepare_checkpoint_folder
+from personavlm_lib.training.launch import main, prepare_checkpoint_folder, prune_checkpoints
 
 # The projections of the language model.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -133,7 +133,7 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
     """Runs a trainer to its end, from its last checkpoint if there is one; leaves `model/`, whole, or naming the
     `adapter/` and `base`, the model under it."""
-    checkpoint = keep_last_checkpoint(Path(trainer.args.output_dir), key)
+    checkpoint = prune_checkpoints(Path(trainer.args.output_dir), key)
     if checkpoint:
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
         trainer._total_train_tokens = history[-1].get(
