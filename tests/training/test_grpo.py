@@ -201,7 +201,7 @@ def test_the_group_shares_its_question_and_draws_its_own_top_k(lives, memories, 
     settings = dict(prompts="nano", max_tokens=8, seed=0, temperature=1.0, repetition_penalty=1.0)
     question = next(q for life in lives for q in life.questions if q.hops)
     rollout = grpo.Rollout(memories, {}, settings)
-    assert len({rollout.first_ask(question) for _ in range(4)}) == 1
+    assert len({rollout.first_prompt(question) for _ in range(4)}) == 1
     shown = set()
     for row in range(8):
         trajectory = rollout.trajectory(question, 1, row)
