@@ -39,9 +39,11 @@ def code_fingerprint() -> str:
     """Fingerprint all code and prompts that can change a result (`study` only displays them)."""
     hashes = []
     for package in sorted(PACKAGE.iterdir()):
-        if package.is_dir() and package.name != "study":
-            hashes.append(fingerprint(package, "*.py"))
-            hashes.append(fingerprint(package, "*.j2"))
+        if not package.is_dir() or package.name == "study":
+            continue
+        code = fingerprint(package, "*.py")
+        prompts = fingerprint(package, "*.j2")
+        hashes += [code, prompts]
     return " ".join(hashes)
 
 
@@ -52,10 +54,13 @@ def cache_key(**inputs: object) -> str:
     """
     values: dict[str, object] = {}
     for name, value in inputs.items():
-        values[name] = fingerprint(value) if isinstance(value, Path) else value
+        if isinstance(value, Path):
+            value = fingerprint(value)
+        values[name] = value
     values["code"] = code_fingerprint()
     text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(text.encode())
+    return digest.hexdigest()[:12]
 
 
 def reuse_or_clear(folder: Path, key: str) -> bool:

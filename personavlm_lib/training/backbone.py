@@ -38,7 +38,8 @@ def answer_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")[:, 1:]
-    hidden = model.model(**inputs).last_hidden_state[:, :-1]
+    output = model.model(**inputs)
+    hidden = output.last_hidden_state[:, :-1]
     labeled = labels != IGNORED
     logits = model.lm_head(hidden[labeled])
     return torch.nn.functional.cross_entropy(logits, labels[labeled])
@@ -88,9 +89,11 @@ def _count_correct(model, processor: nano.ImageOnlyProcessor, encoded: list[dict
     correct = 0
     for start in range(0, len(encoded), PROBE_BATCH):
         rows = encoded[start : start + PROBE_BATCH]
-        batch = _to_device(collate(rows, pad, processor.image_token_id), model.device)
-        labels = batch.pop("labels")[:, 1:]
-        predicted = model(**batch).logits[:, :-1].argmax(-1)
+        batch = collate(rows, pad, processor.image_token_id)
+        inputs = _to_device(batch, model.device)
+        labels = inputs.pop("labels")[:, 1:]
+        output = model(**inputs)
+        predicted = output.logits[:, :-1].argmax(-1)
         matches = (predicted == labels) | (labels == IGNORED)
         correct += matches.all(-1).sum().item()
     return correct
@@ -146,7 +149,7 @@ def train(config: dict, folder: Path) -> None:
     look_back = config.get("look_back", True)
     model = nano.build_model(tokenizer, config["width"], config["layers"], look_back)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # the decorator's stub loses the signature
     optimizers = build_optimizers(model, config)
     batches = BackboneData(processor, config["batch"], steps, config["seed"])
     data = DataLoader(batches, None, num_workers=config["workers"])

@@ -115,6 +115,7 @@ class BackboneData(IterableDataset):
         return [conversation(rng, longest, 8, repeat, pictures) for _ in range(count)]
 
     def _text_drills(self, rng: random.Random, done: float, early: bool) -> list[Row]:
+        table_weight = 100 if early else 30
         table_length = 6 if early else 12
         list_length = 4 if done < 0.2 else 8
         drills: list[Callable[[], Row]] = [
@@ -124,7 +125,7 @@ class BackboneData(IterableDataset):
             lambda: date_drill(rng, 8),
             lambda: list_drill(rng, list_length),
         ]
-        weights = (20, 100 if early else 30, 15, 15, 20)
+        weights = (20, table_weight, 15, 15, 20)
         chosen = rng.choices(drills, weights, k=self.batch)
         return [drill() for drill in chosen]
 

@@ -24,7 +24,6 @@ simulated world.
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -40,7 +39,7 @@ from personavlm_lib.models.nano import TAGS
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.dialogue import render_dialogue, user_message
 from personavlm_lib.simulation.plan import EPOCH, LifeEvent, LifePlan, pictured, sample_plan
-from personavlm_lib.simulation.scenes import LOOSE, listed, render
+from personavlm_lib.simulation.scenes import LOOSE, Thing, listed, render
 from personavlm_lib.simulation.wording import core_profile, search_keywords, statement
 
 SEEDS = 10_000_000  # seeds of the backbone's lives start here; no other stage reaches them
@@ -216,12 +215,13 @@ def _style_question(rng: random.Random, question: Question, levels: dict[str, st
     styles = lexicon.REPLY_STYLES[trait]
     style = rng.choice(list(styles.values()))
     suitable_style = styles[level]
+    answer = "yes" if style == suitable_style else "no"
     return replace(
         question,
         text=f"does a {style} reply suit me ?",
         options=("yes", "no"),
+        answer=answer,
         thought=f"my {trait} {level} takes {suitable_style} asked {style}",
-        answer="yes" if style == suitable_style else "no",
     )
 
 
@@ -268,11 +268,13 @@ def table_drill(rng: random.Random, longest: int, questions: int) -> Row:
 
 def _fact_history(rng: random.Random, who: str, key: str) -> list[LifeEvent]:
     """One to three values of a fact, oldest first; each change has a cause."""
-    values = rng.sample(FACTS[key], rng.choice((1, 1, 2, 3)))
+    count = rng.choice((1, 1, 2, 3))
     facts = []
-    for previous, value in pairwise(["", *values]):
+    previous = ""
+    for value in rng.sample(FACTS[key], count):
         cause = rng.choice(lexicon.CAUSES) if previous else ""
         facts.append(LifeEvent(EPOCH, "relation", who, key, value, previous, cause))
+        previous = value
     return facts
 
 
@@ -286,12 +288,14 @@ def _insert_in_order(rng: random.Random, lines: list[str], statements: list[str]
 def date_drill(rng: random.Random, questions: int) -> Row:
     """Show a day's calendar, and ask for the first and last minute of its named periods."""
     now = EPOCH + timedelta(days=rng.randint(15, 120), minutes=rng.randrange(1440))
-    named = periods(now)
-    days = " ".join(f"{name} {start:%Y-%m-%d}" for name, (start, _) in named.items())
-    calendar = f"today {now:%A %Y-%m-%d} {days}".lower()
+    named_periods = periods(now)
+    entries = [f"today {now:%A %Y-%m-%d}"]
+    for name, (start, _) in named_periods.items():
+        entries.append(f"{name} {start:%Y-%m-%d}")
+    calendar = " ".join(entries).lower()
     exchanges: list[Exchange] = []
-    for name in rng.choices(list(named), k=questions):
-        start, end = named[name]
+    for name in rng.choices(list(named_periods), k=questions):
+        start, end = named_periods[name]
         thought = f"<think>{name} {start:%Y-%m-%d}</think>\n"
         period = write_pairs({"start_time": start, "end_time": end}, quote=False)
         exchanges.append((f"ask {name}", thought + period))
@@ -349,26 +353,34 @@ def _needs_of_value(rng: random.Random) -> Exchange:
     needs = rng.choice(list(lexicon.KNOWLEDGE.values()))
     value = rng.choice(list(needs))
     need = needs[value]
-    return f"what does {value} take ?", write_answer(f"{value} takes {need}", need)
+    question = f"what does {value} take ?"
+    thought = f"{value} takes {need}"
+    return question, write_answer(thought, need)
 
 
 def _trait_of_style(rng: random.Random) -> Exchange:
     """Which level of which trait a reply style suits."""
     trait = rng.choice(list(lexicon.REPLY_STYLES))
     level = rng.choice(("low", "high"))
-    style = lexicon.REPLY_STYLES[trait][level]
+    styles = lexicon.REPLY_STYLES[trait]
+    style = styles[level]
+    question = f"what is {style} ?"
     answer = f"{trait} {level}"
-    return f"what is {style} ?", write_answer(f"{style} is {answer}", answer)
+    thought = f"{style} is {answer}"
+    return question, write_answer(thought, answer)
 
 
 def _rating_of_turn(rng: random.Random) -> Exchange:
     """How strongly a trait shows in a user's words."""
-    event = rng.choice(_sample_life(rng).events)
+    plan = _sample_life(rng)
+    event = rng.choice(plan.events)
     trait = rng.choice(list(lexicon.MARKERS))
     score = event.scores[TRAITS.index(trait)]
-    marker = lexicon.MARKERS[trait].get(score, "nothing")
-    answer = write_answer(f"{marker} is {trait} {score}", str(score))
-    return f"rate {trait} {_words_of(event)}", answer
+    markers = lexicon.MARKERS[trait]
+    marker = markers.get(score, "nothing")
+    question = f"rate {trait} {_words_of(event)}"
+    thought = f"{marker} is {trait} {score}"
+    return question, write_answer(thought, str(score))
 
 
 def copy_drill(rng: random.Random, vocabulary: list[str]) -> Row:
@@ -377,10 +389,13 @@ def copy_drill(rng: random.Random, vocabulary: list[str]) -> Row:
     Some tags are among them: a token that is never a target keeps a random embedding, and an
     adapter cannot learn to write it.
     """
-    chosen = rng.sample(vocabulary, rng.randint(4, 32))
-    chosen += rng.sample(TAGS, rng.randint(0, 3))
-    words = " ".join(rng.sample(chosen, len(chosen)))
-    return Row(_dialogue([(f"repeat {words}", words), ("repeat", words)]), [])
+    words = rng.sample(vocabulary, rng.randint(4, 32))
+    tags = rng.sample(TAGS, rng.randint(0, 3))
+    mixed = words + tags
+    shuffled = rng.sample(mixed, len(mixed))
+    text = " ".join(shuffled)
+    exchanges = [(f"repeat {text}", text), ("repeat", text)]
+    return Row(_dialogue(exchanges), [])
 
 
 def _image_event(rng: random.Random) -> LifeEvent:
@@ -397,11 +412,19 @@ def caption_drill(rng: random.Random) -> Row:
     scene = event.scene
     assert scene is not None
     picture = render(scene)
-    if len(scene.things) == 1 and rng.random() < 0.3:  # like the crop of a visual concept
-        left, top, right, bottom = (edge * picture.width for edge in scene.things[0].box)
-        picture = picture.crop((max(0, left - 3), max(0, top - 3), right + 3, bottom + 3))
+    if len(scene.things) == 1 and rng.random() < 0.3:
+        picture = _crop_thing(picture, scene.things[0])
     question = f"{user_message(event)}\ncaption"
-    return Row(_dialogue([(question, listed(scene))]), [picture])
+    messages = _dialogue([(question, listed(scene))])
+    return Row(messages, [picture])
+
+
+def _crop_thing(picture: Image.Image, thing: Thing) -> Image.Image:
+    """The thing with a margin of 3 pixels, like the crop of a visual concept."""
+    left, top, right, bottom = (edge * picture.width for edge in thing.box)
+    left = max(0, left - 3)
+    top = max(0, top - 3)
+    return picture.crop((left, top, right + 3, bottom + 3))
 
 
 def scene_drill(rng: random.Random, scenes: int, questions: int) -> Row:

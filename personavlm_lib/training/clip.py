@@ -191,10 +191,10 @@ def _sample_pixels(
 def _two_views(pixels: torch.Tensor) -> torch.Tensor:
     """(144, 3, 56, 56): two different crops of each thing, augmented; all first ones come first."""
     things, views = pixels.shape[:2]
-    chosen = torch.rand(things, views).topk(2).indices
+    first_view, second_view = torch.rand(things, views).topk(2).indices.T
     rows = torch.arange(things)
-    first = _augment(pixels[rows, chosen[:, 0]])
-    second = _augment(pixels[rows, chosen[:, 1]])
+    first = _augment(pixels[rows, first_view])
+    second = _augment(pixels[rows, second_view])
     return torch.cat([first, second])
 
 
@@ -204,12 +204,15 @@ def _augment(pixels: torch.Tensor) -> torch.Tensor:
     side = pixels.shape[-1]
     padded = F.pad(pixels, [SHIFT] * 4, mode="replicate")
     corners = torch.randint(0, 2 * SHIFT + 1, (count, 2)).tolist()
-    shifted = []
+    windows = []
     for image, (top, left) in zip(padded, corners, strict=True):
-        shifted.append(image[:, top : top + side, left : left + side])
+        bottom = top + side
+        right = left + side
+        windows.append(image[:, top:bottom, left:right])
+    shifted = torch.stack(windows)
     contrast = 1 + JITTER * torch.randn(count, 1, 1, 1)
     brightness = JITTER * torch.randn(count, 1, 1, 1)
-    return torch.stack(shifted) * contrast + brightness
+    return shifted * contrast + brightness
 
 
 def _contrastive_loss(
@@ -220,7 +223,8 @@ def _contrastive_loss(
     `images` holds the first views of all things, then the second ones; `ids` and `mask` are those
     of their captions.
     """
-    image_vectors = F.normalize(model.get_image_features(images).pooler_output, dim=-1)
+    image_output = model.get_image_features(images)
+    image_vectors = F.normalize(image_output.pooler_output, dim=-1)
     text_output = model.get_text_features(ids, attention_mask=mask)
     text_vectors = F.normalize(text_output.pooler_output, dim=-1)
     first, second = image_vectors.chunk(2)
@@ -259,12 +263,12 @@ def concept_top1(
     pairs = rng.sample(PAIRS, n)
     stored_crops = [_sure_sighting(rng, kind, color, detector) for kind, color in pairs]
     seen_crops = [sighting(rng, kind, color, detector) for kind, color in pairs]
-    detected = np.array([crop is not None for crop in stored_crops])
-    detected &= np.array([crop is not None for crop in seen_crops])
+    detected = _is_detected(stored_crops) & _is_detected(seen_crops)
     stored = _encode(encoder, stored_crops)
     seen = _encode(encoder, seen_crops)
+    captions = encoder.texts(_captions(pairs))
     similarity = seen @ stored.T
-    caption_similarity = seen @ encoder.texts(_captions(pairs)).T
+    caption_similarity = seen @ captions.T
     own = np.arange(n)
     others = ~np.eye(n, dtype=bool)
     nearest_is_own = similarity.argmax(1) == own
@@ -276,6 +280,10 @@ def concept_top1(
         "intruders": float((similarity[others] > threshold).mean()),
         "named": float((detected & caption_is_own).mean()),
     }
+
+
+def _is_detected(patches: list[Image.Image | None]) -> np.ndarray:
+    return np.array([patch is not None for patch in patches])
 
 
 def _encode(encoder: ImageEncoder, patches: list[Image.Image | None]) -> np.ndarray:

@@ -213,14 +213,27 @@ def text_of(prompt: list[dict]) -> str:
     return "".join(part.get("text") or "" for part in content)
 
 
+def _open_rollout(config: dict, rng: random.Random) -> Rollout:
+    """A rollout over the training lives, with the questions drawn in the paper's mixture."""
+    lives = read_lives(Path(config["lives"]))
+    memory = Path(config["memory"])
+    stores = {life.user: MemoryStore(memory / life.user) for life in lives}
+    rollout = Rollout(stores, {}, config)
+    for _, question in rl_questions(lives, config["questions"], rng):
+        prompt = rollout.first_prompt(question)
+        rollout.cases[prompt] = question
+    return rollout
+
+
 def _prompt_order(prompts: list[str], count: int, rng: random.Random) -> list[str]:
     """`count` prompts: all of them in random order, again and again.
 
     This order is the trainer's only epoch, because its own sampler could not resume in the middle
     of a later one.
     """
+    rounds = math.ceil(count / len(prompts))
     order: list[str] = []
-    for _ in range(math.ceil(count / len(prompts))):
+    for _ in range(rounds):
         order += rng.sample(prompts, len(prompts))
     return order[:count]
 
@@ -237,24 +250,21 @@ def train(config: dict, folder: Path) -> None:
         "memory": "that of the lives",
     }
     key = cache_key(**config | inputs)
-    lives = read_lives(Path(config["lives"]))
-    memory = Path(config["memory"])
-    stores = {life.user: MemoryStore(memory / life.user) for life in lives}
     rng = random.Random(config["seed"])
-    rollout = Rollout(stores, {}, config)
-    for _, question in rl_questions(lives, config["questions"], rng):
-        rollout.cases[rollout.first_prompt(question)] = question
-    order = _prompt_order(list(rollout.cases), config["groups"] * config["steps"], rng)
+    rollout = _open_rollout(config, rng)
+    count = config["groups"] * config["steps"]
+    order = _prompt_order(list(rollout.cases), count, rng)
     messages = [[{"role": "user", "content": text}] for text in order]
     processor = load_processor(config["model"])
     model, precision = load_to_train(config)
     checkpoints = prepare_checkpoints(folder, key, config["steps"], log_every=1)
+    arguments = GRPOConfig(
+        **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
+    )
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
-        args=GRPOConfig(
-            **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
-        ),
+        args=arguments,
         train_dataset=Dataset.from_dict({"prompt": messages}),
         processing_class=processor,
         peft_config=lora(config),

@@ -126,10 +126,18 @@ def load_to_train(config: dict) -> tuple[PreTrainedModel, dict]:
     converted to float32 for the training, because small steps are lost in bfloat16.
     """
     model = load_model(config["model"])
-    precision = dict(bf16=model.dtype == torch.bfloat16, use_cpu=not torch.cuda.is_available())
+    is_bfloat16 = model.dtype == torch.bfloat16
+    precision = dict(bf16=is_bfloat16, use_cpu=not torch.cuda.is_available())
     if not config["lora_rank"]:
         model = model.float()
     return model, precision
+
+
+def _freeze_vision_tower(model: PreTrainedModel) -> None:
+    """Train the language model alone: a thousand pictures teach the tower less than they undo."""
+    for name, weight in model.named_parameters():
+        is_visual = "visual" in name or "vision" in name
+        weight.requires_grad_(not is_visual)
 
 
 def in_batches(samples: pd.DataFrame, batch: int, steps: int, seed: int) -> pd.DataFrame:
@@ -220,10 +228,7 @@ def train(config: dict, folder: Path) -> None:
     samples = pd.read_parquet(config["samples"])
     batches = in_batches(samples, config["batch"], config["steps"], config["seed"])
     model, precision = load_to_train(config)
-    # The vision tower stays frozen: about a thousand pictures would teach it less than they undo.
-    for name, weight in model.named_parameters():
-        is_visual = "visual" in name or "vision" in name
-        weight.requires_grad_(not is_visual)
+    _freeze_vision_tower(model)
     checkpoints = prepare_checkpoints(folder, key, config["steps"], config["log_every"])
     arguments = SFTConfig(
         per_device_train_batch_size=config["batch"] // config["accumulate"],
