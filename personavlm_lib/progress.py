@@ -34,12 +34,14 @@ def with_progress(items: Sequence[T], name: str, unit: str, every: float = 10.0)
 
     `name` is the name of the stage, `unit` that of one item.
     """
+    total = len(items)
     start = time.monotonic()
     last_print = start
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - last_print >= every or done == len(items):
+        if now - last_print >= every or done == total:
             last_print = now
             rate = done / max(now - start, 1e-6)
-            print(progress_line(name, unit, done, len(items), rate), flush=True)
+            line = progress_line(name, unit, done, total, rate)
+            print(line, flush=True)

@@ -26,6 +26,11 @@ from personavlm_lib.training.backbone_drills import Row
 from personavlm_lib.training.launch import main
 
 PROMPT_FOLDER = Path(__file__).parents[1] / "agent" / "prompts" / "nano"
+# What the chat template, the options and JSON add to the words.
+FRAME_TOKENS = (
+    "You are a helpful assistant. system user (Image Object: cup) (a) (b) (c) (d) , . ? ! ' -"
+    " null true false"
+)
 WARMUP = 50  # steps
 PROBE_BATCH = 32
 _PICTURE_QUESTION = re.compile(r"ask (what color|how many|what is (left|right|on))")
@@ -133,7 +138,8 @@ def _rate_factor(step: int, steps: int) -> float:
     done = step / steps
     if done <= 0.5:
         return warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (2 * done - 1)))
+    angle = math.pi * (2 * done - 1)
+    cosine = 0.5 * (1 + math.cos(angle))
     return warmup * cosine
 
 
@@ -201,10 +207,7 @@ def corpus() -> Iterator[str]:
     yield " ".join((*nano.SPECIAL, *nano.TAGS))
     yield _as_json_keys(nano.KEYS)
     yield _as_json_keys(("name", *lexicon.CORE, *lexicon.HABITS, *lexicon.GOALS))
-    yield (
-        "You are a helpful assistant. system user (Image Object: cup) (a) (b) (c) (d) , . ? ! ' -"
-        " null true false"
-    )
+    yield FRAME_TOKENS
     for path in sorted(PROMPT_FOLDER.glob("*.j2")):
         words = [word for word in path.read_text().split() if word.isalpha()]
         yield " ".join(words)

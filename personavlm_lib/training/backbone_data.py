@@ -34,15 +34,16 @@ def encode(row: Row, processor: ImageOnlyProcessor) -> dict:
     if row.images:
         pixels = processor.image_processor(images=row.images, return_tensors="pt")
         patches = pixels["image_grid_thw"].prod(-1)
-        image_lengths = iter((patches // 4).tolist())  # the model merges 2 x 2 patches
+        lengths = patches // 4  # the model merges 2 x 2 patches into a token
+        image_lengths = iter(lengths.tolist())
     ids: list[int] = []
     labels: list[int] = []
     for role, text in [SYSTEM, *row.messages]:
         while "<img>" in text:
             pads = "<|image_pad|>" * next(image_lengths)
             text = text.replace("<img>", f"<|vision_start|>{pads}<|vision_end|>", 1)
-        head = processor.tokenizer(f"<|im_start|>{role}\n")["input_ids"]
-        body = processor.tokenizer(f"{text}<|im_end|>\n")["input_ids"]
+        head = _token_ids(processor, f"<|im_start|>{role}\n")
+        body = _token_ids(processor, f"{text}<|im_end|>\n")
         ids += head + body
         labels += [IGNORED] * len(head)
         if role == "assistant":
@@ -50,6 +51,10 @@ def encode(row: Row, processor: ImageOnlyProcessor) -> dict:
         else:
             labels += [IGNORED] * len(body)
     return {"ids": ids, "labels": labels, **pixels}
+
+
+def _token_ids(processor: ImageOnlyProcessor, text: str) -> list[int]:
+    return processor.tokenizer(text)["input_ids"]
 
 
 def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Tensor]:
@@ -61,12 +66,13 @@ def collate(rows: list[dict], pad: int, image_token: int) -> dict[str, torch.Ten
     width = max(len(row["ids"]) for row in rows)
     ids = torch.tensor([_padded(row["ids"], width, pad) for row in rows])
     labels = torch.tensor([_padded(row["labels"], width, IGNORED) for row in rows])
-    batch = {"input_ids": ids, "labels": labels}
-    batch["mm_token_type_ids"] = (ids == image_token).long()
+    is_image = ids == image_token
+    batch = {"input_ids": ids, "labels": labels, "mm_token_type_ids": is_image.long()}
     with_images = [row for row in rows if "pixel_values" in row]
     if with_images:
         for name in ("pixel_values", "image_grid_thw"):
-            batch[name] = torch.cat([row[name] for row in with_images])
+            tensors = [row[name] for row in with_images]
+            batch[name] = torch.cat(tensors)
     return batch
 
 

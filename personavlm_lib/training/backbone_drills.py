@@ -144,7 +144,8 @@ def conversation(
             )
         answer = write_answer(final_thought(question, known), question.answer)
         exchanges.append((text, answer))
-    images = [_render_event(plan.events[i]) for i in shown if turns[i].images]
+    picture_events = [plan.events[i] for i in shown if turns[i].images]
+    images = [_render_event(event) for event in picture_events]
     return Row(_dialogue(exchanges), images)
 
 
@@ -172,7 +173,8 @@ def _answerable_questions(
     candidates = []
     for make_questions in tasks.MAKERS[:-1]:  # the last asks about alignment
         for question in make_questions(visible_plan, rng, moment):
-            if len(question.hops) < 2 or question.hops[0].note:
+            hops = question.hops
+            if len(hops) < 2 or hops[0].note:
                 candidates.append(question)
     long_histories = [question for question in candidates if len(question.history) > 2]
     return candidates + long_histories
@@ -262,7 +264,8 @@ def table_drill(rng: random.Random, longest: int, questions: int) -> Row:
         else:
             template = rng.choice(WHAT_TEMPLATES)
             answer = newest.value
-        exchanges.append((template.format(f"{who} {key}"), write_answer(thought, answer)))
+        question = template.format(f"{who} {key}")
+        exchanges.append((question, write_answer(thought, answer)))
     return Row(_dialogue_about("\n".join(lines), exchanges), [])
 
 
@@ -273,7 +276,8 @@ def _fact_history(rng: random.Random, who: str, key: str) -> list[LifeEvent]:
     previous = ""
     for value in rng.sample(FACTS[key], count):
         cause = rng.choice(lexicon.CAUSES) if previous else ""
-        facts.append(LifeEvent(EPOCH, "relation", who, key, value, previous, cause))
+        fact = LifeEvent(EPOCH, "relation", who, key, value, previous, cause)
+        facts.append(fact)
         previous = value
     return facts
 
@@ -415,7 +419,8 @@ def caption_drill(rng: random.Random) -> Row:
     if len(scene.things) == 1 and rng.random() < 0.3:
         picture = _crop_thing(picture, scene.things[0])
     question = f"{user_message(event)}\ncaption"
-    messages = _dialogue([(question, listed(scene))])
+    answer = listed(scene)
+    messages = _dialogue([(question, answer)])
     return Row(messages, [picture])
 
 

@@ -140,7 +140,8 @@ def train_clip(
     and seconds.
     """
     started = time.monotonic()
-    processor = CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_center_crop=False)
+    size = {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessorPil(size=size, do_center_crop=False)
     pixels = _sample_pixels(processor, random.Random(seed), views)
     ids, mask = tokenize(tokenizer, _captions(PAIRS), CAPTION_TOKENS)
     metrics: list[dict[str, float]] = []
@@ -161,7 +162,8 @@ def train_clip(
             schedule.step()
             elapsed = time.monotonic() - started
             out_of_time = seconds is not None and elapsed > seconds
-            if step % 20 == 0 or step == steps or out_of_time:
+            is_last = step == steps or out_of_time
+            if is_last or step % 20 == 0:
                 row = dict(step=step, loss=loss.item(), top1=top1, seconds=round(elapsed, 1))
                 metrics.append(row)
             if out_of_time:

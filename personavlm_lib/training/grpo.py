@@ -114,8 +114,9 @@ def _without_empty_images(module, args: tuple, kwargs: dict) -> tuple[tuple, dic
     If its batch has images, the micro-batch arrives with an empty tensor, which the tower rejects.
     """
     pixels = kwargs.get("pixel_values")
-    if pixels is not None and not len(pixels):
-        kwargs = kwargs | {"pixel_values": None, "image_grid_thw": None}
+    if pixels is not None and len(pixels) == 0:
+        no_images = {"pixel_values": None, "image_grid_thw": None}
+        kwargs = kwargs | no_images
     return args, kwargs
 
 
@@ -210,7 +211,8 @@ def text_of(prompt: list[dict]) -> str:
     content = prompt[-1]["content"]
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content)
+    texts = [part.get("text") or "" for part in content]
+    return "".join(texts)
 
 
 def _open_rollout(config: dict, rng: random.Random) -> Rollout:
@@ -219,7 +221,8 @@ def _open_rollout(config: dict, rng: random.Random) -> Rollout:
     memory = Path(config["memory"])
     stores = {life.user: MemoryStore(memory / life.user) for life in lives}
     rollout = Rollout(stores, {}, config)
-    for _, question in rl_questions(lives, config["questions"], rng):
+    questions = rl_questions(lives, config["questions"], rng)
+    for _, question in questions:
         prompt = rollout.first_prompt(question)
         rollout.cases[prompt] = question
     return rollout
@@ -234,7 +237,8 @@ def _prompt_order(prompts: list[str], count: int, rng: random.Random) -> list[st
     rounds = math.ceil(count / len(prompts))
     order: list[str] = []
     for _ in range(rounds):
-        order += rng.sample(prompts, len(prompts))
+        shuffled = rng.sample(prompts, len(prompts))
+        order += shuffled
     return order[:count]
 
 
@@ -261,6 +265,7 @@ def train(config: dict, folder: Path) -> None:
     arguments = GRPOConfig(
         **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
     )
+    metrics_log = MetricsLog(folder / "metrics.jsonl", key, NAMES)
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
@@ -269,7 +274,7 @@ def train(config: dict, folder: Path) -> None:
         processing_class=processor,
         peft_config=lora(config),
         rollout_func=rollout,
-        callbacks=[MetricsLog(folder / "metrics.jsonl", key, NAMES)],
+        callbacks=[metrics_log],
     )
     train_and_save(trainer, folder, config["model"], key)
 

@@ -60,8 +60,9 @@ def last_lines(log: Path, count: int) -> list[str]:
         size = log.stat().st_size
         file.seek(max(0, size - 20_000))
         text = file.read().decode(errors="replace")
+    rewrites_as_lines = text.replace("\r", "\n")
     lines = []
-    for line in text.replace("\r", "\n").splitlines():
+    for line in rewrites_as_lines.splitlines():
         if line.strip():
             lines.append(line.rstrip())
     return lines[-count:]
@@ -89,7 +90,8 @@ def launch(
     metrics = folder / "metrics.jsonl"
     metrics.write_text("")  # discard the metrics of an earlier training
     settings = folder / "config.yaml"
-    settings.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    settings_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    settings.write_text(settings_text)
     command = _command(module, processes, accelerate_config)
     log = folder / "log.txt"
     with log.open("w") as output:

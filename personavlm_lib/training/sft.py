@@ -4,8 +4,10 @@ Trains the whole language model or a LoRA on it, with the loss on the assistant'
 Writes `model/`, from which the next stage starts: the weights, or the name of the adapter and of
 the model under it. The profile sets sizes and rates.
 
-Deviations from the paper: a LoRA unless `lora_rank` is 0 (the paper trains all weights); the vision
-tower stays frozen; at most a tenth of the paper's 78k samples except in the profile `paper`.
+Deviations from the paper, which trains all weights: a LoRA unless `lora_rank` is 0, which is the
+whole language model (as in the profile `nano`); the vision tower stays frozen; at most a tenth of
+the 78k samples, except in the profile `paper`. The samples are recordings of the agent with the
+oracle as model, so the prompts are exactly those of the evaluation.
 
 Launch one process: `python -m personavlm_lib.training.sft --config CONFIG.yaml`
 Launch several: `accelerate launch -m personavlm_lib.training.sft --config CONFIG.yaml`
@@ -62,11 +64,13 @@ class MetricsLog(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            mark_finished(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_finished(checkpoint, self.key)
 
     def _line(self, logs: dict, state) -> str:
         """One line of the file; empty for the trainer's closing summary, which has no loss."""
-        if "loss" not in logs and "reward" not in logs:
+        is_step = "loss" in logs or "reward" in logs
+        if not is_step:
             return ""
         row: dict[str, float] = {"step": logs["step"], "of": state.max_steps}
         for name in sorted(logs):
@@ -177,7 +181,8 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
             conversation.append({"role": message["role"], "content": content})
         conversations.append(conversation)
     images = [list(paths) for paths in samples.images]
-    return Dataset.from_dict({"messages": conversations, "images": images}, features=features)
+    columns = {"messages": conversations, "images": images}
+    return Dataset.from_dict(columns, features=features)
 
 
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
@@ -193,25 +198,29 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
     else:
         _restore_count_and_weights(trainer, checkpoint, adapted)
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier training
+    model_folder = folder / "model"
+    adapter_folder = folder / "adapter"
+    shutil.rmtree(model_folder, ignore_errors=True)  # of an earlier training
     if adapted:
-        trainer.save_model(str(folder / "adapter"))
-        write_source(folder / "model", base, folder / "adapter")
+        trainer.save_model(str(adapter_folder))
+        write_source(model_folder, base, adapter_folder)
     else:
         if trainer.args.bf16:  # back to the precision of the model that was loaded
             trainer.model.bfloat16()
-        trainer.save_model(str(folder / "model"))
+        trainer.save_model(str(model_folder))
 
 
 def _restore_count_and_weights(trainer, checkpoint: Path, adapted: bool) -> None:
     """Restore the token count and whole weights, which the trainer does not resume by itself."""
-    trainer_state = json.loads((checkpoint / "trainer_state.json").read_text())
-    newest_logs = trainer_state["log_history"][-1]
+    state_file = checkpoint / "trainer_state.json"
+    state = json.loads(state_file.read_text())
+    newest_logs = state["log_history"][-1]
     # SFTTrainer counts from 0 in each process.
     trainer._total_train_tokens = newest_logs.get("num_tokens", 0)
     if not adapted:
         # Qwen2.5-VL's weights are saved under names that the trainer does not find in the model.
-        trainer.model.load_state_dict(load_model(checkpoint).state_dict())
+        weights = load_model(checkpoint).state_dict()
+        trainer.model.load_state_dict(weights)
 
 
 def train(config: dict, folder: Path) -> None:
@@ -230,8 +239,9 @@ def train(config: dict, folder: Path) -> None:
     model, precision = load_to_train(config)
     _freeze_vision_tower(model)
     checkpoints = prepare_checkpoints(folder, key, config["steps"], config["log_every"])
+    micro_batch = config["batch"] // config["accumulate"]
     arguments = SFTConfig(
-        per_device_train_batch_size=config["batch"] // config["accumulate"],
+        per_device_train_batch_size=micro_batch,
         assistant_only_loss=True,
         max_length=None,
         logging_steps=config["log_every"],
@@ -241,13 +251,14 @@ def train(config: dict, folder: Path) -> None:
         **precision,
         **checkpoints,
     )
+    metrics_log = MetricsLog(folder / "metrics.jsonl", key)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=to_dataset(batches),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[MetricsLog(folder / "metrics.jsonl", key)],
+        callbacks=[metrics_log],
     )
     train_and_save(trainer, folder, config["model"], key)
 
