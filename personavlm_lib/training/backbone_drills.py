@@ -44,7 +44,7 @@ from personavlm_lib.simulation.wording import core_profile, search_keywords, sta
 
 SEEDS = 10_000_000  # seeds of the backbone's lives start here; no other stage reaches them
 PROMPTS = PromptSet("nano")
-ANY_PLAN = sample_plan(SEEDS)  # a plan whose events are replaced
+ANY_PLAN = sample_plan(SEEDS)  # its events are always replaced
 FACTS = (
     lexicon.CORE | lexicon.PREFERENCES | {"relation": lexicon.RELATIONS, "value": lexicon.VALUES}
 )
@@ -152,9 +152,10 @@ def conversation(
 def _profile_events(
     rng: random.Random, plan: LifePlan, start: int, shown: list[int]
 ) -> tuple[LifeEvent, ...]:
-    """The events before the core profile was written.
+    """The events that the core profile was written from.
 
-    Half of the profiles are empty; the others cover the life up to the shown turns or their end.
+    Half of the profiles are empty; the others cover the life up to the start of the shown turns or
+    up to their end.
     """
     if not shown:
         return ()
@@ -181,9 +182,10 @@ def _answerable_questions(
 
 
 def _vary_question(rng: random.Random, question: Question, levels: dict[str, str]) -> Question:
-    """Replace 12% of the questions by one on personality; drop the options of 60% of the rest.
+    """Replace 12% of the questions, and drop the options of 60% of the others.
 
-    The prompt's line on personality is read in the same way as the turns are.
+    Of the replaced ones, 8% ask about a reply style and 4% for a trait's level, so that the model
+    reads the prompt's line on personality as it reads the turns, and applies it.
     """
     draw = rng.random()
     if draw < 0.12:
@@ -209,7 +211,7 @@ def _trait_question(question: Question, trait: str, levels: dict[str, str]) -> Q
 
 
 def _style_question(rng: random.Random, question: Question, levels: dict[str, str]) -> Question:
-    """Ask in place of `question` if a reply style suits the user, as the alignment items do."""
+    """Ask in place of `question` whether a reply style suits the user, as alignment items do."""
     trait = rng.choice(list(levels))
     level = levels[trait]
     if level == "mid":  # suits no style in particular
@@ -228,7 +230,7 @@ def _style_question(rng: random.Random, question: Question, levels: dict[str, st
 
 
 def table_drill(rng: random.Random, longest: int, questions: int) -> Row:
-    """State at most `longest` bare facts, `who key is value`, and ask `questions` of them: lookup.
+    """State at most `longest` bare facts, `who key is value`, and ask about them: pure lookup.
 
     Some facts have changed, and the newest value counts. Half of the tables show dates, as
     retrieved memories do.
