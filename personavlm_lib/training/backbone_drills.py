@@ -184,8 +184,8 @@ def _answerable_questions(
 def _vary_question(rng: random.Random, question: Question, levels: dict[str, str]) -> Question:
     """Replace 12% of the questions, and drop the options of 60% of the others.
 
-    Of the replaced ones, 8% ask about a reply style and 4% for a trait's level, so that the model
-    reads the prompt's line on personality as it reads the turns, and applies it.
+    8% become a question about a reply style and 4% one for a trait's level, so that the model reads
+    the prompt's line on personality as it reads the turns, and applies it.
     """
     draw = rng.random()
     if draw < 0.12:

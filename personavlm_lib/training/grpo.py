@@ -1,8 +1,8 @@
 """Stage 2: GRPO with the agent itself as rollout (paper, Section 3.2, Eq. 3 and 4, B.2, Table 3).
 
-A trajectory is the agent's `respond(...)` run with the sampling policy as model: the keywords and
-the period that it writes reach the retriever, top-k is drawn again for each trajectory (B.2), and the
-loss covers only the tokens that the model wrote (Eq. 4). The reward is that of Eq. 3.
+A trajectory is the agent's `respond(...)`, run with the sampling policy as model: the keywords and
+the period that it writes reach the retriever, top-k is drawn again for each trajectory (B.2), and
+the loss covers only the tokens that the model wrote (Eq. 4). The reward is that of Eq. 3.
 
 Deviations from the paper: a LoRA instead of all weights; rules instead of Qwen3-30B-A3B as judge of
 the reward; no repetition penalty except in the profile `paper`, because with one the sampler is not

@@ -99,8 +99,8 @@ def script_policy(monkeypatch, processor, life):
 def scored_batches(monkeypatch):
     """A list that receives each batch as the trainer scores it.
 
-    Each entry has `rows`, `batch`, `trainer` and the `transcripts` of the rollout;
-    `trainer_logps` are the trainer's log-probabilities, `plain_logps` those of plain forward passes.
+    Each entry has `rows`, `batch`, `trainer` and the `transcripts` of the rollout; `trainer_logps`
+    are the trainer's log-probabilities, `plain_logps` those of plain forward passes.
     """
     entries, transcripts = [], []
     original_score = grpo.AgentTrainer._generate_and_score_completions
