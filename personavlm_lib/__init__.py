@@ -1,1 +1,5 @@
-"""PersonaVLM, reproduced: memory, models, agent, world, evaluation, training, study, each knowing only those before."""
+"""Reproduction study of PersonaVLM.
+
+The subpackages build on each other, and each imports only those before it: memory, models, agent,
+simulation, benchmark, evaluation, training, study.
+"""

@@ -1,7 +1,7 @@
-"""Long work: kept by what it was made from, told while it goes on, ended with whoever started it.
+"""Reuse finished work: a result is stored under a key of everything that it was computed from.
 
-What a stopped run left may be used again only if it is whole and comes of the very same: contents of inputs (not their
-paths or times), settings and code.
+The key covers the contents of the inputs (not their paths or times), the settings and the code.
+An interrupted run's output is reused only if it is complete and its key matches.
 """
 
 import hashlib
@@ -11,45 +11,63 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-STAMP = "finished"  # the file that holds the key of a finished folder, written last
+STAMP = "finished"  # file with the key of a finished folder; it is written last
 
 
 def fingerprint(path: Path, pattern: str = "*") -> str:
-    """A hash of a file, or of the names and contents of a folder's files; a name that is no path stands for itself."""
+    """Hash a file, or the names and contents of the files in a folder that match `pattern`.
+
+    A path that does not exist (such as a hub id) is returned as text.
+    """
     if not path.exists():
         return str(path)
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(file for file in path.rglob(pattern) if file.is_file())
     digest = hashlib.sha256()
-    for file in (
-        [path]
-        if path.is_file()
-        else sorted(found for found in path.rglob(pattern) if found.is_file())
-    ):
-        with file.open("rb") as content:
-            digest.update(
-                f"{file.relative_to(path)} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
-            )
+    for file in files:
+        with file.open("rb") as stream:
+            content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+        line = f"{file.relative_to(path)} {content_hash}\n"
+        digest.update(line.encode())
     return digest.hexdigest()
 
 
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint of all code and prompts that can change a result: `study` only shows results."""
-    parts = [part for part in sorted(PACKAGE.iterdir()) if part.is_dir() and part.name != "study"]
-    return " ".join(fingerprint(part, pattern) for part in parts for pattern in ("*.py", "*.j2"))
+    """Fingerprint all code and prompts that can change a result (`study` only displays them)."""
+    hashes = []
+    for package in sorted(PACKAGE.iterdir()):
+        if not package.is_dir() or package.name == "study":
+            continue
+        code = fingerprint(package, "*.py")
+        prompts = fingerprint(package, "*.j2")
+        hashes += [code, prompts]
+    return " ".join(hashes)
 
 
-def cache_key(**made_from: object) -> str:
-    """12 digits that stand for all a result is made from, the code included. Of a `Path`, the contents count."""
-    plain = {
-        name: fingerprint(value) if isinstance(value, Path) else value
-        for name, value in made_from.items()
-    }
-    text = json.dumps(plain | {"code": code_fingerprint()}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def cache_key(**inputs: object) -> str:
+    """Return 12 hexadecimal digits that identify a result by its `inputs` and the code.
+
+    A `Path` counts by the contents of its file or folder.
+    """
+    values: dict[str, object] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Path):
+            value = fingerprint(value)
+        values[name] = value
+    values["code"] = code_fingerprint()
+    text = json.dumps(values, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    return digest.hexdigest()[:12]
 
 
 def reuse_or_clear(folder: Path, key: str) -> bool:
-    """Whether `folder` holds the whole work of this key. What is half done, or made from something else, is removed."""
+    """Return True if `folder` holds finished work of `key`; otherwise delete the folder.
+
+    Work that is incomplete or was made from other inputs is removed, and False is returned.
+    """
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text() == key:
         return True
@@ -58,5 +76,6 @@ def reuse_or_clear(folder: Path, key: str) -> bool:
 
 
 def mark_finished(folder: Path, key: str) -> None:
-    """Says that the work in `folder` is whole."""
-    (folder / STAMP).write_text(key)
+    """Write the stamp that marks the work in `folder` as complete."""
+    stamp = folder / STAMP
+    stamp.write_text(key)

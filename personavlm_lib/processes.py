@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""End a process when the process that started it ends."""
 
 import os
 import threading
@@ -6,23 +6,28 @@ import time
 
 import psutil
 
-PARENT = "PERSONAVLM_PARENT"  # environment variable: the process that must outlive this one
+PARENT = "PERSONAVLM_PARENT"  # environment variable: id of the process that must outlive this one
 
 
 def exit_with_parent() -> None:
-    """Ends this process when the one that started it (by a `follow` of its own) is gone: killed, it can stop nobody."""
-    parent = int(os.environ.get(PARENT, 0))
-    os.environ[PARENT] = str(os.getpid())
-    if parent in (0, os.getpid()):
+    """Exit this process as soon as its parent is gone, even if the parent was killed.
+
+    The parent is the nearest ancestor that called this function too; without one, only the
+    environment variable for the children of this process is set.
+    """
+    own_id = os.getpid()
+    parent_id = int(os.environ.get(PARENT, 0))
+    os.environ[PARENT] = str(own_id)
+    if parent_id in (0, own_id):
         return
 
-    def watch() -> None:
+    def exit_when_parent_is_gone() -> None:
         try:
-            process = psutil.Process(parent)
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            parent = psutil.Process(parent_id)
+            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.5)
         except psutil.NoSuchProcess:
             pass
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_when_parent_is_gone, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Progress lines of long work."""
+"""Progress lines for long work."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -7,35 +7,41 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def progress_line(name: str, unit: str, done: int, of: int, rate: float) -> str:
-    """`02_sft  step 120/450  1.4 steps/s  4 min left`; `rate` in units a second, 0 where none is known yet."""
-    pace = (
-        f"{rate:.1f} {unit}s/s"
-        if rate >= 0.5
-        else f"{1 / rate:.1f} s/{unit}"
-        if rate
-        else "starting"
-    )
-    left = (of - done) / rate if rate else 0
-    told = (
-        ""
-        if not rate or done >= of
-        else f"  {left / 60:.0f} min left"
-        if left >= 90
-        else f"  {left:.0f} s left"
-    )
-    return f"{name}  {unit} {done}/{of}  {pace}{told}"
+def progress_line(name: str, unit: str, done: int, total: int, rate: float) -> str:
+    """Format a line such as `02_sft  step 120/450  1.4 steps/s  4 min left`.
+
+    `rate` is in units per second; 0 means that it is not known yet.
+    """
+    counter = f"{name}  {unit} {done}/{total}"
+    if rate == 0:
+        return f"{counter}  starting"
+    if rate >= 0.5:
+        pace = f"{rate:.1f} {unit}s/s"
+    else:
+        pace = f"{1 / rate:.1f} s/{unit}"
+    if done >= total:
+        return f"{counter}  {pace}"
+    seconds = (total - done) / rate
+    if seconds >= 90:
+        remaining = f"{seconds / 60:.0f} min"
+    else:
+        remaining = f"{seconds:.0f} s"
+    return f"{counter}  {pace}  {remaining} left"
 
 
 def with_progress(items: Sequence[T], name: str, unit: str, every: float = 10.0) -> Iterator[T]:
-    """The items; prints a line every `every` seconds, and after the last, on how many are done. `name`: the stage's."""
-    start = shown = time.monotonic()
+    """Yield the items, and print a progress line every `every` seconds and after the last item.
+
+    `name` is the name of the stage, `unit` that of one item.
+    """
+    total = len(items)
+    start = time.monotonic()
+    last_print = start
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - shown >= every or done == len(items):
-            shown = now
-            print(
-                progress_line(name, unit, done, len(items), done / max(now - start, 1e-6)),
-                flush=True,
-            )
+        if now - last_print >= every or done == total:
+            last_print = now
+            rate = done / max(now - start, 1e-6)
+            line = progress_line(name, unit, done, total, rate)
+            print(line, flush=True)

@@ -1,1 +1,1 @@
-"""How the model learns: the nano backbone, SFT on recordings of the oracle, GRPO with the agent as rollout."""
+"""Training: the nano backbone, SFT on the oracle's recordings, GRPO with the agent as rollout."""

@@ -1,14 +1,19 @@
-"""The offline image encoder: a CLIP of under 0.2 M parameters that tells the things of our scenes apart (A.2).
+"""Train the offline image encoder: a CLIP of under 0.2 M parameters for rendered scenes (A.2).
 
-Deviations from CLIP: captions name a crop (`a red cup`), no two of a batch are the same, and two sightings of the same
-thing, on other backgrounds and cut by the detector, must lie near each other too, because recognising is what the agent
-asks of it. The temperature is held at 0.1, and a hinge keeps other things below the threshold of recognition: CLIP's
-loss alone only ranks, and a red hat would pass for a red cup at a cosine of 0.5.
+Deviations from CLIP, because the agent uses the encoder to recognize things: captions name a crop
+(`a red cup`), and no two captions in a batch are equal. Two crops of one thing, on different
+backgrounds and cut out by the detector, must lie near each other as well. The temperature is fixed
+at 0.1. A hinge keeps different things below the recognition threshold: CLIP's loss alone only
+ranks them, and a red hat would pass for a red cup at a cosine of 0.5.
+
+Launch (one process only; the model is too small for several):
+`python -m personavlm_lib.training.clip --config CONFIG.yaml` (written by notebook 00_backbone).
 """
 
 import itertools
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,61 +28,100 @@ from personavlm_lib.memory.vision import ClassicalDetector, Detector, ImageEncod
 from personavlm_lib.simulation.scenes import COLORS, LOOSE, THINGS, render, sample_scene
 from personavlm_lib.training.launch import main
 
-SIZE = 56
-HINGE = 50.0
+SIZE = 56  # pixels, width and height of an input image
+CAPTION_TOKENS = 12
+HINGE = 50.0  # weight of the hinge
+MARGIN = 0.25  # cosine up to which the hinge leaves two different things alone
+SHIFT = 4  # pixels, largest shift of an augmented image
+JITTER = 0.06  # standard deviation of an augmented image's contrast and brightness
 PAIRS = tuple(itertools.product(THINGS, COLORS))  # (kind, color), all 72
 
 
 def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    """An untrained model for images of 56 x 56 pixels and captions of at most 12 tokens.
+    """Build an untrained model for images of 56 x 56 pixels and captions of at most 12 tokens.
 
-    Raises ValueError where the end token's id is 2: transformers reads that as CLIP's old configuration, and pools
-    at the token with the highest id instead.
+    Raises ValueError if the tokenizer has no end token or its id is 2: transformers takes 2 as a
+    sign of CLIP's old configuration, and pools at the token with the highest id instead.
     """
-    if tokenizer.eos_token_id in (None, 2):
+    end = tokenizer.eos_token_id
+    if end in (None, 2):
         raise ValueError(
-            f"the tokenizer's end token has id {tokenizer.eos_token_id}; CLIP needs one, and not 2"
+            f"the tokenizer's end token has id {end}; use a tokenizer that gives it another id"
         )
-    ids = {
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     text = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CAPTION_TOKENS,
+        eos_token_id=end,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
     )
     vision = dict(
-        image_size=SIZE, patch_size=14, hidden_size=64, intermediate_size=128, num_hidden_layers=2
+        image_size=SIZE,
+        patch_size=14,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
     )
-    return CLIPModel(
-        CLIPConfig(
-            text_config=text | ids | dict(num_attention_heads=2, max_position_embeddings=12),
-            vision_config=vision | dict(num_attention_heads=4),
-            projection_dim=48,
-            logit_scale_init_value=float(np.log(10)),
-        )
+    config = CLIPConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=48,
+        logit_scale_init_value=float(np.log(10)),
     )
+    return CLIPModel(config)
 
 
 def sighting(rng: random.Random, kind: str, color: str, detector: Detector) -> Image.Image | None:
-    """A crop of the thing, cut by the detector out of a fresh scene, where it stands alone or with others, from either
-    side."""
-    beside = (rng.choice(LOOSE), rng.choice(list(COLORS)))
-    wanted = [(kind, color)] + [beside] * (kind != "sign" and rng.random() < 0.5)
-    wanted = (
-        wanted[:1] * rng.choice((1, 1, 1, 3)) if len(wanted) == 1 and kind != "sign" else wanted
-    )
-    rng.shuffle(wanted)
-    scene = sample_scene(rng, wanted, turned=rng.random() < 0.5)
-    found = crops(image := render(scene), detections := detector.detect(image))
-    index = next(
-        i for i, thing in enumerate(scene.things) if (thing.kind, thing.color) == (kind, color)
-    )
-    left, top, right, bottom = (image.width * v for v in scene.things[index].box)
-    for patch, (x0, y0, x1, y1) in zip(found, (d.box for d in detections), strict=True):
-        if x0 < (left + right) / 2 < x1 and y0 < (top + bottom) / 2 < y1:
-            return patch
+    """Draw a new scene with the thing in it, and return the detector's crop of the thing.
+
+    The thing stands alone, three times or beside another one, and is seen from either side. None
+    if the detector misses it.
+    """
+    scene = sample_scene(rng, _scene_contents(rng, kind, color), turned=rng.random() < 0.5)
+    image = render(scene)
+    target = next(thing for thing in scene.things if (thing.kind, thing.color) == (kind, color))
+    left, top, right, bottom = (image.width * edge for edge in target.box)
+    center_x = (left + right) / 2
+    center_y = (top + bottom) / 2
+    detections = detector.detect(image)
+    for detection, crop in zip(detections, crops(image, detections), strict=True):
+        x0, y0, x1, y1 = detection.box
+        if x0 < center_x < x1 and y0 < center_y < y1:
+            return crop
     return None
+
+
+def _scene_contents(rng: random.Random, kind: str, color: str) -> list[tuple[str, str]]:
+    """The (kind, color) pairs of a scene with the thing in it, in random order."""
+    other = (rng.choice(LOOSE), rng.choice(list(COLORS)))
+    contents = [(kind, color)]
+    if kind != "sign":  # a sign stands alone
+        if rng.random() < 0.5:
+            contents.append(other)
+        else:
+            contents *= rng.choice((1, 1, 1, 3))
+    rng.shuffle(contents)
+    return contents
+
+
+def _sure_sighting(
+    rng: random.Random, kind: str, color: str, detector: Detector
+) -> Image.Image | None:
+    """Return the first crop from up to a hundred scenes; None if the detector never finds it."""
+    for _ in range(100):
+        crop = sighting(rng, kind, color, detector)
+        if crop is not None:
+            return crop
+    return None
+
+
+def _captions(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"a {color} {kind}" for kind, color in pairs]
 
 
 def train_clip(
@@ -88,86 +132,118 @@ def train_clip(
     seconds: float | None = None,
     views: int = 16,
 ) -> list[dict[str, float]]:
-    """Trains from scratch on `views` crops of each of the 72 things, and leaves weights, configuration, tokenizer and
-    image processor in `folder`, for `ImageEncoder(folder)`.
+    """Train from scratch on `views` crops of each of the 72 things.
 
-    `seconds` ends it sooner (and then the weights depend on the machine). Returns step, loss, image-text top-1 of the
-    batch and seconds, every 20 steps.
+    Saves weights, configuration, tokenizer and image processor to `folder`, for
+    `ImageEncoder(folder)`. `seconds` stops the training early; the weights then depend on the
+    machine's speed. Returns a row every 20 steps: step, loss, image-text top-1 within the batch,
+    and seconds.
     """
-    started, rng, detector = time.monotonic(), random.Random(seed), ClassicalDetector()
-    processor = CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_center_crop=False)
-    patches = [[_sure_sighting(rng, pair, detector) for _ in range(views)] for pair in PAIRS]
-    pixels = torch.stack(
-        [processor(row, return_tensors="pt").pixel_values for row in patches]
-    )  # (72, views, 3, 56, 56)
-    ids, mask = tokenize(tokenizer, [f"a {color} {kind}" for kind, color in PAIRS], 12)
+    started = time.monotonic()
+    size = {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessorPil(size=size, do_center_crop=False)
+    pixels = _sample_pixels(processor, random.Random(seed), views)
+    ids, mask = tokenize(tokenizer, _captions(PAIRS), CAPTION_TOKENS)
     metrics: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_clip(tokenizer).train()
         model.logit_scale.requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.01
-        )
+        learned = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=2e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1
         )
         for step in range(1, steps + 1):
-            which = (
-                torch.rand(len(PAIRS), views).topk(2).indices
-            )  # two different sightings of each thing
-            one, other = (_augment(pixels[torch.arange(len(PAIRS)), which[:, i]]) for i in range(2))
-            seen = F.normalize(
-                model.get_image_features(torch.cat([one, other])).pooler_output, dim=-1
-            )
-            said = F.normalize(
-                model.get_text_features(ids, attention_mask=mask).pooler_output, dim=-1
-            )
-            one, other = seen.chunk(2)
-            scale, target = model.logit_scale.exp(), torch.arange(len(PAIRS))
-            logits = [scale * a @ b.T for a, b in ((one, said), (other, said), (one, other))]
-            loss = (
-                sum(F.cross_entropy(m, target) + F.cross_entropy(m.T, target) for m in logits) / 6
-            )
-            others = logits[2][~torch.eye(len(PAIRS), dtype=torch.bool)] / scale
-            loss = loss + HINGE * F.relu(others - 0.25).square().mean()
+            loss, top1 = _contrastive_loss(model, _two_views(pixels), ids, mask)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            spent = time.monotonic() - started
-            late = seconds is not None and spent > seconds
-            if step % 20 == 0 or step == steps or late:
-                top1 = (logits[0].argmax(1) == target).float().mean().item()
-                metrics.append(
-                    {"step": step, "loss": loss.item(), "top1": top1, "seconds": round(spent, 1)}
-                )
-            if late:
+            elapsed = time.monotonic() - started
+            out_of_time = seconds is not None and elapsed > seconds
+            is_last = step == steps or out_of_time
+            if is_last or step % 20 == 0:
+                row = dict(step=step, loss=loss.item(), top1=top1, seconds=round(elapsed, 1))
+                metrics.append(row)
+            if out_of_time:
                 break
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return metrics
 
 
-def _sure_sighting(
-    rng: random.Random, pair: tuple[str, str], detector: Detector
-) -> Image.Image | None:
-    """The first sighting in a hundred pictures; None if the detector finds the thing in none."""
-    return next(
-        (patch for _ in range(100) if (patch := sighting(rng, *pair, detector)) is not None), None
-    )
+def _sample_pixels(
+    processor: CLIPImageProcessorPil, rng: random.Random, views: int
+) -> torch.Tensor:
+    """(72, views, 3, 56, 56): `views` crops of each thing."""
+    detector = ClassicalDetector()
+    rows = []
+    for kind, color in PAIRS:
+        patches = []
+        for _ in range(views):
+            patch = _sure_sighting(rng, kind, color, detector)
+            assert patch is not None, f"the classical detector never finds a {color} {kind}"
+            patches.append(patch)
+        rows.append(processor(patches, return_tensors="pt").pixel_values)
+    return torch.stack(rows)
+
+
+def _two_views(pixels: torch.Tensor) -> torch.Tensor:
+    """(144, 3, 56, 56): two different crops of each thing, augmented; all first ones come first."""
+    things, views = pixels.shape[:2]
+    first_view, second_view = torch.rand(things, views).topk(2).indices.T
+    rows = torch.arange(things)
+    first = _augment(pixels[rows, first_view])
+    second = _augment(pixels[rows, second_view])
+    return torch.cat([first, second])
 
 
 def _augment(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, 3, s, s): each image moved by up to 4 pixels and a little lighter or darker."""
-    padded, side = F.pad(pixels, (4, 4, 4, 4), mode="replicate"), pixels.shape[-1]
-    moves = torch.randint(0, 9, (len(pixels), 2)).tolist()
-    moved = torch.stack(
-        [image[:, y : y + side, x : x + side] for image, (y, x) in zip(padded, moves, strict=True)]
-    )
-    return moved * (1 + 0.06 * torch.randn(len(pixels), 1, 1, 1)) + 0.06 * torch.randn(
-        len(pixels), 1, 1, 1
-    )
+    """(n, 3, s, s): shift each image by up to 4 pixels and jitter its contrast and brightness."""
+    count = len(pixels)
+    side = pixels.shape[-1]
+    padded = F.pad(pixels, [SHIFT] * 4, mode="replicate")
+    corners = torch.randint(0, 2 * SHIFT + 1, (count, 2)).tolist()
+    windows = []
+    for image, (top, left) in zip(padded, corners, strict=True):
+        bottom = top + side
+        right = left + side
+        windows.append(image[:, top:bottom, left:right])
+    shifted = torch.stack(windows)
+    contrast = 1 + JITTER * torch.randn(count, 1, 1, 1)
+    brightness = JITTER * torch.randn(count, 1, 1, 1)
+    return shifted * contrast + brightness
+
+
+def _contrastive_loss(
+    model: CLIPModel, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """CLIP's loss between two views and the captions, plus the hinge; and image-text top-1.
+
+    `images` holds the first views of all things, then the second ones; `ids` and `mask` are those
+    of their captions.
+    """
+    image_output = model.get_image_features(images)
+    image_vectors = F.normalize(image_output.pooler_output, dim=-1)
+    text_output = model.get_text_features(ids, attention_mask=mask)
+    text_vectors = F.normalize(text_output.pooler_output, dim=-1)
+    first, second = image_vectors.chunk(2)
+    scale = model.logit_scale.exp()
+    target = torch.arange(len(ids))
+    first_to_text = scale * first @ text_vectors.T
+    second_to_text = scale * second @ text_vectors.T
+    first_to_second = scale * first @ second.T
+    loss = torch.zeros(())
+    for logits in (first_to_text, second_to_text, first_to_second):
+        loss = loss + (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    loss = loss / 6
+    different = ~torch.eye(len(ids), dtype=torch.bool)
+    cosines = first_to_second[different] / scale
+    loss = loss + HINGE * F.relu(cosines - MARGIN).square().mean()
+    top1 = (first_to_text.argmax(1) == target).float().mean().item()
+    return loss, top1
 
 
 def concept_top1(
@@ -177,40 +253,53 @@ def concept_top1(
     threshold: float = 0.5,
     detector: Detector | None = None,
 ) -> dict[str, float]:
-    """How well things are recognised: n different things stored as crops, each seen again in a fresh scene.
+    """Measure recognition: n different things stored as crops, each seen again in a new scene.
 
-    `top1`: the stored crop nearest to the thing is its own. `recalled`: its own cosine is above `threshold`.
-    `intruders`: the part of the other crops above it. `named`: the nearest caption is its own. A thing that the
-    detector misses counts as wrong. ValueError for more than the 72 things there are.
+    `top1`: share of things whose nearest stored crop is their own. `recalled`: share whose own
+    crop has a cosine above `threshold`. `intruders`: share of the other crops above it. `named`:
+    share whose nearest caption is their own. A thing that the detector misses counts as wrong.
+    Raises ValueError if n is more than the 72 things that exist.
     """
-    rng, detector = random.Random(seed), detector or ClassicalDetector()
+    rng = random.Random(seed)
+    detector = detector or ClassicalDetector()
     pairs = rng.sample(PAIRS, n)
-    crops = (
-        [_sure_sighting(rng, pair, detector) for pair in pairs],
-        [sighting(rng, *pair, detector) for pair in pairs],
-    )
-    found = np.array(
-        [bool(one and other) for one, other in zip(*crops, strict=True)]
-    )  # else it counts as wrong
-    stored, seen = (
-        encoder.images([crop or Image.new("RGB", (SIZE, SIZE)) for crop in part]) for part in crops
-    )
-    similarity, own = seen @ stored.T, np.arange(n)
-    captions = encoder.texts([f"a {color} {kind}" for kind, color in pairs])
+    stored_crops = [_sure_sighting(rng, kind, color, detector) for kind, color in pairs]
+    seen_crops = [sighting(rng, kind, color, detector) for kind, color in pairs]
+    detected = _is_detected(stored_crops) & _is_detected(seen_crops)
+    stored = _encode(encoder, stored_crops)
+    seen = _encode(encoder, seen_crops)
+    captions = encoder.texts(_captions(pairs))
+    similarity = seen @ stored.T
+    caption_similarity = seen @ captions.T
+    own = np.arange(n)
     others = ~np.eye(n, dtype=bool)
+    nearest_is_own = similarity.argmax(1) == own
+    own_is_near = similarity[own, own] > threshold
+    caption_is_own = caption_similarity.argmax(1) == own
     return {
-        "top1": float((found & (similarity.argmax(1) == own)).mean()),
-        "recalled": float((found & (similarity[own, own] > threshold)).mean()),
+        "top1": float((detected & nearest_is_own).mean()),
+        "recalled": float((detected & own_is_near).mean()),
         "intruders": float((similarity[others] > threshold).mean()),
-        "named": float((found & ((seen @ captions.T).argmax(1) == own)).mean()),
+        "named": float((detected & caption_is_own).mean()),
     }
 
 
+def _is_detected(patches: list[Image.Image | None]) -> np.ndarray:
+    return np.array([patch is not None for patch in patches])
+
+
+def _encode(encoder: ImageEncoder, patches: list[Image.Image | None]) -> np.ndarray:
+    """Embed the crops; a missing one is a black image."""
+    black = Image.new("RGB", (SIZE, SIZE))
+    return encoder.images([patch or black for patch in patches])
+
+
 def train(config: dict, folder: Path) -> None:
-    """Trains with `config` (tokenizer: a folder, steps, seed) into `folder`, and leaves `metrics.jsonl` there."""
+    """Train with `config` (tokenizer: a folder, steps, seed); write to `folder`, with metrics."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(config["tokenizer"])
-    metrics = pd.DataFrame(train_clip(tokenizer, folder, config["steps"], config["seed"]))
-    metrics.to_json(folder / "metrics.jsonl", orient="records", lines=True)
+    rows = train_clip(tokenizer, folder, config["steps"], config["seed"])
+    metrics = folder / "metrics.jsonl"
+    pd.DataFrame(rows).to_json(metrics, orient="records", lines=True)
 
 
 if __name__ == "__main__":

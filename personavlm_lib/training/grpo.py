@@ -1,21 +1,29 @@
-"""Stage 2: GRPO whose rollout is the agent itself (paper, section 3.2, Eq. 3-4, appendix B.2, Table 3).
+"""Stage 2: GRPO with the agent itself as rollout (paper, Section 3.2, Eq. 3 and 4, B.2, Table 3).
 
-A group of trajectories is `run(respond(...), model)` with the policy sampling: the keywords and the period that it
-writes reach the retriever, top-k is drawn anew for each trajectory, and the loss sees only what the model wrote.
-Deviations from the paper: a LoRA; a rule-based judge; beta and epsilon, which the paper does not state, are settings.
+A trajectory is the agent's `respond(...)`, run with the sampling policy as model: the keywords and
+the period that it writes reach the retriever, top-k is drawn again for each trajectory (B.2), and
+the loss covers only the tokens that the model wrote (Eq. 4). The reward is that of Eq. 3.
 
-Launch: python -m personavlm_lib.training.grpo --config CONFIG.yaml
+Deviations from the paper: a LoRA instead of all weights; rules instead of Qwen3-30B-A3B as judge of
+the reward; no repetition penalty except in the profile `paper`, because with one the sampler is not
+the policy; beta and epsilon, which the paper does not state, are settings.
+
+Launch one process: `python -m personavlm_lib.training.grpo --config CONFIG.yaml`
+Launch several: `accelerate launch -m personavlm_lib.training.grpo --config CONFIG.yaml`
 """
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from personavlm_lib.agent.prompt_sets import PromptSet
-from personavlm_lib.agent.respond import AgentSettings, respond, training_top_k
+from personavlm_lib.agent.respond import AgentSettings, Response, respond, training_top_k
 from personavlm_lib.benchmark.lives import as_query, read_lives
 from personavlm_lib.benchmark.mixtures import rl_questions
 from personavlm_lib.benchmark.questions import Question
@@ -23,60 +31,76 @@ from personavlm_lib.caching import cache_key
 from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.models.chat import ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.models.local import LocalModel, Transcript
 from personavlm_lib.models.weights import load_processor, weights_fingerprint
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import MetricsLog, load_to_train, lora, saving, train_and_save
+from personavlm_lib.training.sft import (
+    MetricsLog,
+    load_to_train,
+    lora,
+    prepare_checkpoints,
+    schedule_arguments,
+    train_and_save,
+)
 
-# What the trainer calls its metrics -> what the study calls them.
+# The trainer's names of metrics -> the study's names.
 NAMES = {
-    "rewards/answer_reward/mean": "reward_accuracy", "rewards/format_reward/mean": "reward_format",
-    "frac_reward_zero_std": "zero_spread", "completions/mean_length": "tokens_written",
-}  # fmt: skip
+    "rewards/answer_reward/mean": "reward_accuracy",
+    "rewards/format_reward/mean": "reward_format",
+    "frac_reward_zero_std": "zero_spread",
+    "completions/mean_length": "tokens_written",
+}
 
 
 def answer_reward(f_acc: list[float], f_cons: list[float], **_) -> list[float]:
-    """f_acc * f_cons of Eq. 3, weight 1. The columns come with the rollout."""
+    """f_acc * f_cons of Eq. 3, with weight 1. The rollout supplies both columns."""
     return [acc * cons for acc, cons in zip(f_acc, f_cons, strict=True)]
 
 
 def format_reward(f_format: list[float], **_) -> list[float]:
-    """f_format of Eq. 3, weight 0.5."""
+    """f_format of Eq. 3, with weight 0.5."""
     return list(f_format)
 
 
 class Policy(LocalModel):
-    """The model being trained, asked through the same adapter as any other; its transcripts are kept."""
+    """The model in training, queried through the same class as any other; it keeps transcripts."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.transcripts: list[Transcript] = []
 
     def start(self) -> Transcript:
-        self.transcripts.append(super().start())
-        return self.transcripts[-1]
+        transcript = super().start()
+        self.transcripts.append(transcript)
+        return transcript
 
 
 class AgentTrainer(GRPOTrainer):
-    """GRPOTrainer that hands the images of injected turns to the policy's forward pass.
+    """GRPOTrainer that passes the images of retrieved turns to the policy's forward pass.
 
-    trl has this for images that tools return; `rollout_func` alone does not reach it. Elements 6 and 7 of what
-    `_generate` returns are all images of each row and the injected ones; `tools` must be truthy until the batch is
-    scored, for trl to take the path that reads them.
+    trl supports images that tools return, but not images from a `rollout_func`. `_generate` returns
+    all images of each row and the tools' images as its last two elements, and trl uses them only if
+    `tools` is truthy until the batch is scored.
     """
+
+    tools: Any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        assert self.model is not None
         self.model.register_forward_pre_hook(_without_empty_images, with_kwargs=True)
 
     def _generate(self, prompts):
-        *result, images, injected = super()._generate(prompts)
-        found = result[5].pop("injected_images")
-        if any(found):
-            images, injected = [row or None for row in found], found
-            self.tools = [None]
-        return *result, images, injected
+        *result, images, tool_images = super()._generate(prompts)
+        columns = result[5]
+        rollout_images = columns.pop("injected_images")
+        if any(rollout_images):
+            images = [row or None for row in rollout_images]
+            tool_images = rollout_images
+            self.tools = [None]  # a placeholder: trl only checks that there is a tool
+        return *result, images, tool_images
 
     def _generate_and_score_completions(self, inputs):
         try:
@@ -86,112 +110,194 @@ class AgentTrainer(GRPOTrainer):
 
 
 def _without_empty_images(module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Of a batch with images a micro-batch may hold none: the vision tower must then be left out, not given nothing."""
-    if (pixels := kwargs.get("pixel_values")) is not None and not len(pixels):
-        kwargs = kwargs | {"pixel_values": None, "image_grid_thw": None}
+    """Leave the vision tower out of a micro-batch without images.
+
+    If its batch has images, the micro-batch arrives with an empty tensor, which the tower rejects.
+    """
+    pixels = kwargs.get("pixel_values")
+    if pixels is not None and len(pixels) == 0:
+        no_images = {"pixel_values": None, "image_grid_thw": None}
+        kwargs = kwargs | no_images
     return args, kwargs
 
 
 class Rollout:
-    """`rollout_func`: prompts, each repeated for its group, to trajectories of the agent."""
+    """trl's `rollout_func`: runs the agent on prompts, each repeated for its group."""
 
     def __init__(self, stores: dict[str, MemoryStore], cases: dict[str, Question], config: dict):
-        self.stores, self.cases, self.config = stores, cases, config
+        self.stores = stores
+        self.cases = cases  # text of the first prompt -> question
+        self.config = config
         self.settings = AgentSettings(PromptSet(config["prompts"]), max_tokens=config["max_tokens"])
         self.retriever = PAPER_RETRIEVER
 
-    def first_ask(self, question: Question) -> str:
-        return next(self.trajectory(question, 0, 0)).text
+    def first_prompt(self, question: Question) -> str:
+        """The text of the agent's first request, which no random draw changes."""
+        request = next(self.trajectory(question, 0, 0))
+        assert isinstance(request, ChatRequest)
+        return request.text
 
-    def trajectory(self, question: Question, step: int, row: int):
-        """Draws by step and row alone: a resumed training so draws what an unbroken one does."""
+    def trajectory(self, question: Question, step: int, row: int) -> Trajectory[Response]:
+        """The agent's trajectory on a question.
+
+        The random seed depends on step and row alone, so a resumed training draws the same numbers
+        as an uninterrupted one.
+        """
         rng = random.Random(f"{self.config['seed']} {step} {row}")
         view = self.stores[question.user].as_of(question.time)
         settings = replace(self.settings, top_k=training_top_k(rng))
         return respond(as_query(question), view, self.retriever, settings)
 
     def __call__(self, prompts: list, trainer: GRPOTrainer) -> dict:
-        """One trajectory per prompt, same order: ids, the mask of what the model wrote, and columns for the reward."""
+        """Run one trajectory per prompt, in order.
+
+        Returns token ids, the mask of the tokens that the model wrote, images, and the columns of
+        the reward functions.
+        """
         questions = [self.cases[text_of(prompt)] for prompt in prompts]
         model = trainer.accelerator.unwrap_model(trainer.model)
         policy = Policy(
-            model=model, processor=trainer.processing_class, temperature=self.config["temperature"],
+            model=model,
+            processor=trainer.processing_class,
+            temperature=self.config["temperature"],
             repetition_penalty=self.config["repetition_penalty"],
-        )  # fmt: skip
+        )
+        step = trainer.state.global_step
+        first_row = trainer.accelerator.process_index * len(questions)
+        trajectories = []
+        for row, question in enumerate(questions, first_row):
+            trajectories.append(self.trajectory(question, step, row))
         model.eval()
-        step, first = trainer.state.global_step, trainer.accelerator.process_index * len(questions)
-        trajectories = [
-            self.trajectory(question, step, row) for row, question in enumerate(questions, first)
-        ]
         responses = run_trajectories(trajectories, policy, self.config["width"])
         model.train()
-        pairs = list(zip(questions, responses, strict=True))
-        trainer._metrics["train"]["retrievals"].append(
-            sum(len(r.retrieved) for r in responses) / len(responses)
-        )
-        trainer._metrics["train"]["accuracy"].append(
-            sum(accuracy(q, r.answer) for q, r in pairs) / len(pairs)
-        )
-        return {
-            "prompt_ids": [t.ids[: t.prompt] for t in policy.transcripts],
-            "completion_ids": [t.ids[t.prompt :] for t in policy.transcripts],
-            "env_mask": [t.written[t.prompt :] for t in policy.transcripts],
-            "logprobs": None,
-            "injected_images": [t.images for t in policy.transcripts],
-            "f_acc": [accuracy(q, r.answer) for q, r in pairs],
-            "f_cons": [consistency(q, r) for q, r in pairs],
-            "f_format": [grammar(r) for _, r in pairs],
-        }
+        scores = _scores(questions, responses)
+        retrievals = sum(len(response.retrieved) for response in responses)
+        metrics = trainer._metrics["train"]
+        metrics["retrievals"].append(retrievals / len(responses))
+        metrics["accuracy"].append(sum(scores["f_acc"]) / len(responses))
+        return _token_columns(policy.transcripts) | scores
+
+
+def _scores(questions: Sequence[Question], responses: Sequence[Response]) -> dict[str, list]:
+    """The factors of Eq. 3 for each response, as columns for the reward functions."""
+    scores: dict[str, list] = {"f_acc": [], "f_cons": [], "f_format": []}
+    for question, response in zip(questions, responses, strict=True):
+        scores["f_acc"].append(accuracy(question, response.answer))
+        scores["f_cons"].append(consistency(question, response))
+        scores["f_format"].append(grammar(response))
+    return scores
+
+
+def _token_columns(transcripts: Sequence[Transcript]) -> dict[str, Any]:
+    """The columns that trl takes from a `rollout_func`, and the images of each row."""
+    columns: dict[str, Any] = {
+        "prompt_ids": [],
+        "completion_ids": [],
+        "env_mask": [],
+        "logprobs": None,
+        "injected_images": [],
+    }
+    for transcript in transcripts:
+        start = transcript.prompt
+        columns["prompt_ids"].append(transcript.ids[:start])
+        columns["completion_ids"].append(transcript.ids[start:])
+        columns["env_mask"].append(transcript.written[start:])
+        columns["injected_images"].append(transcript.images)
+    return columns
 
 
 def text_of(prompt: list[dict]) -> str:
-    """The text of a prompt of one user message, whether its content is a string or a list of parts."""
+    """The text of a one-message prompt, whose content is a string or a list of parts."""
     content = prompt[-1]["content"]
-    return (
-        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
-    )
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") or "" for part in content]
+    return "".join(texts)
+
+
+def _open_rollout(config: dict, rng: random.Random) -> Rollout:
+    """A rollout over the training lives, with the questions drawn in the paper's mixture."""
+    lives = read_lives(Path(config["lives"]))
+    memory = Path(config["memory"])
+    stores = {life.user: MemoryStore(memory / life.user) for life in lives}
+    rollout = Rollout(stores, {}, config)
+    questions = rl_questions(lives, config["questions"], rng)
+    for _, question in questions:
+        prompt = rollout.first_prompt(question)
+        rollout.cases[prompt] = question
+    return rollout
+
+
+def _prompt_order(prompts: list[str], count: int, rng: random.Random) -> list[str]:
+    """`count` prompts: all of them in random order, again and again.
+
+    This order is the trainer's only epoch, because its own sampler could not resume in the middle
+    of a later one.
+    """
+    rounds = math.ceil(count / len(prompts))
+    order: list[str] = []
+    for _ in range(rounds):
+        shuffled = rng.sample(prompts, len(prompts))
+        order += shuffled
+    return order[:count]
 
 
 def train(config: dict, folder: Path) -> None:
-    """Trains with `config` (model, lives, memory, prompts, steps, group, ...) into `folder`."""
-    inputs = {"model": weights_fingerprint(config["model"]), "lives": Path(config["lives"])}
-    made = cache_key(
-        **config | inputs | {"memory": "that of the lives"}
-    )  # vectors are added to its files as it is read
-    lives = read_lives(Path(config["lives"]))
-    stores = {life.user: MemoryStore(Path(config["memory"]) / life.user) for life in lives}
+    """Train with `config` (model, lives, memory, prompts, steps, group, ...).
+
+    Writes checkpoints, metrics, `adapter/` and `model/` to `folder`.
+    """
+    inputs = {
+        "model": weights_fingerprint(config["model"]),
+        "lives": Path(config["lives"]),
+        # Not the folder's contents: vectors are added to its files whenever it is read.
+        "memory": "that of the lives",
+    }
+    key = cache_key(**config | inputs)
     rng = random.Random(config["seed"])
-    rollout = Rollout(stores, {}, config)
-    for _, question in rl_questions(lives, config["questions"], rng):
-        rollout.cases[rollout.first_ask(question)] = question
-    # One epoch in an order of its own: the trainer's sampler could not go on in the middle of a later one.
-    asks, count = list(rollout.cases), config["groups"] * config["steps"]
-    order = [text for _ in range(-(-count // len(asks))) for text in rng.sample(asks, len(asks))][
-        :count
-    ]
-    processor, (model, precision) = load_processor(config["model"]), load_to_train(config)
-    per_step = config["group"] * config["groups"]
+    rollout = _open_rollout(config, rng)
+    count = config["groups"] * config["steps"]
+    order = _prompt_order(list(rollout.cases), count, rng)
+    messages = [[{"role": "user", "content": text}] for text in order]
+    processor = load_processor(config["model"])
+    model, precision = load_to_train(config)
+    checkpoints = prepare_checkpoints(folder, key, config["steps"], log_every=1)
+    arguments = GRPOConfig(
+        **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
+    )
+    metrics_log = MetricsLog(folder / "metrics.jsonl", key, NAMES)
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
-        args=GRPOConfig(
-            max_steps=config["steps"], seed=config["seed"], shuffle_dataset=False,
-            num_generations=config["group"], per_device_train_batch_size=per_step // config["accumulate"],
-            gradient_accumulation_steps=config["accumulate"], steps_per_generation=config["accumulate"],
-            learning_rate=config["learning_rate"], lr_scheduler_type="cosine", warmup_steps=config["warmup"],
-            beta=config["beta"], epsilon=config["epsilon"], num_iterations=1, loss_type="grpo", scale_rewards="group",
-            use_bias_correction_kl=False, reward_weights=[1.0, 0.5], temperature=config["temperature"],
-            max_completion_length=config["max_tokens"], logging_steps=1, report_to="none", disable_tqdm=True,
-            gradient_checkpointing=config["gradient_checkpointing"], **precision,
-            **saving(folder, made, config["steps"], 1),
-        ),
-        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in order]}),
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": messages}),
         processing_class=processor,
         peft_config=lora(config),
         rollout_func=rollout,
-        callbacks=[MetricsLog(folder / "metrics.jsonl", made, NAMES)],
-    )  # fmt: skip
-    train_and_save(trainer, folder, config["model"], made)
+        callbacks=[metrics_log],
+    )
+    train_and_save(trainer, folder, config["model"], key)
+
+
+def _grpo_arguments(config: dict) -> dict:
+    """The trainer's arguments of the algorithm itself: groups, rewards, sampling and loss."""
+    trajectories = config["group"] * config["groups"]
+    return dict(
+        shuffle_dataset=False,
+        num_generations=config["group"],
+        per_device_train_batch_size=trajectories // config["accumulate"],
+        steps_per_generation=config["accumulate"],
+        beta=config["beta"],
+        epsilon=config["epsilon"],
+        num_iterations=1,
+        loss_type="grpo",
+        scale_rewards="group",
+        use_bias_correction_kl=False,
+        reward_weights=[1.0, 0.5],
+        temperature=config["temperature"],
+        max_completion_length=config["max_tokens"],
+        logging_steps=1,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Starts a training in a process of its own, and is its command line there: on a CPU, on one GPU, and on many.
+"""Run a training in its own process, on a CPU, on one GPU or on several.
 
-A process of its own gives back all its memory when it ends, and takes the configuration from a file, so that what ran
-can be run again by hand: `python -m personavlm_lib.training.sft --config runs/nano/02_sft/config.yaml`.
+A separate process frees all its memory when it ends. It reads its configuration from a file, so
+that the same training can be rerun by hand:
+`python -m personavlm_lib.training.sft --config runs/nano/02_sft/config.yaml`.
 """
 
 import argparse
@@ -20,70 +21,79 @@ from personavlm_lib.caching import reuse_or_clear
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.progress import progress_line
 
-ONE_MACHINE = [
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-]
+ONE_MACHINE = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
 
 
 def plain(config: dict) -> dict:
-    """The configuration in the types of YAML and JSON: paths become text, tuples become lists."""
+    """Convert a configuration to YAML and JSON types: paths become text, tuples become lists."""
     return json.loads(json.dumps(config, default=str))
 
 
 def prepare_checkpoint_folder(stage_folder: Path, key: str) -> Path:
-    """`<stage folder>/checkpoints/<key>`; those of other keys are removed, because nobody may go on from them."""
-    for other in (stage_folder / "checkpoints").glob("*"):
-        if other.name != key:
-            shutil.rmtree(other, ignore_errors=True)
-    return stage_folder / "checkpoints" / key
+    """Delete the checkpoints of other keys and return `<stage_folder>/checkpoints/<key>`.
+
+    A training with other settings, inputs or code can never resume from the deleted ones.
+    """
+    checkpoints = stage_folder / "checkpoints"
+    for folder in checkpoints.glob("*"):
+        if folder.name != key:
+            shutil.rmtree(folder, ignore_errors=True)
+    return checkpoints / key
 
 
-def keep_last_checkpoint(folder: Path, key: str) -> Path | None:
-    """The newest whole checkpoint of a trainer in `folder`; those that were cut short are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return next(reversed([path for path in found if reuse_or_clear(path, key)]), None)
+def prune_checkpoints(folder: Path, key: str) -> Path | None:
+    """Delete incomplete checkpoints in `folder`; return the newest complete one, or None."""
+    newest = None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of):
+        if reuse_or_clear(checkpoint, key):
+            newest = checkpoint
+    return newest
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def last_lines(log: Path, count: int) -> list[str]:
-    """The last `count` lines of a log that are not empty; a progress bar's rewrites count as lines."""
+    """Return the last `count` non-empty lines of a log; each rewrite of a progress bar is one."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
+        size = log.stat().st_size
+        file.seek(max(0, size - 20_000))
         text = file.read().decode(errors="replace")
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][
-        -count:
-    ]
+    rewrites_as_lines = text.replace("\r", "\n")
+    lines = []
+    for line in rewrites_as_lines.splitlines():
+        if line.strip():
+            lines.append(line.rstrip())
+    return lines[-count:]
 
 
 def launch(
-    module: str, config: dict, folder: Path, processes: int = 1, accelerate_config: Path | None = None,
-    every: float = 20.0, name: str = "",
-) -> None:  # fmt: skip
-    """Writes `folder/config.yaml`, runs `python -m module --config` it, and waits.
+    module: str,
+    config: dict,
+    folder: Path,
+    processes: int = 1,
+    accelerate_config: Path | None = None,
+    every: float = 20.0,
+    name: str = "",
+) -> None:
+    """Write `folder/config.yaml`, run `python -m module --config` on it, and wait.
 
-    With several `processes`, or an `accelerate_config` (DeepSpeed, FSDP, several machines), `accelerate launch` starts
-    the module; one process needs no launcher. All output goes to `folder/log.txt`. Every `every` seconds a line under
-    the stage's `name` (the folder's, if not given) says how far `folder/metrics.jsonl` has come. Raises RuntimeError
-    with the log's last 20 lines if the process fails.
+    With several `processes`, or an `accelerate_config` (DeepSpeed, FSDP, several machines),
+    `accelerate launch` starts the module; a single process needs no launcher. All output goes to
+    `folder/log.txt`. Every `every` seconds a progress line, read from `folder/metrics.jsonl`, is
+    printed under the stage's `name` (default: the folder's name). Raises RuntimeError with the
+    log's last 20 lines if the process fails.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings, log, metrics = folder / "config.yaml", folder / "log.txt", folder / "metrics.jsonl"
-    metrics.write_text("")  # of an earlier training
-    settings.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-    command = [sys.executable]
-    if processes > 1 or accelerate_config:
-        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-        command += ["--config_file", str(accelerate_config)] if accelerate_config else ONE_MACHINE
-        command += ["--module", module]
-    else:
-        command += ["-m", module]
-    shown, first = time.monotonic(), None
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("")  # discard the metrics of an earlier training
+    settings = folder / "config.yaml"
+    settings_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    settings.write_text(settings_text)
+    command = _command(module, processes, accelerate_config)
+    log = folder / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--config", str(settings)],
@@ -93,36 +103,62 @@ def launch(
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         try:
-            while process.poll() is None:
-                time.sleep(min(0.2, every))
-                if (now := time.monotonic()) - shown >= every:
-                    shown, rows = now, last_lines(metrics, 1)
-                    step = json.loads(rows[0])["step"] if rows else 0
-                    first = first or (
-                        rows and (step, now)
-                    )  # the rate is that of the steps made since
-                    rate = (step - first[0]) / (now - first[1]) if first and now > first[1] else 0.0
-                    print(
-                        progress_line(name or folder.name, "step", step, config["steps"], rate),
-                        flush=True,
-                    )
+            _print_progress(process, metrics, name or folder.name, config["steps"], every)
         finally:
             if process.poll() is None:  # the notebook was interrupted
                 process.terminate()
                 process.wait()
     if process.returncode != 0:
         tail = last_lines(log, 20)
-        reason = tail[-1] if tail else "it printed nothing"
-        raise RuntimeError(
-            f"{module} ended with exit code {process.returncode}: {reason} ({log})\n"
-            + "\n".join(tail)
-        )
+        reason = tail[-1] if tail else "no output"
+        summary = f"{module} failed with exit code {process.returncode}: {reason} (log: {log})"
+        raise RuntimeError("\n".join([summary, *tail]))
+
+
+def _command(module: str, processes: int, accelerate_config: Path | None) -> list[str]:
+    """The command line that runs the module, without the module's own options."""
+    if processes <= 1 and not accelerate_config:
+        return [sys.executable, "-m", module]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", str(processes)]
+    if accelerate_config:
+        command += ["--config_file", str(accelerate_config)]
+    else:
+        command += ONE_MACHINE
+    return [*command, "--module", module]
+
+
+def _print_progress(
+    process: subprocess.Popen, metrics: Path, name: str, steps: int, every: float
+) -> None:
+    """Print a progress line every `every` seconds until the process ends."""
+    last_print = time.monotonic()
+    first_step = None  # the rate counts from the first logged step, so that start-up is left out
+    first_time = 0.0
+    while process.poll() is None:
+        time.sleep(min(0.2, every))
+        now = time.monotonic()
+        if now - last_print < every:
+            continue
+        last_print = now
+        step = 0
+        newest_row = last_lines(metrics, 1)
+        if newest_row:
+            step = json.loads(newest_row[0])["step"]
+            if first_step is None:
+                first_step = step
+                first_time = now
+        rate = 0.0
+        if first_step is not None and now > first_time:
+            rate = (step - first_step) / (now - first_time)
+        print(progress_line(name, "step", step, steps, rate), flush=True)
 
 
 def main(train: Callable[[dict, Path], None]) -> None:
-    """The other side: `--config FILE`, and `train` is given what is in the file and the folder that it lies in."""
+    """Run as the launched module: read `--config FILE` and call `train` with it and its folder."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, type=Path)
     path = parser.parse_args().config
     exit_with_parent()
-    train(yaml.safe_load(path.read_text()), path.parent)
+    config = yaml.safe_load(path.read_text())
+    train(config, path.parent)

@@ -1,10 +1,16 @@
-"""Stage 1: supervised fine-tuning on recordings of the oracle (paper, section 3.2 and Table 3).
+"""Stage 1: supervised fine-tuning on recordings of the oracle (paper, Section 3.2 and Table 3).
 
-Of the whole language model or of a LoRA on it; the vision tower stays as it is. Sizes and rates from the profile; loss
-on the assistant's tokens alone. `model/`, which the next stage starts from, holds the weights, or names the adapter and
-the model that it goes on.
+Trains the whole language model or a LoRA on it, with the loss on the assistant's tokens only.
+Writes `model/`, from which the next stage starts: the weights, or the name of the adapter and of
+the model under it. The profile sets sizes and rates.
 
-Launch: python -m personavlm_lib.training.sft --config CONFIG.yaml   (one process; several: accelerate launch -m ...)
+Deviations from the paper, which trains all weights: a LoRA unless `lora_rank` is 0, which is the
+whole language model (as in the profile `nano`); the vision tower stays frozen; at most a tenth of
+the 78k samples, except in the profile `paper`. The samples are recordings of the agent with the
+oracle as model, so the prompts are exactly those of the evaluation.
+
+Launch one process: `python -m personavlm_lib.training.sft --config CONFIG.yaml`
+Launch several: `accelerate launch -m personavlm_lib.training.sft --config CONFIG.yaml`
 """
 
 import json
@@ -28,24 +34,28 @@ from personavlm_lib.models.weights import (
     weights_fingerprint,
     write_source,
 )
-from personavlm_lib.training.launch import keep_last_checkpoint, main, prepare_checkpoint_folder
+from personavlm_lib.training.launch import main, prepare_checkpoint_folder, prune_checkpoints
 
-# The projections of the language model.
+# The linear projections of the language model.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 class MetricsLog(TrainerCallback):
-    """Every log entry as one JSON line of `path`, and a stamp on each checkpoint once it is whole.
+    """Write each log entry to `path` as a JSON line, and mark each complete checkpoint with `key`.
 
-    A resumed training starts with the lines of its checkpoint: those of steps that are made again are not doubled.
+    `names` maps the trainer's metric names to those of the study. A resumed training first rewrites
+    the lines up to its checkpoint, so that no repeated step is logged twice.
     """
 
     def __init__(self, path: Path, key: str, names: dict[str, str] | None = None):
-        self.path, self.key, self.names = path, key, names or {}
+        self.path = path
+        self.key = key
+        self.names = names or {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.write_text("".join(self._line(logs, state) for logs in state.log_history))
+            lines = [self._line(logs, state) for logs in state.log_history]
+            self.path.write_text("".join(lines))
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -54,139 +64,203 @@ class MetricsLog(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            mark_finished(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_finished(checkpoint, self.key)
 
     def _line(self, logs: dict, state) -> str:
-        if "loss" not in logs and "reward" not in logs:
+        """One line of the file; empty for the trainer's closing summary, which has no loss."""
+        is_step = "loss" in logs or "reward" in logs
+        if not is_step:
             return ""
-        values = {
-            self.names.get(name, name): float(logs[name]) for name in sorted(logs.keys() - {"step"})
-        }
-        return json.dumps({"step": logs["step"], "of": state.max_steps} | values) + "\n"
+        row: dict[str, float] = {"step": logs["step"], "of": state.max_steps}
+        for name in sorted(logs):
+            if name != "step":
+                study_name = self.names.get(name, name)
+                row[study_name] = float(logs[name])
+        return json.dumps(row) + "\n"
 
 
-def saving(folder: Path, key: str, steps: int, every: int) -> dict:
-    """Trainer arguments: about ten checkpoints, each where a row of metrics ends; the last two are kept."""
+def prepare_checkpoints(folder: Path, key: str, steps: int, log_every: int) -> dict:
+    """Delete the checkpoints of other keys; return the trainer's arguments for those of `key`.
+
+    About ten checkpoints are written, each after a logged step; the last two stay.
+    """
+    logs_per_checkpoint = max(1, round(steps / 10 / log_every))
     return dict(
-        output_dir=str(prepare_checkpoint_folder(folder, key)), save_strategy="steps", save_total_limit=2,
-        save_steps=every * max(1, round(steps / 10 / every)),
-    )  # fmt: skip
+        output_dir=str(prepare_checkpoint_folder(folder, key)),
+        save_strategy="steps",
+        save_total_limit=2,
+        save_steps=log_every * logs_per_checkpoint,
+    )
+
+
+def schedule_arguments(config: dict) -> dict:
+    """Return the trainer's arguments that SFT and GRPO share: steps, optimizer and output."""
+    return dict(
+        max_steps=config["steps"],
+        seed=config["seed"],
+        gradient_accumulation_steps=config["accumulate"],
+        learning_rate=config["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=config["warmup"],
+        gradient_checkpointing=config["gradient_checkpointing"],
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def lora(config: dict) -> LoraConfig | None:
-    """The adapter of both training stages; None, which is the whole language model, at rank 0."""
-    if not config["lora_rank"]:
+    """The adapter of both training stages; None (train the whole language model) at rank 0."""
+    rank = config["lora_rank"]
+    if not rank:
         return None
     return LoraConfig(
-        r=config["lora_rank"], lora_alpha=2 * config["lora_rank"], lora_dropout=0.0, target_modules=TARGETS,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=TARGETS,
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
 
 
 def load_to_train(config: dict) -> tuple[PreTrainedModel, dict]:
-    """The model of `config`, and the trainer's arguments for its precision, which is that of its own weights.
+    """Load the model of `config`, and return it with the trainer's arguments for its precision.
 
-    Weights that are trained themselves, without an adapter, are float32 meanwhile: a bfloat16 loses its small steps.
+    The precision is that of the stored weights. Weights that are trained without an adapter are
+    converted to float32 for the training, because small steps are lost in bfloat16.
     """
     model = load_model(config["model"])
-    arguments = dict(bf16=model.dtype == torch.bfloat16, use_cpu=not torch.cuda.is_available())
-    return model if config["lora_rank"] else model.float(), arguments
+    is_bfloat16 = model.dtype == torch.bfloat16
+    precision = dict(bf16=is_bfloat16, use_cpu=not torch.cuda.is_available())
+    if not config["lora_rank"]:
+        model = model.float()
+    return model, precision
+
+
+def _freeze_vision_tower(model: PreTrainedModel) -> None:
+    """Train the language model alone: a thousand pictures teach the tower less than they undo."""
+    for name, weight in model.named_parameters():
+        is_visual = "visual" in name or "vision" in name
+        weight.requires_grad_(not is_visual)
 
 
 def in_batches(samples: pd.DataFrame, batch: int, steps: int, seed: int) -> pd.DataFrame:
-    """`steps` random batches of rows, one after another, each with its rows in order of length.
+    """Draw `steps` random batches of rows, one after another, each sorted by length.
 
-    So each part of a batch pads little, and the batch stays a mixture. Batches of like length throughout hold one task
-    each, and learned far more slowly.
+    Sorting within a batch means little padding in each of its parts, and the batch stays a mixture
+    of tasks. Sorting by length across batches would put one task in each batch, and the model
+    learned far more slowly that way.
     """
     rng = np.random.default_rng(seed)
     epochs = math.ceil(batch * steps / len(samples))
-    order = np.concatenate([rng.permutation(len(samples)) for _ in range(epochs)])[: batch * steps]
-    length = samples.messages.map(
-        lambda messages: sum(len(message["content"]) for message in messages)
-    ).to_numpy()
-    batches = (order[i : i + batch] for i in range(0, len(order), batch))
-    return samples.iloc[
-        np.concatenate([rows[np.argsort(length[rows], kind="stable")] for rows in batches])
-    ]
+    permutations = [rng.permutation(len(samples)) for _ in range(epochs)]
+    order = np.concatenate(permutations)[: batch * steps]
+    lengths = samples.messages.map(_characters).to_numpy()
+    batches = []
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        by_length = np.argsort(lengths[rows], kind="stable")
+        batches.append(rows[by_length])
+    return samples.iloc[np.concatenate(batches)]
+
+
+def _characters(messages: list[dict]) -> int:
+    return sum(len(message["content"]) for message in messages)
 
 
 def to_dataset(samples: pd.DataFrame) -> Dataset:
-    """Rows of (messages with structured content, images) as SFTTrainer takes them."""
+    """Convert rows of messages and images to SFTTrainer's format, with structured content."""
     part = {"type": Value("string"), "text": Value("string")}
-    features = Features(
-        {
-            "messages": List({"role": Value("string"), "content": List(part)}),
-            "images": List(Image()),
-        }
-    )
-    rows = {
-        "messages": [
-            [{"role": m["role"], "content": content_parts(m["content"])} for m in messages]
-            for messages in samples.messages
-        ],
-        "images": [list(images) for images in samples.images],
-    }
-    return Dataset.from_dict(rows, features=features)
+    message_features = {"role": Value("string"), "content": List(part)}
+    features = Features({"messages": List(message_features), "images": List(Image())})
+    conversations = []
+    for messages in samples.messages:
+        conversation = []
+        for message in messages:
+            content = content_parts(message["content"])
+            conversation.append({"role": message["role"], "content": content})
+        conversations.append(conversation)
+    images = [list(paths) for paths in samples.images]
+    columns = {"messages": conversations, "images": images}
+    return Dataset.from_dict(columns, features=features)
 
 
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
-    """Runs a trainer to its end, from its last checkpoint if there is one; leaves `model/`, whole, or naming the
-    `adapter/` and `base`, the model under it."""
-    checkpoint = keep_last_checkpoint(Path(trainer.args.output_dir), key)
-    if checkpoint:
-        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-        trainer._total_train_tokens = history[-1].get(
-            "num_tokens", 0
-        )  # SFTTrainer counts from 0 in each process
+    """Train to the end, from the last checkpoint if there is one, and write `folder/model`.
+
+    `model/` holds the whole weights, or names the `adapter/` and the model `base` under it.
+    Incomplete checkpoints are deleted.
+    """
     adapted = isinstance(trainer.model, PeftModel)
-    if (
-        checkpoint and not adapted
-    ):  # under the names that Qwen2.5-VL's weights are saved by, the trainer finds none
-        trainer.model.load_state_dict(load_model(checkpoint).state_dict())
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier training
-    if trainer.args.bf16 and not adapted:  # as it was given
-        trainer.model.bfloat16()
-    trainer.save_model(str(folder / ("adapter" if adapted else "model")))
+    checkpoint = prune_checkpoints(Path(trainer.args.output_dir), key)
+    if checkpoint is None:
+        trainer.train(resume_from_checkpoint=None)
+    else:
+        _restore_count_and_weights(trainer, checkpoint, adapted)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    model_folder = folder / "model"
+    adapter_folder = folder / "adapter"
+    shutil.rmtree(model_folder, ignore_errors=True)  # of an earlier training
     if adapted:
-        write_source(folder / "model", base, folder / "adapter")
+        trainer.save_model(str(adapter_folder))
+        write_source(model_folder, base, adapter_folder)
+    else:
+        if trainer.args.bf16:  # back to the precision of the model that was loaded
+            trainer.model.bfloat16()
+        trainer.save_model(str(model_folder))
+
+
+def _restore_count_and_weights(trainer, checkpoint: Path, adapted: bool) -> None:
+    """Restore the token count and whole weights, which the trainer does not resume by itself."""
+    state_file = checkpoint / "trainer_state.json"
+    state = json.loads(state_file.read_text())
+    newest_logs = state["log_history"][-1]
+    # SFTTrainer counts from 0 in each process.
+    trainer._total_train_tokens = newest_logs.get("num_tokens", 0)
+    if not adapted:
+        # Qwen2.5-VL's weights are saved under names that the trainer does not find in the model.
+        weights = load_model(checkpoint).state_dict()
+        trainer.model.load_state_dict(weights)
 
 
 def train(config: dict, folder: Path) -> None:
-    """Trains with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...) into `folder`."""
-    made = cache_key(
-        **config
-        | {"model": weights_fingerprint(config["model"]), "samples": Path(config["samples"])}
-    )
+    """Train with `config` (model, samples, steps, batch, learning_rate, lora_rank, seed, ...).
+
+    Writes checkpoints, metrics and the trained model to `folder`.
+    """
+    inputs = {
+        "model": weights_fingerprint(config["model"]),
+        "samples": Path(config["samples"]),
+    }
+    key = cache_key(**config | inputs)
     processor = load_processor(config["model"])
-    samples = in_batches(
-        pd.read_parquet(config["samples"]), config["batch"], config["steps"], config["seed"]
-    )
+    samples = pd.read_parquet(config["samples"])
+    batches = in_batches(samples, config["batch"], config["steps"], config["seed"])
     model, precision = load_to_train(config)
-    for (
-        name,
-        weight,
-    ) in model.named_parameters():  # what a thousand pictures teach is less than what they undo
-        weight.requires_grad_("visual" not in name and "vision" not in name)
+    _freeze_vision_tower(model)
+    checkpoints = prepare_checkpoints(folder, key, config["steps"], config["log_every"])
+    micro_batch = config["batch"] // config["accumulate"]
+    arguments = SFTConfig(
+        per_device_train_batch_size=micro_batch,
+        assistant_only_loss=True,
+        max_length=None,
+        logging_steps=config["log_every"],
+        train_sampling_strategy="sequential",  # the rows are in the order of the batches
+        dataloader_num_workers=0,
+        **schedule_arguments(config),
+        **precision,
+        **checkpoints,
+    )
+    metrics_log = MetricsLog(folder / "metrics.jsonl", key)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            max_steps=config["steps"], seed=config["seed"],
-            per_device_train_batch_size=config["batch"] // config["accumulate"],
-            gradient_accumulation_steps=config["accumulate"], learning_rate=config["learning_rate"],
-            lr_scheduler_type="cosine", warmup_steps=config["warmup"], assistant_only_loss=True, max_length=None,
-            logging_steps=config["log_every"], report_to="none",
-            gradient_checkpointing=config["gradient_checkpointing"],
-            train_sampling_strategy="sequential", dataloader_num_workers=0, disable_tqdm=True, **precision,
-            **saving(folder, made, config["steps"], config["log_every"]),
-        ),
-        train_dataset=to_dataset(samples),
+        args=arguments,
+        train_dataset=to_dataset(batches),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[MetricsLog(folder / "metrics.jsonl", made)],
-    )  # fmt: skip
-    train_and_save(trainer, folder, config["model"], made)
+        callbacks=[metrics_log],
+    )
+    train_and_save(trainer, folder, config["model"], key)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from personavlm_lib.simulation.lexicon import vocabulary
 from personavlm_lib.simulation.plan import sample_plan
 from personavlm_lib.simulation.scenes import render, sample_scene
 from personavlm_lib.training.backbone import corpus
-from personavlm_lib.training.backbone_data import collate, encode, table
+from personavlm_lib.training.backbone_data import collate, encode
+from personavlm_lib.training.backbone_drills import table_drill
 
 
 def test_a_word_is_one_token_and_the_same_wherever_it_stands(processor):
@@ -86,7 +87,7 @@ def test_before_any_training_it_looks_where_the_answer_stands(processor, seed):
     model.set_attn_implementation("eager")
     found = []
     for number in range(40):
-        row = table(random.Random(f"{seed} {number}"), 8, 1)
+        row = table_drill(random.Random(f"{seed} {number}"), 8, 1)
         batch = collate(
             [encode(row, processor)], processor.tokenizer.pad_token_id, processor.image_token_id
         )

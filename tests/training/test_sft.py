@@ -1,4 +1,4 @@
-"""SFT on recordings: the loss sees the assistant's tokens alone, and what is left can be loaded."""
+"""SFT on recordings: the loss covers assistant tokens only, and the saved model can be loaded."""
 
 import json
 import random
@@ -15,106 +15,111 @@ from personavlm_lib.training import sft
 
 @pytest.fixture(scope="module")
 def samples(lives, memories, tmp_path_factory):
-    """Recordings of two lives, those without and those with images in turn."""
-    rows, folder = [], tmp_path_factory.mktemp("samples")
+    """Recordings of two lives, alternating between rows with and without images."""
+    rows = []
     for life in lives * 2:
         rows += recordings.answer_samples(life, memories[life.user], random.Random(len(rows)))
-    plain, pictured = (
-        [row for row in rows if bool(row["images"]) == pictures] for pictures in (False, True)
-    )
+    plain = [row for row in rows if not row["images"]]
+    pictured = [row for row in rows if row["images"]]
     assert len(plain) >= 4 and len(pictured) >= 4
     mixed = [row for pair in zip(plain, pictured, strict=False) for row in pair]
-    pd.DataFrame(mixed + plain[len(pictured) :]).to_parquet(folder / "sft.parquet")
-    return folder / "sft.parquet"
+    path = tmp_path_factory.mktemp("samples") / "sft.parquet"
+    pd.DataFrame(mixed + plain[len(pictured) :]).to_parquet(path)
+    return path
 
 
 def config(checkpoint, samples, **changes):
-    return dict(
-        model=str(checkpoint), samples=str(samples), steps=2, batch=4, accumulate=2, learning_rate=1e-3, lora_rank=4,
-        seed=0, warmup=0, log_every=1, gradient_checkpointing=False,
-    ) | changes  # fmt: skip
+    settings = dict(
+        model=str(checkpoint),
+        samples=str(samples),
+        steps=2,
+        batch=4,
+        accumulate=2,
+        learning_rate=1e-3,
+        lora_rank=4,
+        seed=0,
+        warmup=0,
+        log_every=1,
+        gradient_checkpointing=False,
+    )
+    return settings | changes
 
 
-def test_labels_cover_exactly_what_the_assistant_said(
+def assert_replies(local):
+    """The model writes up to three tokens."""
+    assert local.reply([(local.start(), ChatRequest("hello", max_tokens=3))])[0].tokens_out <= 3
+
+
+def test_labels_cover_exactly_the_assistants_words(
     checkpoint, samples, processor, tmp_path, monkeypatch
 ):
     trainers = []
     monkeypatch.setattr(sft.SFTTrainer, "train", lambda self, **_: trainers.append(self))
     sft.train(config(checkpoint, samples), tmp_path)
-    (trainer,), tokenizer = trainers, processor.tokenizer
-    frame = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0).reset_index(
-        drop=True
-    )
+    (trainer,) = trainers
+    rows = sft.in_batches(pd.read_parquet(samples), batch=4, steps=2, seed=0)
+    rows = rows.reset_index(drop=True)
     for index in range(8):
         batch = trainer.data_collator([trainer.train_dataset[index]])
         labels, ids = batch["labels"][0], batch["input_ids"][0]
         learned = labels != -100
         assert torch.equal(ids[learned], labels[learned])
-        turns = "".join(tokenizer.decode(labels[learned])).split("<|im_end|>")
-        said = [m["content"] for m in frame.messages[index] if m["role"] == "assistant"]
-        squeezed = ["".join(turn.split()) for turn in turns]
-        assert squeezed == ["".join(text.split()) for text in said] + [""]
-        text_only = not len(frame.images[index])
-        assert (
-            "pixel_values" in batch
-            and batch["pixel_values"] is not None
-            and len(batch["pixel_values"]) > 0
-        ) != text_only
+        turns = "".join(processor.tokenizer.decode(labels[learned])).split("<|im_end|>")
+        answers = [m["content"] for m in rows.messages[index] if m["role"] == "assistant"]
+        without_spaces = ["".join(text.split()) for text in answers]
+        assert ["".join(turn.split()) for turn in turns] == [*without_spaces, ""]
+        pixels = batch.get("pixel_values")
+        has_pixels = pixels is not None and len(pixels) > 0
+        assert has_pixels == (len(rows.images[index]) > 0)
 
 
-def test_batches_are_random_mixtures_in_order_of_length():
+def test_batches_are_random_mixtures_sorted_by_length():
     lengths = list(range(1, 13)) * 2
     frame = pd.DataFrame({"messages": [[{"content": "x" * n}] for n in lengths], "row": range(24)})
     drawn = sft.in_batches(frame, batch=6, steps=8, seed=0)
     assert sorted(drawn.row[:24]) == sorted(drawn.row[24:]) == list(range(24))
     sizes = [len(messages[0]["content"]) for messages in drawn.messages]
     batches = [sizes[i : i + 6] for i in range(0, 48, 6)]
-    assert (
-        all(batch == sorted(batch) for batch in batches)
-        and len({tuple(batch) for batch in batches}) > 4
-    )
+    assert all(batch == sorted(batch) for batch in batches)
+    assert len({tuple(batch) for batch in batches}) > 4
 
 
-def test_rows_carry_their_images_in_place(samples):
+def test_dataset_rows_have_one_image_part_per_image(samples):
     rows = sft.to_dataset(pd.read_parquet(samples))
     for row in rows:
-        marks = [part["type"] for message in row["messages"] for part in message["content"]].count(
-            "image"
-        )
-        assert marks == len(row["images"])
+        types = [part["type"] for message in row["messages"] for part in message["content"]]
+        assert types.count("image") == len(row["images"])
     assert any(row["images"] for row in rows) and not all(row["images"] for row in rows)
 
 
 @pytest.mark.parametrize("batch", [2, 4])
-def test_two_steps_leave_metrics_an_adapter_and_a_model_that_names_it(
+def test_two_steps_write_metrics_an_adapter_and_a_model_that_names_it(
     checkpoint, samples, tmp_path, batch
 ):
-    """With micro-batches of one and of two: some of them have no image at all."""
+    """With micro-batches of one and of two rows; some of them have no image at all."""
     sft.train(config(checkpoint, samples, batch=batch), tmp_path)
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in metrics] == [1, 2] and all(
-        entry["loss"] > 0 for entry in metrics
-    )
-    before, merged = LocalModel(checkpoint), LocalModel(tmp_path / "model")
-    adapted = LocalModel(checkpoint, tmp_path / "adapter")
-    changed = [
-        name for name, weight in merged.model.state_dict().items()
-        if not torch.allclose(weight, before.model.state_dict()[name])
-    ]  # fmt: skip
+    assert [entry["step"] for entry in metrics] == [1, 2]
+    assert all(entry["loss"] > 0 for entry in metrics)
+    before = LocalModel(checkpoint).model.state_dict()
+    merged = LocalModel(tmp_path / "model")
+    changed = []
+    for name, weight in merged.model.state_dict().items():
+        if not torch.allclose(weight, before[name]):
+            changed.append(name)
     assert changed and all("language_model" in name and "_proj" in name for name in changed)
+    adapted = LocalModel(checkpoint, tmp_path / "adapter")
     for name, weight in adapted.model.state_dict().items():
         torch.testing.assert_close(weight, merged.model.state_dict()[name])
-    assert merged.reply([(merged.start(), ChatRequest("hello", max_tokens=3))])[0].tokens_out <= 3
+    assert_replies(merged)
 
 
-def test_at_rank_0_the_language_model_is_trained_and_the_model_holds_the_weights(
-    checkpoint, samples, tmp_path
-):
-    sft.train(
-        config(checkpoint, samples), tmp_path
-    )  # an adapter first: nothing of it is left in `model/`
+def test_rank_0_trains_the_language_model_and_saves_whole_weights(checkpoint, samples, tmp_path):
+    sft.train(config(checkpoint, samples), tmp_path)  # an adapter, which must leave no trace
     sft.train(config(checkpoint, samples, lora_rank=0), tmp_path)
-    before, after = LocalModel(checkpoint), LocalModel(tmp_path / "model")
+    before = LocalModel(checkpoint)
+    after = LocalModel(tmp_path / "model")
     for name, weight in after.model.named_parameters():
-        assert torch.equal(weight, before.model.get_parameter(name)) == ("visual" in name), name
-    assert after.reply([(after.start(), ChatRequest("hello", max_tokens=3))])[0].tokens_out <= 3
+        unchanged = torch.equal(weight, before.model.get_parameter(name))
+        assert unchanged == ("visual" in name), name
+    assert_replies(after)
