@@ -146,7 +146,7 @@ def synthesize(
     """A data set from a seed: lives, questions, and for nano and paper the samples to train on."""
     from functools import partial
 
-    from personavlm_lib.benchmark.synthesis import DATASET_SIZES, synthesize
+    from personavlm_lib.benchmark.synthesis import DATASET_SIZES, SynthesisSettings, synthesize
     from personavlm_lib.simulation.storyteller import generate_dialogues
     from personavlm_lib.study.components import open_model, open_recognizer
 
@@ -159,16 +159,9 @@ def synthesize(
         if teller
         else None
     )
-    made = synthesize(
-        DATASET_SIZES[size],
-        seed,
-        out,
-        workers or os.cpu_count() or 1,
-        recognizer,
-        personas,
-        wording,
-        tell,
-    )
+    n_workers = workers or os.cpu_count() or 1
+    settings = SynthesisSettings(seed, n_workers, recognizer, personas, wording, tell)
+    made = synthesize(DATASET_SIZES[size], out, settings)
     print(f"{out}: {', '.join(f'{n} {name}' for name, n in made.items())}")
     return 0
 

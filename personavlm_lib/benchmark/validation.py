@@ -75,7 +75,7 @@ def chronology(life: Life) -> Violations:
     for turn, event in zip(life.turns, life.plan.events, strict=False):
         if turn.time != event.time:
             yield turn.index, f"turn at {turn.time}, event at {event.time}"
-        elif turn.index > 0:
+        elif turn.index != 0:
             previous = life.turns[turn.index - 1]
             if turn.time <= previous.time:
                 yield turn.index, f"turn at {turn.time} follows one at {previous.time}"
