@@ -91,8 +91,10 @@ class Oracle:
     # Response stage
 
     def _respond(self, transcript: list[str], request: ChatRequest) -> str:
-        question = self.questions[request.subject.time, request.subject.user]
-        guess = random.Random(question.case).choice(question.options or ("unknown",))
+        query = request.subject
+        question = self.questions[query.time, query.user]
+        rng = random.Random(question.case)
+        guess = rng.choice(question.options or ("unknown",))
         if question.kind == "binary":
             return self._judge(question, request, guess)
         seen = _shown_text(transcript, request)
@@ -106,7 +108,8 @@ class Oracle:
             facts = (question.thought, *question.history[-1:])
             if not any(fact in seen for fact in facts):
                 return write_answer("unknown", guess)
-        return write_answer(final_thought(question, seen), question.answer)
+        thought = final_thought(question, seen)
+        return write_answer(thought, question.answer)
 
     @staticmethod
     def _search(
@@ -118,8 +121,9 @@ class Oracle:
         attempts = [hop]
         if hop.start:
             attempts.append(Hop(hop.keywords, hop.sentence))
-        keywords_line = write_pairs({"keywords": hop.keywords}, quote=quote) + "\n"
-        tried = sum(reply.count(keywords_line) for reply in transcript[1::2])
+        replies = transcript[1::2]
+        search = write_pairs({"keywords": hop.keywords}, quote=quote) + "\n"
+        tried = sum(reply.count(search) for reply in replies)
         if request.slots.get("closing") or tried == len(attempts):
             return _give_up(question, hop, guess)
         attempt = attempts[tried]
@@ -131,7 +135,8 @@ class Oracle:
             span = (attempt.start, attempt.end)
             named = periods(question.time)
             period = next(name for name in named if named[name] == span)
-            thought += f" {period} {attempt.start:%Y-%m-%d}"
+            date = attempt.start.strftime("%Y-%m-%d")
+            thought += f" {period} {date}"
         return write_retrieve(thought, hop.keywords, attempt.start, attempt.end, quote=quote)
 
     @staticmethod
@@ -141,13 +146,15 @@ class Oracle:
         all_seen = len(notes) == len(question.hops)
         if not all_seen and not request.slots.get("closing"):
             keywords = question.hops[0].keywords
+            thought = f"look up {keywords}"
             quote = request.slots.get("quote", False)
-            return write_retrieve(f"look up {keywords}", keywords, quote=quote)
+            return write_retrieve(thought, keywords, quote=quote)
         if not notes:
             return write_answer("unknown", guess)
+        thought = " ".join(notes)
         counts = Counter(note.split()[-1] for note in notes)
         most_common, _ = counts.most_common(1)[0]
-        return write_answer(" ".join(notes), most_common)
+        return write_answer(thought, most_common)
 
     @staticmethod
     def _judge(question: Question, request: ChatRequest, guess: str) -> str:
@@ -189,9 +196,11 @@ class Oracle:
             content = statement(event)
             if kind == "image":
                 content += f" (Image Object: {event.key})"
-            reply = SemanticReply(f"new {kind}", True, content, search_keywords(event))
+            keywords = search_keywords(event)
+            reply = SemanticReply(f"new {kind}", True, content, keywords)
         else:
-            reply = SemanticReply(kind.replace("_", " "), False, "", "")
+            reason = kind.replace("_", " ")
+            reply = SemanticReply(reason, False, "", "")
         return write_semantic(reply, quote=request.slots["quote"])
 
     def _events_so_far(self, request: ChatRequest) -> tuple[LifeEvent, ...]:
@@ -210,19 +219,22 @@ class Oracle:
                 current[event.value] = statement(event)
             elif event.kind == "goal_end":
                 current.pop(event.value, None)
-        entries = dict(list(current.items())[:MAX_PROCEDURAL])
-        return write_pairs(entries, quote=request.slots["quote"])
+        entries = itertools.islice(current.items(), MAX_PROCEDURAL)
+        return write_pairs(dict(entries), quote=request.slots["quote"])
 
     def _episodic(self, transcript: list[str], request: ChatRequest) -> str:
         """One topic per run of turns with events of the same kind; an outing is its own topic."""
         events = [self._event(turn) for turn in request.subject]
         replies = []
         for topic in _topics(events):
-            summary = " ".join(statement(events[i]) for i in topic)
+            sentences = []
             words = []
-            for i in topic:
-                words.append(events[i].who)
-                words.append(events[i].key or events[i].value)
+            for position in topic:
+                event = events[position]
+                sentences.append(statement(event))
+                words.append(event.who)
+                words.append(event.key or event.value)
+            summary = " ".join(sentences)
             keywords = " ".join(dict.fromkeys(words))
             replies.append(EpisodeReply(summary, keywords, tuple(topic)))
         return write_episodes(replies, quote=request.slots["quote"])
@@ -236,8 +248,8 @@ def _shown_text(transcript: list[str], request: ChatRequest) -> str:
     core = request.slots.get("core", {})
     profile = [f"my {key} is {value}" for key, value in core.items()]
     messages = transcript[::2]
-    text = "\n".join(profile + messages)
-    return " ".join(text.split())
+    words = "\n".join(profile + messages).split()
+    return " ".join(words)
 
 
 def _give_up(question: Question, hop: Hop, guess: str) -> str:

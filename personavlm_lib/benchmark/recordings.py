@@ -74,10 +74,12 @@ def answer_samples(
     """
     samples: list[dict] = []
     retriever = PAPER_RETRIEVER
-    trajectories, golds = [], []
+    trajectories = []
+    golds = []
     questions = _vary_questions(life, rng)
     for question in questions:
-        draw, view = rng.random(), store.as_of(question.time)
+        draw = rng.random()
+        view = store.as_of(question.time)
         blind = draw < without and bool(question.options)
         if blind:
             view = view.without("core", "semantic", "episodic", "procedural")
@@ -90,7 +92,8 @@ def answer_samples(
             respond(as_query(question), view, retriever, settings, rng=random.Random(rng.random()))
         )
         golds.append(None if blind else question.answer)
-    recorder = Recorder(Oracle(life.plan, list(life.turns), questions), samples)
+    oracle = Oracle(life.plan, list(life.turns), questions)
+    recorder = Recorder(oracle, samples)
     responses = run_trajectories(trajectories, recorder, width=1)
     accepted = []
     for sample, response, gold in zip(samples, responses, golds, strict=True):
@@ -124,4 +127,5 @@ def _ask_after_evidence(question: Question, life: Life) -> Question:
     evidence = life.turns[question.evidence[-1]]
     sessions = split_sessions(life.turns)
     session = next(turns for turns in sessions if evidence in turns)
-    return replace(question, time=session[-1].time + timedelta(minutes=5))
+    end = session[-1].time
+    return replace(question, time=end + timedelta(minutes=5))

@@ -146,7 +146,8 @@ def group_questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
     """
     questions: dict[tuple[datetime, str], Question] = {}
     for attempt in range(MAX_ATTEMPTS):
-        missing = n - sum(question.kind == "choice" for question in questions.values())
+        choices = [q for q in questions.values() if q.kind == "choice"]
+        missing = n - len(choices)
         if missing == 0:
             break
         alignment = pairs if attempt == 0 else 0
@@ -189,23 +190,28 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
             wording=settings.wording,
             dialogues=dialogues,
         )
-        kinds, violations = _run_jobs(work, _split_into_jobs(planned, groups), settings.workers)
+        jobs = _split_into_jobs(planned, groups)
+        kinds, violations = _run_jobs(work, jobs, settings.workers)
         rng = random.Random(f"mixtures {settings.seed}")
         counts = _gather(groups, rng, folder, kinds, violations)
         folder.rename(out)
-    return counts | {"findings": len(violations), "broken_personas": broken}
+    counts["findings"] = len(violations)
+    counts["broken_personas"] = broken
+    return counts
 
 
 def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
-    places = [(group, place) for group in groups for place in range(group.users)]
     planned = []
-    for (group, place), persona in zip(places, personas, strict=True):
-        life_seed = 100_000 * seed + group.first + place
-        turns = None
-        if group.turns:
-            turns = random.Random(f"turns {life_seed}").randint(*group.turns)
-        plan = sample_plan(life_seed, group.days, group.size, persona=persona, turns=turns)
-        planned.append(_PlannedLife(group, place, plan))
+    for group in groups:
+        for place in range(group.users):
+            persona = personas[len(planned)]
+            life_seed = 100_000 * seed + group.first + place
+            turns = None
+            if group.turns:
+                rng = random.Random(f"turns {life_seed}")
+                turns = rng.randint(*group.turns)
+            plan = sample_plan(life_seed, group.days, group.size, persona=persona, turns=turns)
+            planned.append(_PlannedLife(group, place, plan))
     return planned
 
 
@@ -258,10 +264,11 @@ def _run_job(
 ) -> JobResult:
     """Make, validate and write the lives of one job, and the SFT samples that its group needs."""
     torch.set_num_threads(1)  # the number of cores must not change how sums are rounded
+    images = folder / "images"
     lives = []
     violations = []
     for group, place, plan in job:
-        turns = render_dialogue(plan, folder / "images", wording=wording)
+        turns = render_dialogue(plan, images, wording=wording)
         if dialogues:
             turns = _replace_messages(turns, dialogues[plan.user])
         questions = group_questions(plan, group.questions, group.pairs)
@@ -273,12 +280,11 @@ def _run_job(
     if job[0].group.sft:
         encoder = TextEncoder()
         concept_recognizer = recognizer()
-        # Encode all search keywords in one batch.
-        encoder.encode([hop.keywords for life in lives for q in life.questions for hop in q.hops])
-        for (_, place, _), life in zip(job, lives, strict=True):
-            samples = _record_samples(life, folder / "images", encoder, concept_recognizer)
+        encoder.encode(_search_keywords(lives))  # in one batch; the encoder caches them
+        for planned, life in zip(job, lives, strict=True):
+            samples = _record_samples(life, images, encoder, concept_recognizer)
             kinds += map(mixtures.sample_kind, samples)
-            _write_samples(folder / f"{place:05d}.sft", samples)
+            _write_samples(folder / f"{planned.place:05d}.sft", samples)
     return kinds, violations
 
 
@@ -289,13 +295,22 @@ def _replace_messages(turns: list[Turn], exchanges: Exchanges) -> list[Turn]:
     return replaced
 
 
+def _search_keywords(lives: list[Life]) -> list[str]:
+    keywords = []
+    for life in lives:
+        for question in life.questions:
+            keywords += [hop.keywords for hop in question.hops]
+    return keywords
+
+
 def _record_samples(
     life: Life, images: Path, encoder: TextEncoder, recognizer: ConceptRecognizer
 ) -> list[dict]:
     """All SFT samples of a life: of the update stage first, then of its questions."""
     samples: list[dict] = []
     rng = random.Random(f"answers {life.plan.seed}")
-    empty = MemoryStore.in_memory(encoder, images / f"{life.user}_crops")
+    crops = images / f"{life.user}_crops"
+    empty = MemoryStore.in_memory(encoder, crops)
     with recordings.gold_memory(life, empty, recognizer, samples) as store:
         samples += recordings.answer_samples(life, store, rng)
     return samples
@@ -305,8 +320,12 @@ def _write_samples(path: Path, samples: list[dict]) -> None:
     """Write one sample per line, with image paths relative to the file's folder."""
     with open(path, "w") as file:
         for sample in samples:
-            images = [Path(i).relative_to(path.parent).as_posix() for i in sample["images"]]
-            file.write(json.dumps(sample | {"images": images}) + "\n")
+            images = []
+            for image in sample["images"]:
+                relative = Path(image).relative_to(path.parent)
+                images.append(relative.as_posix())
+            row = sample | {"images": images}
+            file.write(json.dumps(row) + "\n")
 
 
 def _gather(
@@ -349,10 +368,12 @@ def _gather(
 def _join_lives(folder: Path, group: str) -> list[Life]:
     """Join the lives of a group into one JSON Lines file and one Parquet file, and read them."""
     path = folder / f"{group}.jsonl"
+    parts = folder.glob(f"{group}_*.part")
     with open(path, "w") as file:
-        file.writelines(_read_and_remove(folder.glob(f"{group}_*.part")))
+        file.writelines(_read_and_remove(parts))
     with open(path) as file:
-        write_parquet(path.with_suffix(".parquet"), map(json.loads, file), LIVES)
+        rows = map(json.loads, file)
+        write_parquet(path.with_suffix(".parquet"), rows, LIVES)
     return read_lives(path)
 
 
@@ -360,7 +381,8 @@ def _join_samples(folder: Path, places: list[int]) -> None:
     """Write the samples at these places among those of all jobs to `sft.parquet`, in this order."""
     wanted = set(places)
     lines = {}
-    for place, line in enumerate(_read_and_remove(folder.glob("*.sft"))):
+    parts = folder.glob("*.sft")
+    for place, line in enumerate(_read_and_remove(parts)):
         if place in wanted:
             lines[place] = line
     rows = (json.loads(lines[place]) for place in places)
@@ -384,14 +406,16 @@ def _read_and_remove(parts: Iterable[Path]) -> Iterator[str]:
 def _averages(table: pd.DataFrame, by: str) -> pd.DataFrame:
     """The number of rows of each group, and the means of its numeric columns."""
     groups = table.groupby(by, sort=False)
-    sizes = groups.size().rename("n").to_frame()
+    sizes = groups.size().rename("n")
     means = groups.mean(numeric_only=True)
-    return sizes.join(means).reset_index()
+    averages = sizes.to_frame().join(means)
+    return averages.reset_index()
 
 
 def _counts(names: Iterable[str]) -> pd.DataFrame:
     """The number of times each name occurs, and its percentage of all."""
     column = pd.Series(list(names), name="name", dtype=str)
-    counts = column.value_counts().sort_index().reset_index(name="n")
-    percent = 100 * counts["n"] / counts["n"].sum()
-    return counts.assign(percent=percent)
+    counts = column.value_counts().sort_index()
+    table = counts.reset_index(name="n")
+    table["percent"] = 100 * table["n"] / table["n"].sum()
+    return table

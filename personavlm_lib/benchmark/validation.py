@@ -49,8 +49,11 @@ Violations = Iterator[tuple[int, str]]
 
 def safety(life: Life) -> Violations:
     """No turn or question contains an UNSAFE word."""
-    texts = [(turn.index, f"{turn.user} {turn.assistant}") for turn in life.turns]
-    texts += [(i, f"{q.text} {q.options}") for i, q in enumerate(life.questions)]
+    texts = []
+    for turn in life.turns:
+        texts.append((turn.index, f"{turn.user} {turn.assistant}"))
+    for index, question in enumerate(life.questions):
+        texts.append((index, f"{question.text} {question.options}"))
     for index, text in texts:
         unsafe = UNSAFE.search(text)
         if unsafe:
@@ -105,21 +108,22 @@ def images(life: Life) -> Violations:
 def options(life: Life) -> Violations:
     """Each option matches only itself, and the answer is one of the options."""
     for index, question in enumerate(life.questions):
-        matches = [match_option(option, question.options) for option in question.options]
-        if matches != list(range(len(question.options))):
-            yield index, f"ambiguous options {question.options}"
-        if question.options and question.answer not in question.options:
-            yield index, f"answer {question.answer!r} is not among {question.options}"
+        choices = question.options
+        matches = [match_option(choice, choices) for choice in choices]
+        if matches != list(range(len(choices))):
+            yield index, f"ambiguous options {choices}"
+        if choices and question.answer not in choices:
+            yield index, f"answer {question.answer!r} is not among {choices}"
 
 
 def evidence(life: Life) -> Violations:
     """Every evidence turn exists and precedes the question by a session gap or more."""
     for index, question in enumerate(life.questions):
+        latest = question.time - SESSION_GAP
         for turn_index in question.evidence:
             exists = turn_index < len(life.turns)
-            if not exists or life.turns[turn_index].time + SESSION_GAP > question.time:
-                reason = f"is missing or not a session gap before {question.time}"
-                yield index, f"evidence turn {turn_index} {reason}"
+            if not exists or life.turns[turn_index].time > latest:
+                yield index, f"evidence turn {turn_index} is missing or later than {latest}"
                 break
 
 
@@ -191,7 +195,8 @@ def _shown_words(life: Life, index: int) -> set[str]:
     if scene:
         words |= set(_words(repr(scene)))
         counts = Counter(thing.kind for thing in scene.things)
-        words |= {COUNTS[n - 1] for n in counts.values()}
+        for count in counts.values():
+            words.add(COUNTS[count - 1])
         words |= {"left", "right"}
     return words
 
@@ -246,9 +251,12 @@ def self_correct(
     violations = []
     for (index, question), response in zip(choices, responses, strict=True):
         answer = response.answer or ""
-        if match_option(answer, question.options) != question.options.index(question.answer):
+        chosen = match_option(answer, question.options)
+        key = question.options.index(question.answer)
+        if chosen != key:
             why = f"model answers {answer!r}, key is {question.answer!r}: {question.text}"
             violations.append(Violation("self_correct", life.user, index, why))
     wrong = {violation.index for violation in violations}
-    correct = tuple(q for i, q in enumerate(life.questions) if i not in wrong)
-    return replace(life, questions=correct), violations
+    correct = [q for i, q in enumerate(life.questions) if i not in wrong]
+    corrected = replace(life, questions=tuple(correct))
+    return corrected, violations
