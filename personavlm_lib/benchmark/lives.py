@@ -1,7 +1,4 @@
-"""Lives, gold memories and training samples, on disk (paper, sections 3.2 and 4, appendix B.2 and C).
-
-Gold memory is what the agent's own update stage leaves behind when the oracle speaks; SFT samples are recordings of it.
-"""
+"""Simulated lives with their questions, in memory and as JSON Lines (paper, sections 3.2 and 4)."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +16,7 @@ from personavlm_lib.simulation.plan import LifePlan, sample_plan
 
 @dataclass(frozen=True)
 class Life:
-    """One simulated user: the dialogue as told, the questions about it, and the plan behind both."""
+    """One simulated user: the plan, the dialogue rendered from it, and questions about it."""
 
     plan: LifePlan
     turns: tuple[Turn, ...]
@@ -37,65 +34,75 @@ class Life:
 def simulate_life(
     seed: int, images: Path, days: int, size: float, questions: int, alignment: int
 ) -> Life:
-    """A life with `questions` questions and `alignment` pairs of alignment items; pictures go to `images`."""
+    """A life with `questions` choice questions and `alignment` pairs of alignment items.
+
+    Writes the pictures into the folder `images`.
+    """
     plan = sample_plan(seed, days, size)
-    return Life(
-        plan,
-        tuple(render_dialogue(plan, images)),
-        tuple(make_questions(plan, questions, alignment)),
-    )
+    turns = tuple(render_dialogue(plan, images))
+    return Life(plan, turns, tuple(make_questions(plan, questions, alignment)))
 
 
 def paraphrased_life(life: Life, images: Path) -> Life:
-    """The same life and questions, told in varied wording."""
-    return replace(life, turns=tuple(render_dialogue(life.plan, images, wording="paraphrased")))
+    """The same life and questions in paraphrased wording; writes the pictures into `images`."""
+    turns = render_dialogue(life.plan, images, wording="paraphrased")
+    return replace(life, turns=tuple(turns))
 
 
 def write_lives(path: Path, lives: Iterable[Life]) -> None:
-    """JSON Lines: what the plan is sampled from, turns and questions; image paths relative to the file's folder."""
+    """Write one life per line: the plan's arguments, turns and questions.
+
+    Image paths are relative to the file's folder.
+    """
+    folder = path.parent
     with open(path, "w") as file:
         for life in lives:
-            turns = [
-                replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images))
-                for t in life.turns
-            ]
-            row = {"user": life.user, "plan": life.plan.given}
-            row |= {
-                "turns": [asdict(t) for t in turns],
-                "questions": [asdict(q) for q in life.questions],
+            turns = []
+            for turn in life.turns:
+                images = tuple(str(Path(image).relative_to(folder)) for image in turn.images)
+                turns.append(asdict(replace(turn, images=images)))
+            row = {
+                "user": life.user,
+                "plan": life.plan.given,
+                "turns": turns,
+                "questions": [asdict(question) for question in life.questions],
             }
             file.write(json.dumps(row, default=datetime.isoformat) + "\n")
 
 
 def read_lives(path: Path) -> list[Life]:
-    """The lives of a file that `write_lives` wrote."""
-    return [_life(json.loads(line), path.parent) for line in path.read_text().splitlines()]
+    """Read the lives of a file written by `write_lives`."""
+    return [_parse_life(json.loads(line), path.parent) for line in path.read_text().splitlines()]
 
 
-def _life(row: dict, folder: Path) -> Life:
-    def moment(text: str | None) -> datetime | None:
-        return text and datetime.fromisoformat(text)
+def _parse_life(row: dict, folder: Path) -> Life:
+    plan = sample_plan(**row["plan"])
+    turns = [_parse_turn(fields, folder) for fields in row["turns"]]
+    questions = [_parse_question(fields) for fields in row["questions"]]
+    return Life(plan, tuple(turns), tuple(questions))
 
-    turns = [
-        Turn(
-            moment(t["time"]),
-            t["user"],
-            t["assistant"],
-            tuple(str(folder / i) for i in t["images"]),
-            t["index"],
-        )
-        for t in row["turns"]
-    ]
-    questions = []
-    for q in row["questions"]:
-        hops = tuple(
-            Hop(**h | {"start": moment(h["start"]), "end": moment(h["end"])}) for h in q["hops"]
-        )
-        fields = q | {"time": moment(q["time"]), "hops": hops, "options": tuple(q["options"])}
-        questions.append(
-            Question(**fields | {"evidence": tuple(q["evidence"]), "history": tuple(q["history"])})
-        )
-    return Life(sample_plan(**row["plan"]), tuple(turns), tuple(questions))
+
+def _parse_turn(fields: dict, folder: Path) -> Turn:
+    images = tuple(str(folder / image) for image in fields["images"])
+    time = datetime.fromisoformat(fields["time"])
+    return Turn(time, fields["user"], fields["assistant"], images, fields["index"])
+
+
+def _parse_question(fields: dict) -> Question:
+    parsed = dict(fields)
+    parsed["time"] = datetime.fromisoformat(fields["time"])
+    parsed["hops"] = tuple(_parse_hop(hop) for hop in fields["hops"])
+    for name in ("options", "evidence", "history"):
+        parsed[name] = tuple(fields[name])
+    return Question(**parsed)
+
+
+def _parse_hop(fields: dict) -> Hop:
+    parsed = dict(fields)
+    for name in ("start", "end"):
+        if fields[name]:
+            parsed[name] = datetime.fromisoformat(fields[name])
+    return Hop(**parsed)
 
 
 def as_query(question: Question) -> Turn:

@@ -1,4 +1,8 @@
-"""Gold memories and SFT samples, recorded while the oracle drives the agent (Section 3.2, Appendix B.2, C)."""
+"""Gold memories and SFT samples: the agent's conversations, recorded while the oracle drives it.
+
+Gold memory is what the agent's own update stage writes when the oracle replies (Section 3.2,
+Appendix B.2, C).
+"""
 
 import random
 from dataclasses import replace
@@ -20,22 +24,28 @@ from personavlm_lib.models.engine import Recorder, run_trajectories
 
 
 def gold_memory(
-    life: Life, folder: Path | MemoryStore, recognizer: ConceptRecognizer | None, samples: list[dict] | None = None,
-    prompts: PromptSet = NANO, encoder: Encoder | None = None,
-) -> MemoryStore:  # fmt: skip
-    """The memory that the update stage writes into the new `folder` (or empty store) when the oracle speaks;
-    conversations are appended to `samples`."""
-    store = folder if isinstance(folder, MemoryStore) else MemoryStore(folder, encoder)
-    recorder = Recorder(life.oracle, [] if samples is None else samples)
-    with store.transaction():  # one for the life, not one a turn: what is cut short is made anew
-        run_trajectories(
-            [
-                replay_conversation(
-                    store, list(life.turns), prompts, recognizer, written_by="oracle"
-                )
-            ],
-            recorder,
-        )
+    life: Life,
+    folder: Path | MemoryStore,
+    recognizer: ConceptRecognizer | None,
+    samples: list[dict] | None = None,
+    prompts: PromptSet = NANO,
+    encoder: Encoder | None = None,
+) -> MemoryStore:
+    """Write the gold memory of a life into a new `folder` or an empty store, and return the store.
+
+    Appends the recorded conversations to `samples`.
+    """
+    if samples is None:
+        samples = []
+    if isinstance(folder, MemoryStore):
+        store = folder
+    else:
+        store = MemoryStore(folder, encoder)
+    turns = list(life.turns)
+    # One transaction per life, not per turn: an interrupted life is written again from the start.
+    with store.transaction():
+        replay = replay_conversation(store, turns, prompts, recognizer, written_by="oracle")
+        run_trajectories([replay], Recorder(life.oracle, samples))
     return store
 
 
@@ -46,25 +56,31 @@ def answer_samples(
     without: float = 0.05,
     prompts: PromptSet = NANO,
 ) -> list[dict]:
-    """Recordings of the oracle answering this life's questions, each given only what its own retrievals brought.
+    """Record the oracle as it answers this life's questions from its own retrievals.
 
-    A quarter of the choice questions comes without its options. A share `without` is asked with no memory and no
-    retrieval: there the sample teaches to say that it is unknown, and to guess. Twice that share has no profile, and
-    retrieval all the same: else an empty profile alone would come to mean that nothing is known. Three times that share
-    has no episodes, which mostly hold what semantic memory does: else that would never be read. And one in eight is
-    asked just after the evidence was told, when it still stands in the context and nothing is to be retrieved.
+    The shares below are drawn independently for each question:
+
+    - A quarter of the choice questions have no options.
+    - One question in eight follows its evidence within minutes, while the evidence is still in the
+      context and needs no retrieval.
+    - A share `without` sees no memory and may not retrieve, to teach the model to say `unknown` and
+      guess.
+    - Twice that share sees no profile but retrieves as usual; otherwise an empty profile would come
+      to mean that no facts are available.
+    - Three times that share sees no episodes, which mostly repeat semantic memory; otherwise the
+      model would never learn to read the raw turns they bring.
+
+    Returns the samples with the right answer, and all of those without memory.
     """
     samples: list[dict] = []
     retriever = PAPER_RETRIEVER
-    trajectories, golds = [], []
-    questions = [
-        q if q.kind == "binary" or rng.random() > 0.25 else replace(q, kind="open", options=())
-        for q in life.questions
-    ]
-    questions = [_at_once(q, life) if rng.random() < 0.125 else q for q in questions]
+    trajectories = []
+    golds = []
+    questions = _vary_questions(life, rng)
     for question in questions:
-        draw, view = rng.random(), store.as_of(question.time)
-        blind = draw < without and question.options
+        draw = rng.random()
+        view = store.as_of(question.time)
+        blind = draw < without and bool(question.options)
         if blind:
             view = view.without("core", "semantic", "episodic", "procedural")
         elif draw < 3 * without and question.hops:
@@ -75,16 +91,40 @@ def answer_samples(
         settings = AgentSettings(prompts, max_retrievals=0 if blind else 3, top_k=top_k)
         trajectories.append(respond(as_query(question), view, retriever, settings))
         golds.append(None if blind else question.answer)
-    recorder = Recorder(Oracle(life.plan, list(life.turns), questions), samples)
-    answers = [response.answer for response in run_trajectories(trajectories, recorder, width=1)]
-    kept = zip(samples, answers, golds, strict=True)
-    return [sample for sample, answer, gold in kept if gold is None or answer == gold]
+    oracle = Oracle(life.plan, list(life.turns), questions)
+    recorder = Recorder(oracle, samples)
+    responses = run_trajectories(trajectories, recorder, width=1)
+    accepted = []
+    for sample, response, gold in zip(samples, responses, golds, strict=True):
+        if gold is None or response.answer == gold:
+            accepted.append(sample)
+    return accepted
 
 
-def _at_once(question: Question, life: Life) -> Question:
-    """The question as it is asked five minutes after the session in which its one piece of evidence was told."""
+def _vary_questions(life: Life, rng: random.Random) -> list[Question]:
+    """The life's questions, some without options and some asked right after their evidence."""
+    questions = []
+    for question in life.questions:
+        if question.kind != "binary" and rng.random() <= 0.25:
+            question = replace(question, kind="open", options=())
+        questions.append(question)
+    varied = []
+    for question in questions:
+        if rng.random() < 0.125:
+            question = _ask_after_evidence(question, life)
+        varied.append(question)
+    return varied
+
+
+def _ask_after_evidence(question: Question, life: Life) -> Question:
+    """Move a question to five minutes after the session that holds its evidence.
+
+    Questions with several hops, with a period, or without evidence stay where they are.
+    """
     if len(question.hops) != 1 or question.hops[0].start or not question.evidence:
         return question
-    told = life.turns[question.evidence[-1]]
-    end = next(session[-1].time for session in split_sessions(life.turns) if told in session)
+    evidence = life.turns[question.evidence[-1]]
+    sessions = split_sessions(life.turns)
+    session = next(turns for turns in sessions if evidence in turns)
+    end = session[-1].time
     return replace(question, time=end + timedelta(minutes=5))

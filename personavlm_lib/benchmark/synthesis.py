@@ -1,19 +1,21 @@
-"""Whole data sets from a seed: lives, questions, SFT and RL samples (paper, section 4, Fig. 7 and 8, appendix C).
+"""Whole data sets from a seed: lives, questions, SFT and RL samples.
 
-Lives are made in parallel processes, in jobs of a fixed size that share nothing: what comes out depends on the seed
-alone, not on the number of workers. All is written into a folder beside the wanted one, which gets its name at the end.
+See section 4, Fig. 7 and 8, and appendix C of the paper. Parallel processes work on independent
+jobs of a fixed size, so the result depends on the seed alone, not on the number of workers. All
+files are written to a temporary folder next to the target, which is renamed at the end.
 """
 
 import json
 import multiprocessing
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -26,6 +28,7 @@ from personavlm_lib.benchmark.tables import dialogue_table, question_table
 from personavlm_lib.benchmark.tasks import make_questions
 from personavlm_lib.benchmark.validation import Violation, validate_life
 from personavlm_lib.memory.encoder import TextEncoder
+from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import ConceptRecognizer
 from personavlm_lib.progress import with_progress
@@ -33,14 +36,23 @@ from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import LifePlan, sample_plan
 from personavlm_lib.simulation.storyteller import StorytellingResult
 
-CHUNK = 20  # lives of one job: texts that they share are encoded once
-CHUNKS = 6  # of one process, which then makes room for another: its memory grows
+CHUNK = 20  # lives per job: the texts that they share are encoded once
+JOBS_PER_PROCESS = 6  # a process's memory grows, so a fresh one replaces it after these
+QUESTIONS_PER_ATTEMPT = 24
+MAX_ATTEMPTS = 4
+
+DialogueGenerator = Callable[[list[LifePlan], Path], StorytellingResult]
+Exchanges = list[tuple[str, str]]  # user and assistant messages, one pair per turn
+JobResult = tuple[list[str], list[Violation]]  # the kinds of the SFT samples, rule violations
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lives of one kind: seeds from `first` on, within `days`, of `size` or of `turns` at least and at most; what is
-    asked about each, and how many samples are made of them all."""
+    """Lives of one kind, with seeds from `first` on, within `days`.
+
+    `size` or the range `turns` sets the length. Each life has `questions` choice questions and
+    `pairs` pairs of alignment items; `sft` and `rl` count the samples drawn from the whole group.
+    """
 
     name: str
     first: int
@@ -54,189 +66,337 @@ class Group:
     rl: int = 0
 
 
-SHORT = Group("test_short", 50_000, 100, 90, 10, 2, (20, 100))
-LONG = Group("test_long", 60_000, 100, 90, 10, 2, (100, 500))
+SHORT = Group("test_short", 50_000, users=100, days=90, questions=10, pairs=2, turns=(20, 100))
+LONG = Group("test_long", 60_000, users=100, days=90, questions=10, pairs=2, turns=(100, 500))
+PAPER_TRAIN = Group(
+    "train", 0, users=500, days=28, questions=68, pairs=6, turns=(20, 100), sft=78_000, rl=5_600
+)
 DATASET_SIZES = {
     "nano": (
-        Group("train", 0, 100, 28, 24, 4, sft=6_000, rl=480),
-        Group("test", 50_000, 12, 70, 26, 4, size=1.2),
+        Group("train", 0, users=100, days=28, questions=24, pairs=4, sft=6_000, rl=480),
+        Group("test", 50_000, users=12, days=70, questions=26, pairs=4, size=1.2),
     ),
     "short": (SHORT,),
     "long": (LONG,),
-    "paper": (Group("train", 0, 500, 28, 68, 6, (20, 100), sft=78_000, rl=5_600), SHORT, LONG),
+    "paper": (PAPER_TRAIN, SHORT, LONG),
 }
 
 
-def read_personas(path: Path, needed: int) -> tuple[list[str], int]:
-    """The first `needed` texts of a PersonaHub file, one {"persona": text} a line, and how many lines are broken.
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """How to make a data set, apart from its groups.
 
-    ValueError for fewer.
+    `recognizer` opens the concept recognizer within each process. `personas` is a PersonaHub file.
+    `generator` writes the dialogues in place of the templates, which use `wording`.
     """
-    found, broken = [], 0
-    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        try:
-            found.append(json.loads(line)["persona"].strip() or found[len(found)])
-        except (ValueError, LookupError, TypeError, AttributeError):
+
+    seed: int
+    workers: int
+    recognizer: Callable[[], ConceptRecognizer]
+    personas: Path | None = None
+    wording: str = "canonical"
+    generator: DialogueGenerator | None = None
+
+
+class _PlannedLife(NamedTuple):
+    """A life to make: its group, its place within the group, and its plan."""
+
+    group: Group
+    place: int
+    plan: LifePlan
+
+
+def read_personas(path: Path, needed: int) -> tuple[list[str], int]:
+    """Read the first `needed` texts of a PersonaHub file with one {"persona": text} per line.
+
+    Also returns the number of broken lines. Raises ValueError if the file has fewer texts.
+    """
+    personas = []
+    broken = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        persona = _parse_persona(line)
+        if persona:
+            personas.append(persona)
+        else:
             broken += 1
-    if len(found) < needed:
+    if len(personas) < needed:
         raise ValueError(
-            f'{path} has {len(found)} lines {{"persona": text}} and {broken} broken ones; needed: {needed}'
+            f'{path} has {len(personas)} lines {{"persona": text}} and {broken} broken ones, '
+            f"but {needed} personas are needed: choose a longer file or a smaller size"
         )
-    return found[:needed], broken
+    return personas[:needed], broken
+
+
+def _parse_persona(line: str) -> str:
+    """The persona of a line, or "" if the line is broken."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return ""
+    persona = row.get("persona") if isinstance(row, dict) else None
+    return persona.strip() if isinstance(persona, str) else ""
 
 
 def group_questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
-    """`n` choice questions and `pairs` pairs, or as many as there are; the same may come again at another moment."""
-    asked: dict[tuple[datetime, str], Question] = {}
-    for attempt in range(4):
-        if wanted := n - sum(q.kind == "choice" for q in asked.values()):
-            for question in make_questions(
-                plan, min(wanted, 24), 0 if attempt else pairs, seed=attempt
-            ):
-                asked.setdefault((question.time, question.query), question)
-    ordered = sorted(asked.values(), key=lambda q: q.time)
+    """`n` choice questions and `pairs` pairs of alignment items, fewer where the life is too short.
+
+    A question may recur at another moment.
+    """
+    questions: dict[tuple[datetime, str], Question] = {}
+    for attempt in range(MAX_ATTEMPTS):
+        choices = [q for q in questions.values() if q.kind == "choice"]
+        missing = n - len(choices)
+        if missing == 0:
+            break
+        alignment = pairs if attempt == 0 else 0
+        batch = min(missing, QUESTIONS_PER_ATTEMPT)
+        for question in make_questions(plan, batch, alignment, seed=attempt):
+            questions.setdefault((question.time, question.query), question)
+    ordered = sorted(questions.values(), key=lambda q: q.time)
     return tuple(replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(ordered))
 
 
-def synthesize(
-    groups: Iterable[Group], seed: int, out: Path, workers: int, recognizer: Callable[[], ConceptRecognizer], personas: Path | None = None,
-    wording: str = "canonical", teller: Callable[[list[LifePlan], Path], StorytellingResult] | None = None,
-) -> dict[str, int]:  # fmt: skip
-    """Makes a data set in the new folder `out`: how much of each there is. `eyes` opens what sees in each process.
+def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) -> dict[str, int]:
+    """Make a data set in the new folder `out` and return the number of items of each sort.
 
-    `teller`, if given, tells the lives in place of the templates and keeps its stories in `out`.stories: what it could
-    not tell is left out, and the same call goes on with it.
-
-    Lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, `findings.csv` of the rules, `README.md`.
+    Writes the lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, the rule
+    violations in `findings.csv`, and `README.md`. A dialogue generator keeps its stories in
+    `out`.stories and may fail on some lives, which are left out; repeat the call to resume.
+    Raises FileExistsError if `out` exists.
     """
     if out.exists():
-        raise FileExistsError(f"{out} is there already: name a new folder, or remove it first")
-    texts, broken = (
-        read_personas(personas, sum(group.users for group in groups)) if personas else ([], 0)
-    )
+        raise FileExistsError(f"{out} already exists: choose a new folder, or remove it first")
+    n_users = sum(group.users for group in groups)
+    personas = [""] * n_users
+    broken = 0
+    if settings.personas:
+        personas, broken = read_personas(settings.personas, n_users)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / out.name
         (folder / "images").mkdir(parents=True)
-        places = [(group, place) for group in groups for place in range(group.users)]
-        texts = texts or [""] * len(places)
-        plans = [
-            (*place, _plan(*place, seed, text)) for place, text in zip(places, texts, strict=True)
-        ]
-        told = None
-        if teller:
-            print(
-                story := teller([plan for *_, plan in plans], out.with_name(f"{out.name}.stories"))
-            )
-            told = {
-                user: [(turn.user, turn.assistant) for turn in turns]
-                for user, turns in story.lives.items()
-            }
-            plans = [one for one in plans if one[2].user in told]
-        work = partial(_work, folder=folder, recognizer=recognizer, wording=wording, told=told)
-        parts = ([one for one in plans if one[0] == group] for group in groups)
-        jobs = [part[i : i + CHUNK] for part in parts for i in range(0, len(part), CHUNK)]
-        results = []
-        for start in with_progress(range(0, len(jobs), CHUNKS * workers), "synthesize", "round"):
-            # The executor's own max_tasks_per_child hangs where all workers end at once.
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                results += pool.map(work, jobs[start : start + CHUNKS * workers])
-        kinds, findings = ([one for result in results for one in result[i]] for i in (0, 1))
-        made = _gather(groups, random.Random(f"mixtures {seed}"), folder, kinds, findings)
+        planned = _plan_lives(groups, settings.seed, personas)
+        dialogues = None
+        if settings.generator:
+            stories = out.with_name(f"{out.name}.stories")
+            dialogues = _generate_dialogues(settings.generator, planned, stories)
+            planned = [life for life in planned if life.plan.user in dialogues]
+        work = partial(
+            _run_job,
+            folder=folder,
+            recognizer=settings.recognizer,
+            wording=settings.wording,
+            dialogues=dialogues,
+        )
+        jobs = _split_into_jobs(planned, groups)
+        kinds, violations = _run_jobs(work, jobs, settings.workers)
+        rng = random.Random(f"mixtures {settings.seed}")
+        counts = _gather(groups, rng, folder, kinds, violations)
         folder.rename(out)
-    return made | {"findings": len(findings), "broken_personas": broken}
+    counts["findings"] = len(violations)
+    counts["broken_personas"] = broken
+    return counts
 
 
-def _plan(group: Group, place: int, seed: int, persona: str) -> LifePlan:
-    own = 100_000 * seed + group.first + place
-    turns = random.Random(f"turns {own}").randint(*group.turns) if group.turns else None
-    return sample_plan(own, group.days, group.size, persona=persona, turns=turns)
+def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
+    planned = []
+    for group in groups:
+        for place in range(group.users):
+            persona = personas[len(planned)]
+            life_seed = 100_000 * seed + group.first + place
+            turns = None
+            if group.turns:
+                rng = random.Random(f"turns {life_seed}")
+                turns = rng.randint(*group.turns)
+            plan = sample_plan(life_seed, group.days, group.size, persona=persona, turns=turns)
+            planned.append(_PlannedLife(group, place, plan))
+    return planned
 
 
-def _work(
-    plans: list[tuple[Group, int, LifePlan]], folder: Path, recognizer: Callable[[], ConceptRecognizer], wording: str,
-    told: dict[str, list[tuple[str, str]]] | None,
-) -> tuple[list[str], list[Violation]]:  # fmt: skip
-    """Makes and checks some lives of a group, writes them and their samples: the samples' kinds, and what was found."""
-    torch.set_num_threads(1)  # how a sum is rounded should not depend on how many cores there are
-    kinds, findings, made = [], [], []
-    for group, place, plan in plans:
-        turns = render_dialogue(plan, folder / "images", wording=wording)
-        if told:
-            words = zip(turns, told[plan.user], strict=True)
-            turns = [
-                replace(turn, user=user, assistant=assistant) for turn, (user, assistant) in words
-            ]
-        made.append(Life(plan, tuple(turns), group_questions(plan, group.questions, group.pairs)))
-        write_lives(folder / f"{group.name}_{place:05d}.part", made[-1:])
-        findings += validate_life(made[-1])
-    if group.sft:
-        encoder, seeing = TextEncoder(), recognizer()
-        encoder.encode([hop.keywords for life in made for q in life.questions for hop in q.hops])
-        for (_, place, _), life in zip(plans, made, strict=True):
-            samples: list[dict] = []
-            empty = MemoryStore.in_memory(encoder, folder / "images" / f"{life.user}_crops")
-            with recordings.gold_memory(life, empty, seeing, samples) as store:
-                samples += recordings.answer_samples(
-                    life, store, random.Random(f"answers {life.plan.seed}")
-                )
+def _generate_dialogues(
+    generator: DialogueGenerator, planned: list[_PlannedLife], stories: Path
+) -> dict[str, Exchanges]:
+    """user -> exchanges, for the lives that the generator completed; prints its report."""
+    result = generator([life.plan for life in planned], stories)
+    print(result)
+    dialogues = {}
+    for user, turns in result.lives.items():
+        dialogues[user] = [(turn.user, turn.assistant) for turn in turns]
+    return dialogues
+
+
+def _split_into_jobs(
+    planned: list[_PlannedLife], groups: Sequence[Group]
+) -> list[list[_PlannedLife]]:
+    """Jobs of up to CHUNK lives of the same group."""
+    jobs = []
+    for group in groups:
+        members = [life for life in planned if life.group == group]
+        for start in range(0, len(members), CHUNK):
+            jobs.append(members[start : start + CHUNK])
+    return jobs
+
+
+def _run_jobs(
+    work: Callable[[list[_PlannedLife]], JobResult], jobs: list[list[_PlannedLife]], workers: int
+) -> JobResult:
+    """Run all jobs in parallel processes and join their results in order."""
+    kinds = []
+    violations = []
+    round_size = JOBS_PER_PROCESS * workers
+    for start in with_progress(range(0, len(jobs), round_size), "synthesize", "round"):
+        # The executor's own max_tasks_per_child hangs when all workers end at once.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for job_kinds, job_violations in pool.map(work, jobs[start : start + round_size]):
+                kinds += job_kinds
+                violations += job_violations
+    return kinds, violations
+
+
+def _run_job(
+    job: list[_PlannedLife],
+    folder: Path,
+    recognizer: Callable[[], ConceptRecognizer],
+    wording: str,
+    dialogues: dict[str, Exchanges] | None,
+) -> JobResult:
+    """Make, validate and write the lives of one job, and the SFT samples that its group needs."""
+    torch.set_num_threads(1)  # the number of cores must not change how sums are rounded
+    images = folder / "images"
+    lives = []
+    violations = []
+    for group, place, plan in job:
+        turns = render_dialogue(plan, images, wording=wording)
+        if dialogues:
+            turns = _replace_messages(turns, dialogues[plan.user])
+        questions = group_questions(plan, group.questions, group.pairs)
+        life = Life(plan, tuple(turns), questions)
+        write_lives(folder / f"{group.name}_{place:05d}.part", [life])
+        violations += validate_life(life)
+        lives.append(life)
+    kinds: list[str] = []
+    if job[0].group.sft:
+        encoder = TextEncoder()
+        concept_recognizer = recognizer()
+        encoder.encode(_search_keywords(lives))  # in one batch; the encoder caches them
+        for planned, life in zip(job, lives, strict=True):
+            samples = _record_samples(life, images, encoder, concept_recognizer)
             kinds += map(mixtures.sample_kind, samples)
-            with open(folder / f"{place:05d}.sft", "w") as file:
-                for sample in samples:
-                    images = [
-                        Path(image).relative_to(folder).as_posix() for image in sample["images"]
-                    ]
-                    file.write(json.dumps(sample | {"images": images}) + "\n")
-    return kinds, findings
+            _write_samples(folder / f"{planned.place:05d}.sft", samples)
+    return kinds, violations
+
+
+def _replace_messages(turns: list[Turn], exchanges: Exchanges) -> list[Turn]:
+    replaced = []
+    for turn, (user, assistant) in zip(turns, exchanges, strict=True):
+        replaced.append(replace(turn, user=user, assistant=assistant))
+    return replaced
+
+
+def _search_keywords(lives: list[Life]) -> list[str]:
+    keywords = []
+    for life in lives:
+        for question in life.questions:
+            keywords += [hop.keywords for hop in question.hops]
+    return keywords
+
+
+def _record_samples(
+    life: Life, images: Path, encoder: TextEncoder, recognizer: ConceptRecognizer
+) -> list[dict]:
+    """All SFT samples of a life: of the update stage first, then of its questions."""
+    samples: list[dict] = []
+    rng = random.Random(f"answers {life.plan.seed}")
+    crops = images / f"{life.user}_crops"
+    empty = MemoryStore.in_memory(encoder, crops)
+    with recordings.gold_memory(life, empty, recognizer, samples) as store:
+        samples += recordings.answer_samples(life, store, rng)
+    return samples
+
+
+def _write_samples(path: Path, samples: list[dict]) -> None:
+    """Write one sample per line, with image paths relative to the file's folder."""
+    with open(path, "w") as file:
+        for sample in samples:
+            images = []
+            for image in sample["images"]:
+                relative = Path(image).relative_to(path.parent)
+                images.append(relative.as_posix())
+            row = sample | {"images": images}
+            file.write(json.dumps(row) + "\n")
 
 
 def _gather(
-    groups: Iterable[Group],
+    groups: Sequence[Group],
     rng: random.Random,
     folder: Path,
     kinds: list[str],
-    findings: list[Violation],
+    violations: list[Violation],
 ) -> dict[str, int]:
-    """Puts what the jobs left together, draws the mixtures, and writes the card: how much of each there is."""
-    lives, chosen, asked = {}, [], []
+    """Join the files of the jobs, draw the mixtures and write the card; returns the counts."""
+    lives: dict[str, list[Life]] = {}
+    sft_places: list[int] = []
+    rl_questions: list[Question] = []
     for group in groups:
-        whole = folder / f"{group.name}.jsonl"
-        with open(whole, "w") as file:
-            file.writelines(_taken(folder.glob(f"{group.name}_*.part")))
-        write_parquet(whole.with_suffix(".parquet"), map(json.loads, open(whole)), LIVES)
-        lives[group.name] = read_lives(whole)
+        lives[group.name] = _join_lives(folder, group.name)
         if group.sft:
-            chosen = mixtures.draw_mixture(kinds, group.sft, rng)
-            wanted = set(chosen)
-            lines = {i: line for i, line in enumerate(_taken(folder.glob("*.sft"))) if i in wanted}
-            write_parquet(folder / "sft.parquet", (json.loads(lines[i]) for i in chosen), SFT)
-            asked = [
-                question for _, question in mixtures.rl_questions(lives[group.name], group.rl, rng)
-            ]
-            rows = [
-                json.dumps(asdict(question), default=datetime.isoformat) + "\n"
-                for question in asked
-            ]
-            (folder / "rl.jsonl").write_text("".join(rows))
-    pd.DataFrame(map(asdict, findings), columns=["rule", "user", "index", "why"]).to_csv(
-        folder / "findings.csv", index=False
-    )
-    told = [life for group in lives.values() for life in group]
+            sft_places = mixtures.draw_mixture(kinds, group.sft, rng)
+            _join_samples(folder, sft_places)
+            drawn = mixtures.rl_questions(lives[group.name], group.rl, rng)
+            rl_questions = [question for _, question in drawn]
+            _write_questions(folder / "rl.jsonl", rl_questions)
+    columns = ["rule", "user", "index", "why"]
+    found = pd.DataFrame(map(asdict, violations), columns=columns)
+    found.to_csv(folder / "findings.csv", index=False)
+    all_lives = [life for members in lives.values() for life in members]
     tables = {
         "Dialogues, on average": _averages(dialogue_table(lives), "group"),
-        "Questions, on average": _averages(question_table(told), "kind"),
-        "Questions by task": _counts(question.task for life in told for question in life.questions),
-        "SFT samples": _counts(kinds[i] for i in chosen),
-        "RL samples": _counts(question.kind for question in asked),
-        "Findings of the rules": _counts(finding.rule for finding in findings),
+        "Questions, on average": _averages(question_table(all_lives), "kind"),
+        "Questions by task": _counts(q.task for life in all_lives for q in life.questions),
+        "SFT samples": _counts(kinds[place] for place in sft_places),
+        "RL samples": _counts(question.kind for question in rl_questions),
+        "Rule violations": _counts(violation.rule for violation in violations),
     }
     files = sorted(path.name for path in folder.glob("*.parquet"))
-    (folder / "README.md").write_text(data_card("Simulated lives", tables, files), encoding="utf-8")
-    return {"lives": len(told), "sft": len(chosen), "rl": len(asked)}
+    card = data_card("Simulated lives", tables, files)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return {"lives": len(all_lives), "sft": len(sft_places), "rl": len(rl_questions)}
 
 
-def _taken(parts: Iterable[Path]) -> Iterator[str]:
-    """The lines of all parts, by their names; each is removed once it is read."""
+def _join_lives(folder: Path, group: str) -> list[Life]:
+    """Join the lives of a group into one JSON Lines file and one Parquet file, and read them."""
+    path = folder / f"{group}.jsonl"
+    parts = folder.glob(f"{group}_*.part")
+    with open(path, "w") as file:
+        file.writelines(_read_and_remove(parts))
+    with open(path) as file:
+        rows = map(json.loads, file)
+        write_parquet(path.with_suffix(".parquet"), rows, LIVES)
+    return read_lives(path)
+
+
+def _join_samples(folder: Path, places: list[int]) -> None:
+    """Write the samples at these places among those of all jobs to `sft.parquet`, in this order."""
+    wanted = set(places)
+    lines = {}
+    parts = folder.glob("*.sft")
+    for place, line in enumerate(_read_and_remove(parts)):
+        if place in wanted:
+            lines[place] = line
+    rows = (json.loads(lines[place]) for place in places)
+    write_parquet(folder / "sft.parquet", rows, SFT)
+
+
+def _write_questions(path: Path, questions: list[Question]) -> None:
+    with open(path, "w") as file:
+        for question in questions:
+            file.write(json.dumps(asdict(question), default=datetime.isoformat) + "\n")
+
+
+def _read_and_remove(parts: Iterable[Path]) -> Iterator[str]:
+    """Yield the lines of all files in the order of their names; remove each file after its last."""
     for part in sorted(parts):
         with open(part) as file:
             yield from file
@@ -244,17 +404,18 @@ def _taken(parts: Iterable[Path]) -> Iterator[str]:
 
 
 def _averages(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """How many rows there are of each, and the means of their numbers."""
+    """The number of rows of each group, and the means of its numeric columns."""
     groups = table.groupby(by, sort=False)
-    return groups.size().rename("n").to_frame().join(groups.mean(numeric_only=True)).reset_index()
+    sizes = groups.size().rename("n")
+    means = groups.mean(numeric_only=True)
+    averages = sizes.to_frame().join(means)
+    return averages.reset_index()
 
 
 def _counts(names: Iterable[str]) -> pd.DataFrame:
-    """How many of each there are, and their share of all."""
-    found = (
-        pd.Series(list(names), name="name", dtype=str)
-        .value_counts()
-        .sort_index()
-        .reset_index(name="n")
-    )
-    return found.assign(percent=100 * found["n"] / found["n"].sum())
+    """The number of times each name occurs, and its percentage of all."""
+    column = pd.Series(list(names), name="name", dtype=str)
+    counts = column.value_counts().sort_index()
+    table = counts.reset_index(name="n")
+    table["percent"] = 100 * table["n"] / table["n"].sum()
+    return table

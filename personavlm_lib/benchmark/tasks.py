@@ -1,20 +1,23 @@
-"""Question makers: pure functions of the plan, each answerable from gold evidence turns (paper, Table 5).
+"""Question makers for the fourteen tasks: pure functions of the life plan (paper, Table 5).
 
-Personality Alignment is yes or no to one reply, two items a case; the other thirteen tasks have four options. No option
-is the likelier answer for what can be seen without the life: all four come from one list from which plans draw evenly,
-and where the list is short (`EVEN`) the answer is drawn first, then a moment at which it is right.
+Every question is answerable from its gold evidence turns. Personality Alignment asks yes or no
+about one reply, two items per case; the other thirteen tasks have four options. Without the life
+no option is likelier than another: all four come from one list from which plans draw uniformly.
+For tasks with few answers (`EVEN`), choose the answer first, then a moment at which it is correct.
 """
 
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 from functools import partial
+from typing import NamedTuple
 
 from personavlm_lib.agent.prompt_sets import periods
 from personavlm_lib.benchmark.questions import Hop, Question
+from personavlm_lib.memory.personality import NEUTRAL_SCORE
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.plan import LifeEvent, LifePlan
@@ -28,66 +31,73 @@ from personavlm_lib.simulation.scenes import (
 )
 from personavlm_lib.simulation.wording import bare_statement, search_keywords, statement
 
-VALUES_OF = (
-    lexicon.CORE | lexicon.PREFERENCES | {"style": PICTURE_STYLES}
-)  # every value that a key of these kinds can have
+Questions = Iterator[Question]
+Maker = Callable[[LifePlan, random.Random, datetime], Questions]
+
+# All values that a key of these kinds can have.
+VALUES_OF = lexicon.CORE | lexicon.PREFERENCES | {"style": PICTURE_STYLES}
 DETAILS = ("color", "count", "side", "word")  # of pictures
 LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit", "style")
-# Tasks whose answers are few: each is drawn as often as the others.
+# Tasks with few possible answers: each answer is drawn equally often.
 EVEN = {
     "Long-term Goal Tracking": lexicon.GOAL_STATES,
     "Tiered Explanation Delivery": tuple(lexicon.KNOWLEDGE["level"].values()),
 }
+YES_NO = ("yes", "no")
+NO_CASE = ""  # `make_questions` numbers the cases at the end
 
 
-def _newest(plan: LifePlan, moment: datetime) -> list[tuple[int, LifeEvent]]:
-    """The newest statement of each (kind, who, key), with its turn, made a session gap or more before `moment`."""
-    newest = {}
+def _past_events(plan: LifePlan, moment: datetime, *kinds: str) -> list[tuple[int, LifeEvent]]:
+    """Events more than two session gaps before `moment`, of these kinds or of any, with indices."""
+    past = []
     for index, event in enumerate(plan.events):
-        if event.time + 2 * SESSION_GAP < moment and event.kind in LASTING:
-            newest[event.kind, event.who, event.key] = index
+        wanted = event.kind in kinds or not kinds
+        if wanted and event.time + 2 * SESSION_GAP < moment:
+            past.append((index, event))
+    return past
+
+
+def _newest_facts(plan: LifePlan, moment: datetime) -> list[tuple[int, LifeEvent]]:
+    """The newest past event of each lasting (kind, who, key), with its turn index."""
+    newest = {}
+    for index, event in _past_events(plan, moment, *LASTING):
+        newest[event.kind, event.who, event.key] = index
     return [(index, plan.events[index]) for index in newest.values()]
 
 
-def _options(
-    rng: random.Random, answer: str, plausible: list[str], pool: list[str]
+def _mentioned_values(plan: LifePlan, key: str) -> list[str]:
+    return [event.value for event in plan.events if event.key == key]
+
+
+def _draw_options(
+    rng: random.Random, answer: str, plausible: Iterable[str], pool: Iterable[str]
 ) -> tuple[str, ...]:
-    """Four options: the answer, then what this user also said or knew, then other words of the same kind."""
+    """The answer and three other options: `plausible` ones first, then others of `pool`."""
     plausible = sorted(set(plausible) - {answer})
     others = sorted(set(pool) - set(plausible) - {answer})
-    chosen = (
-        rng.sample(plausible, min(3, len(plausible))) + rng.sample(others, min(3, len(others)))
-    )[:3]
-    return tuple(rng.sample([answer, *chosen], 4))
+    distractors = rng.sample(plausible, min(3, len(plausible)))
+    distractors += rng.sample(others, min(3, len(others)))
+    options = [answer, *distractors[:3]]
+    return tuple(rng.sample(options, 4))
 
 
-def _make(
-    plan: LifePlan, rng: random.Random, task: str, moment: datetime, text: str, answer: str, **rest
-) -> Question:
-    plausible, pool = rest.pop("plausible", []), rest.pop("pool")
-    return Question(
-        "",
-        plan.user,
-        task,
-        "choice",
-        moment,
-        text,
-        _options(rng, answer, plausible, pool),
-        answer,
-        **rest,
-    )
+class _Solution(NamedTuple):
+    """The answer and how a reasoner reaches it: the last fields of `Question`."""
 
-
-def _said(plan: LifePlan, key: str) -> list[str]:
-    return [event.value for event in plan.events if event.key == key]
+    answer: str
+    evidence: tuple[int, ...]
+    hops: tuple[Hop, ...]
+    thought: str
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """A maker of questions that one newest fact of a kind answers: as it stands, or by what is commonly known of it.
+    """A maker of questions that one newest fact answers, directly or by common knowledge.
 
-    `text` is filled from the beat. `knowledge` names the table that leads from the beat's value to the answer; without
-    it the answer is the beat's `field`. `asks` says of which beats (given the moment) the question can be asked.
+    `text` is a template over the event's fields. The answer is the event's `field`, or, where
+    `knowledge` names a table of `lexicon.KNOWLEDGE`, the table's entry for it. `pool` lists the
+    possible answers unless a table does. `applies` selects events that suit the moment.
     """
 
     task: str
@@ -96,284 +106,394 @@ class Lookup:
     pool: Callable[[LifeEvent], Iterable[str]] = lambda event: ()
     knowledge: str = ""
     field: str = "value"
-    asks: Callable[[LifeEvent, datetime], bool] = lambda event, moment: True
+    applies: Callable[[LifeEvent, datetime], bool] = lambda event, moment: True
 
-    def __call__(self, plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-        known = lexicon.KNOWLEDGE.get(self.knowledge, {})
-        for index, event in _newest(plan, moment):
-            if event.kind != self.kind or not self.asks(event, moment):
-                continue
-            alike = [
-                b for b in plan.events
-                if b.key == event.key or b.kind == event.kind in ("habit", "intent") or self.field == "cause"
-            ]  # fmt: skip
-            said = [getattr(b, self.field) for b in alike if getattr(b, self.field)]
-            stated, answer, pool = (
-                statement(event),
-                getattr(event, self.field),
-                list(self.pool(event)),
-            )
-            if known:
-                said, pool = (
-                    [known[value] for value in said if value in known],
-                    list(known.values()),
-                )
-                stated, answer = (
-                    f"{stated.split(' because ')[0]} takes {known[answer]}",
-                    known[answer],
-                )
-            # The profile holds the core facts, and shows them without what they came to change for.
-            hops = () if event.kind == "core" else (Hop(search_keywords(event), statement(event)),)
-            thought = stated if hops else bare_statement(event)
-            about = (event.kind, event.who, event.key)
-            told = tuple(
-                statement(b) for b in plan.events[: index + 1] if (b.kind, b.who, b.key) == about
-            )
-            yield _make(plan, rng, self.task, moment, self.text.format(**vars(event)), answer, plausible=said, pool=pool,
-                        evidence=(index,), hops=hops, thought=thought, history=told)  # fmt: skip
+    def __call__(self, plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+        for index, event in _newest_facts(plan, moment):
+            if event.kind == self.kind and self.applies(event, moment):
+                yield self._make(plan, rng, moment, index)
+
+    def _make(self, plan: LifePlan, rng: random.Random, moment: datetime, index: int) -> Question:
+        event = plan.events[index]
+        fact = statement(event)
+        answer = getattr(event, self.field)
+        plausible = self._comparable_values(plan, event)
+        pool = self.pool(event)
+        thought = fact
+        if self.knowledge:
+            inferred = lexicon.KNOWLEDGE[self.knowledge]
+            answer = inferred[answer]
+            plausible = [inferred[value] for value in plausible if value in inferred]
+            pool = inferred.values()
+            fact_alone = fact.split(" because ")[0]
+            thought = f"{fact_alone} takes {answer}"
+        hops: tuple[Hop, ...] = (Hop(search_keywords(event), fact),)
+        if event.kind == "core":
+            # The profile shows the core facts, without the cause of their last change.
+            hops = ()
+            thought = bare_statement(event)
+        text = self.text.format(**vars(event))
+        options = _draw_options(rng, answer, plausible, pool)
+        solution = _Solution(answer, (index,), hops, thought, _fact_history(plan, index))
+        return Question(NO_CASE, plan.user, self.task, "choice", moment, text, options, *solution)
+
+    def _comparable_values(self, plan: LifePlan, event: LifeEvent) -> list[str]:
+        """Values of `field` in this life that could be mistaken for that of `event`."""
+        values = []
+        for other in plan.events:
+            same_key = other.key == event.key
+            # Habits and intents each have a key of their own, and any change has a cause.
+            same_kind = other.kind == event.kind and event.kind in ("habit", "intent")
+            value = getattr(other, self.field)
+            if value and (same_key or same_kind or self.field == "cause"):
+                values.append(value)
+        return values
+
+
+def _fact_history(plan: LifePlan, index: int) -> tuple[str, ...]:
+    """All statements of the fact that event `index` states, oldest first, up to that event."""
+    newest = plan.events[index]
+    fact = (newest.kind, newest.who, newest.key)
+    so_far = plan.events[: index + 1]
+    return tuple(statement(e) for e in so_far if (e.kind, e.who, e.key) == fact)
+
+
+class _PictureDetail(NamedTuple):
+    """A question about a picture, the last reasoning step, the answer, and all possible answers."""
+
+    text: str
+    thought: str
+    answer: str
+    pool: Sequence[str]
+
+
+def _picture_details(event: LifeEvent, shown_once: bool) -> dict[str, _PictureDetail]:
+    """What can be asked about the picture of an event, by DETAILS.
+
+    A thing that is shown again may then stand alone, so its count and what stood beside it are
+    available only if it is `shown_once`.
+    """
+    assert event.scene is not None  # every image event has one
+    name = statement(event)
+    # A reasoner finds the picture and lists all of it before it picks one thing.
+    look = f"look at {name} {listed(event.scene)}"
+    text = f"what color is {name} ?"
+    thought = f"{look} {name} is {event.value}"
+    details = {"color": _PictureDetail(text, thought, event.value, list(COLORS))}
+    word = event.scene.word
+    kinds = [thing.kind for thing in event.scene.things]
+    distinct = len(set(kinds))
+    if word:
+        text = f"what is on {name} ?"
+        thought = f"{look} {name} says {word}"
+        details["word"] = _PictureDetail(text, thought, word, SIGN_WORDS)
+    elif shown_once and distinct == 1:
+        count = COUNTS[len(kinds) - 1]
+        text = f"how many of {name} ?"
+        thought = f"{look} {count} {name}"
+        details["count"] = _PictureDetail(text, thought, count, COUNTS)
+    if shown_once and distinct == 2:
+        left, right = kinds
+        if right == event.key:
+            side = "left"
+            neighbor = left
+        else:
+            side = "right"
+            neighbor = right
+        text = f"what is {side} of {name} ?"
+        thought = f"{look} {side} of {name} is {neighbor}"
+        others = [kind for kind in LOOSE if kind != event.key]
+        details["side"] = _PictureDetail(text, thought, neighbor, others)
+    return details
 
 
 def visual_detail_recall(
     plan: LifePlan, rng: random.Random, moment: datetime, details: Collection[str] = DETAILS
-) -> Iterator[Question]:
-    """What was to be seen, by `details`: a thing's colour, how many there were, what stood beside it, a sign's word."""
-    told = [
-        (i, b)
-        for i, b in enumerate(plan.events)
-        if b.kind == "image" and b.time + 2 * SESSION_GAP < moment
-    ]
-    for index, event in told:
+) -> Questions:
+    """Questions about pictures, by `details`: color, count, what stood beside it, a sign's word."""
+    task = "Visual Detail Recall"
+    pictures = _past_events(plan, moment, "image")
+    showings = Counter((event.who, event.key) for _, event in pictures)
+    colors = [thing.color for event in plan.events if event.scene for thing in event.scene.things]
+    for index, event in pictures:
         name = statement(event)
-        seen = f"look at {name} {listed(event.scene)}"  # the picture is found, and all of it named, before one is chosen
-        kinds = [thing.kind for thing in event.scene.things]
-        alone = (
-            sum((b.who, b.key) == (event.who, event.key) for _, b in told) == 1
-        )  # seen again it may have come alone
-        asked = {
-            "color": (
-                f"what color is {name} ?",
-                f"{seen} {name} is {event.value}",
-                event.value,
-                COLORS,
-            )
-        }
-        if event.scene.word:
-            asked["word"] = (
-                f"what is on {name} ?",
-                f"{seen} {name} says {event.scene.word}",
-                event.scene.word,
-                SIGN_WORDS,
-            )
-        elif alone and len(set(kinds)) == 1:
-            count = COUNTS[len(kinds) - 1]
-            asked["count"] = f"how many of {name} ?", f"{seen} {count} {name}", count, COUNTS
-        if len(set(kinds)) == 2 and alone:
-            side = "left" if kinds[1] == event.key else "right"
-            other = kinds[kinds[0] == event.key]
-            asked["side"] = (f"what is {side} of {name} ?", f"{seen} {side} of {name} is {other}", other,
-                             [kind for kind in LOOSE if kind != event.key])  # fmt: skip
-        shown = [thing.color for b in plan.events if b.scene for thing in b.scene.things]
-        for text, thought, answer, pool in (asked[detail] for detail in details if detail in asked):
-            yield _make(
-                plan, rng, "Visual Detail Recall", moment, text, answer, plausible=[c for c in shown if c in pool],
-                pool=list(pool), evidence=(index,), hops=(Hop(name, f"{name} <img>"),), thought=thought,
-            )  # fmt: skip
+        shown_once = showings[event.who, event.key] == 1
+        available = _picture_details(event, shown_once)
+        hop = Hop(name, f"{name} <img>")
+        for detail in details:
+            if detail not in available:
+                continue
+            text, thought, answer, pool = available[detail]
+            plausible = [color for color in colors if color in pool]
+            options = _draw_options(rng, answer, plausible, pool)
+            solution = _Solution(answer, (index,), (hop,), thought)
+            yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
 def _outings(plan: LifePlan, moment: datetime) -> Iterator[tuple[int, LifeEvent, list[LifeEvent]]]:
-    """Every event that is over, with its turn and the others of its kind."""
-    events = [
-        (i, b)
-        for i, b in enumerate(plan.events)
-        if b.kind == "event" and b.time + 2 * SESSION_GAP < moment
-    ]
-    for index, event in events:
-        yield index, event, [b for _, b in events if b.key == event.key and b is not event]
+    """Every past outing with a friend: its turn index, the event, and others of the same key."""
+    outings = _past_events(plan, moment, "event")
+    for index, event in outings:
+        others = [other for _, other in outings if other.key == event.key and other is not event]
+        yield index, event, others
 
 
-def recall_by_period(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    """What happened this morning, yesterday, last sunday, two weeks ago: nothing else of its kind did then."""
-    for index, event, alike in _outings(plan, moment):
+def recall_by_period(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """Questions about the only outing of its kind this morning, last sunday, two weeks ago."""
+    task = "Semantic Information Recall"
+    for index, event, others in _outings(plan, moment):
         for period, (start, end) in periods(moment).items():
-            if start <= event.time <= end and not any(start <= b.time <= end for b in alike):
-                text, hop = (
-                    f"what did i {event.key} {period} ?",
-                    Hop(search_keywords(event), statement(event), start, end),
-                )
-                yield _make(plan, rng, "Semantic Information Recall", moment, text, event.value, hops=(hop,),
-                            plausible=[b.value for b in alike], pool=lexicon.EVENTS[event.key], evidence=(index,),
-                            thought=statement(event))  # fmt: skip
+            if not start <= event.time <= end:
+                continue
+            if any(start <= other.time <= end for other in others):
+                continue
+            plausible = [other.value for other in others]
+            fact = statement(event)
+            hop = Hop(search_keywords(event), fact, start, end)
+            solution = _Solution(event.value, (index,), (hop,), fact)
+            text = f"what did i {event.key} {period} ?"
+            options = _draw_options(rng, event.value, plausible, lexicon.EVENTS[event.key])
+            yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
-def outing_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Iterator[Question]:
-    """Events by their companion, and the taste of a friend who is known by an event: two things to find."""
-    task, newest = "Semantic Information Recall", _newest(plan, moment)
-    for index, event, alike in _outings(plan, moment):
-        if all(b.value != event.value for b in alike):
-            hop = Hop(f"{search_keywords(event)} {event.value}", statement(event))
-            text = f"who did i {event.key} {event.value} with ?"
-            yield _make(plan, rng, task, moment, text, event.friend, plausible=list(plan.friends),
-                        pool=list(lexicon.NAMES), evidence=(index,), hops=(hop,), thought=statement(event))  # fmt: skip
-            for known, taste in newest:
-                if taste.kind == "friend" and taste.who == event.friend:
-                    text = f"what is the {taste.key} of who i {event.key} {event.value} with ?"
-                    yield _make(plan, rng, task, moment, text, taste.value, plausible=_said(plan, taste.key),
-                                pool=lexicon.PREFERENCES[taste.key], evidence=(index, known),
-                                hops=(hop, Hop(search_keywords(taste), statement(taste))),
-                                thought=statement(taste))  # fmt: skip
+def outing_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """Questions about an outing's companion, and two-hop ones about that companion's tastes."""
+    task = "Semantic Information Recall"
+    tastes = [(i, fact) for i, fact in _newest_facts(plan, moment) if fact.kind == "friend"]
+    for index, event, others in _outings(plan, moment):
+        if any(other.value == event.value for other in others):
+            continue
+        outing = f"i {event.key} {event.value}"
+        friend = event.friend
+        fact = statement(event)
+        outing_hop = Hop(f"{search_keywords(event)} {event.value}", fact)
+        solution = _Solution(friend, (index,), (outing_hop,), fact)
+        text = f"who did {outing} with ?"
+        options = _draw_options(rng, friend, plan.friends, lexicon.NAMES)
+        yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
+        for taste_index, taste in tastes:
+            if taste.who != friend:
+                continue
+            plausible = _mentioned_values(plan, taste.key)
+            pool = lexicon.PREFERENCES[taste.key]
+            fact = statement(taste)
+            taste_hop = Hop(search_keywords(taste), fact)
+            hops = (outing_hop, taste_hop)
+            solution = _Solution(taste.value, (index, taste_index), hops, fact)
+            text = f"what is the {taste.key} of who {outing} with ?"
+            options = _draw_options(rng, taste.value, plausible, pool)
+            yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
-def relationship_recognition(
-    plan: LifePlan, rng: random.Random, moment: datetime
-) -> Iterator[Question]:
-    """The friend who comes up most: all that happened with friends is to be counted."""
-    told = [
-        (i, b)
-        for i, b in enumerate(plan.events)
-        if b.kind == "event" and b.time + 2 * SESSION_GAP < moment
-    ]
-    met = Counter(event.friend for _, event in told).most_common()
-    if len(told) < 3 or len(met) > 1 and met[0][1] < met[1][1] + 1 + len(told) // 8:
+def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """Which friend the user meets most, if one has a clear lead: all outings must be counted."""
+    task = "Relationship Recognition"
+    outings = _past_events(plan, moment, "event")
+    if len(outings) < 3:
         return
-    words = f"{' '.join(lexicon.EVENTS)} with"  # of all that one does with friends
-    hops = tuple(Hop(words, statement(event), note=f"with {event.friend}") for _, event in told)
-    yield _make(plan, rng, "Relationship Recognition", moment, "who do i meet most ?", met[0][0],
-                plausible=list(plan.friends), pool=list(lexicon.NAMES), evidence=tuple(i for i, _ in told), hops=hops,
-                thought=" ".join(hop.note for hop in hops))  # fmt: skip
+    ranking = Counter(event.friend for _, event in outings).most_common()
+    closest, meetings = ranking[0]
+    if len(ranking) > 1:
+        _, runner_up_meetings = ranking[1]
+        lead = meetings - runner_up_meetings
+        if lead < 1 + len(outings) // 8:
+            return
+    keywords = " ".join([*lexicon.EVENTS, "with"])
+    evidence = []
+    hops = []
+    for index, event in outings:
+        evidence.append(index)
+        hops.append(Hop(keywords, statement(event), note=f"with {event.friend}"))
+    thought = " ".join(hop.note for hop in hops)
+    solution = _Solution(closest, tuple(evidence), tuple(hops), thought)
+    text = "who do i meet most ?"
+    options = _draw_options(rng, closest, plan.friends, lexicon.NAMES)
+    yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
-def semantic_information_recall(
-    plan: LifePlan, rng: random.Random, moment: datetime
-) -> Iterator[Question]:
+def _possible_values(event: LifeEvent) -> Iterable[str]:
+    return VALUES_OF[event.key]
+
+
+def _has_cause(event: LifeEvent, moment: datetime) -> bool:
+    return bool(event.cause)
+
+
+def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """Questions about friends' tastes, core facts, the liked picture style, and outings."""
+    task = "Semantic Information Recall"
     for kind in ("friend", "core", "style"):
-        yield from Lookup(
-            "Semantic Information Recall",
-            kind,
-            "what is {who} {key} ?",
-            lambda event: VALUES_OF[event.key],
-        )(plan, rng, moment)
+        lookup = Lookup(task, kind, "what is {who} {key} ?", _possible_values)
+        yield from lookup(plan, rng, moment)
     yield from outing_recall(plan, rng, moment)
 
 
 def latest_preference_recognition(
     plan: LifePlan, rng: random.Random, moment: datetime
-) -> Iterator[Question]:
-    for kind in ("preference", "core"):  # of the core facts only those that have changed
-        yield from Lookup(
-            "Latest Preference Recognition", kind, "what is {who} {key} now ?", lambda event: VALUES_OF[event.key],
-            asks=lambda event, _: event.kind == "preference" or bool(event.cause),
-        )(plan, rng, moment)  # fmt: skip
+) -> Questions:
+    """Questions about the current value of each preference, and of each core fact that changed."""
+    task = "Latest Preference Recognition"
+    text = "what is {who} {key} now ?"
+    preferences = Lookup(task, "preference", text, _possible_values)
+    changed_facts = Lookup(task, "core", text, _possible_values, applies=_has_cause)
+    yield from preferences(plan, rng, moment)
+    yield from changed_facts(plan, rng, moment)
 
 
-def long_term_goal_tracking(
-    plan: LifePlan, rng: random.Random, moment: datetime
-) -> Iterator[Question]:
-    """What became of a goal: reached, dropped, still open, or unknown because it was never heard of."""
-    told = [
-        (i, b)
-        for i, b in enumerate(plan.events)
-        if b.kind in ("goal", "goal_end") and b.time < moment
-    ]
-    last = {
-        event.value: (index, event)
-        for index, event in told
-        if event.time + 2 * SESSION_GAP < moment
-    }
-    never = rng.choice([goal for goal in lexicon.GOALS if goal not in _said(plan, "")])
-    for goal in [*last, never]:
-        index, event = last.get(goal, (None, LifeEvent(moment, "goal", value=goal)))
-        state = "unknown" if index is None else event.key or "open"
-        thought = f"{search_keywords(event)} is unknown" if index is None else statement(event)
-        yield _make(plan, rng, "Long-term Goal Tracking", moment, f"what became of my goal {goal} ?", state,
-                    pool=lexicon.GOAL_STATES, evidence=tuple(i for i, b in told if b.value == goal),
-                    hops=(Hop(search_keywords(event), statement(event)),), thought=thought)  # fmt: skip
+def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """The state of each goal: reached, dropped, open, or unknown if it was never mentioned."""
+    task = "Long-term Goal Tracking"
+    kinds = ("goal", "goal_end")
+    last_mention = {event.value: event for _, event in _past_events(plan, moment, *kinds)}
+    mentioned = _mentioned_values(plan, "")
+    never_mentioned = rng.choice([goal for goal in lexicon.GOALS if goal not in mentioned])
+    for goal in [*last_mention, never_mentioned]:
+        if goal in last_mention:
+            event = last_mention[goal]
+            state = event.key or "open"
+            thought = statement(event)
+        else:
+            event = LifeEvent(moment, "goal", value=goal)
+            state = "unknown"
+            thought = f"{search_keywords(event)} is unknown"
+        evidence = []
+        for index, other in enumerate(plan.events):
+            about_goal = other.kind in kinds and other.value == goal
+            if about_goal and other.time < moment:
+                evidence.append(index)
+        hop = Hop(search_keywords(event), statement(event))
+        solution = _Solution(state, tuple(evidence), (hop,), thought)
+        text = f"what became of my goal {goal} ?"
+        options = _draw_options(rng, state, [], lexicon.GOAL_STATES)
+        yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
-def personality_alignment(
-    plan: LifePlan, rng: random.Random, moment: datetime
-) -> Iterator[Question]:
-    """Pairs of items, one reply that suits the user and one that does not; they differ in one style word only."""
-    truth = plan.personality_at(moment)
-    for trait, score in zip(TRAITS, truth.as_tuple(), strict=True):
-        shown = [
-            i for i, b in enumerate(plan.events)
-            if b.time + 2 * SESSION_GAP < moment and (b.scores[TRAITS.index(trait)] - 3) * (score - 3) > 0
-        ]  # fmt: skip
-        settled = (
-            moment - plan.drift > timedelta(days=5)
-            or plan.before == plan.after
-            or moment < plan.drift
-        )
-        if abs(score - 3) < 1 or len(shown) < 4 or not settled:
+def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
+    """Pairs of items: one reply style that suits the user and its opposite, one word apart.
+
+    A trait is asked about if its score is at least one point from neutral, four or more past turns
+    show it, and the personality has not drifted within the last five days.
+    """
+    task = "Personality Alignment"
+    no_drift_yet = plan.before == plan.after or moment < plan.drift
+    settled = no_drift_yet or moment - plan.drift > timedelta(days=5)
+    if not settled:
+        return
+    scores = plan.personality_at(moment).as_tuple()
+    for position, trait in enumerate(TRAITS):
+        deviation = scores[position] - NEUTRAL_SCORE
+        evidence = []
+        for index, event in _past_events(plan, moment):
+            if (event.scores[position] - NEUTRAL_SCORE) * deviation > 0:
+                evidence.append(index)
+        if abs(deviation) < 1 or len(evidence) < 4:
             continue
-        mine = "high" if score > 3 else "low"
+        level = "high" if deviation > 0 else "low"
+        suitable = lexicon.REPLY_STYLES[trait][level]
         for pole in ("low", "high"):
-            word = lexicon.REPLY_STYLES[trait][pole]
-            yield Question(
-                "", plan.user, "Personality Alignment", "binary", moment, f"does a {word} reply suit me ?",
-                ("yes", "no"), "yes" if pole == mine else "no", tuple(shown),
-                thought=f"my {trait} {mine} takes {lexicon.REPLY_STYLES[trait][mine]} asked {word}",
-            )  # fmt: skip
+            style = lexicon.REPLY_STYLES[trait][pole]
+            text = f"does a {style} reply suit me ?"
+            answer = "yes" if pole == level else "no"
+            thought = f"my {trait} {level} takes {suitable} asked {style}"
+            solution = _Solution(answer, tuple(evidence), (), thought)
+            yield Question(NO_CASE, plan.user, task, "binary", moment, text, YES_NO, *solution)
 
 
-MAKERS = (  # each detail counts for one: in the paper a third of the questions need a picture (Table 6)
+def _is_habit_of_the_day(event: LifeEvent, moment: datetime) -> bool:
+    return event.key == lexicon.WEEKDAYS[moment.weekday()]
+
+
+MAKERS: tuple[Maker, ...] = (
+    # One maker per picture detail: a third of the paper's questions need a picture (Table 6).
     *(partial(visual_detail_recall, details=(detail,)) for detail in DETAILS),
     semantic_information_recall,
     recall_by_period,
-    Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?", lambda _: lexicon.OCCASIONS),
+    Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?",
+           lambda _: lexicon.OCCASIONS),
     Lookup("Implicit Intent Recognition", "habit", "what should i pack today ?", knowledge="habit",
-           asks=lambda event, moment: event.key == lexicon.WEEKDAYS[moment.weekday()]),
+           applies=_is_habit_of_the_day),
     latest_preference_recognition,
-    Lookup("Interest Evolution Analysis", "preference", "why did {who} {key} change ?", lambda _: lexicon.CAUSES,
-           field="cause", asks=lambda event, _: bool(event.cause)),
-    Lookup("Implicit Preference Recommendation", "value", "which vehicle suits me ?", knowledge="value"),
-    Lookup("Behavioral Pattern Recognition", "habit", "what do i do every {key} ?", lambda _: lexicon.HABITS),
+    Lookup("Interest Evolution Analysis", "preference", "why did {who} {key} change ?",
+           lambda _: lexicon.CAUSES, field="cause", applies=_has_cause),
+    Lookup("Implicit Preference Recommendation", "value", "which vehicle suits me ?",
+           knowledge="value"),
+    Lookup("Behavioral Pattern Recognition", "habit", "what do i do every {key} ?",
+           lambda _: lexicon.HABITS),
     long_term_goal_tracking,
     relationship_recognition,
-    Lookup("Relationship Dynamics Comprehension", "relation", "how should i write to {who} ?", knowledge="relation"),
-    Lookup("Tiered Explanation Delivery", "skill", "how should {key} be explained to me ?", knowledge="level"),
+    Lookup("Relationship Dynamics Comprehension", "relation", "how should i write to {who} ?",
+           knowledge="relation"),
+    Lookup("Tiered Explanation Delivery", "skill", "how should {key} be explained to me ?",
+           knowledge="level"),
     Lookup("Generalizing to New Scenarios", "preference", "where should i go first in a new town ?",
-           knowledge="sport", asks=lambda event, _: event.key == "sport"),
-    personality_alignment,
+           knowledge="sport", applies=lambda event, _: event.key == "sport"),
+    personality_alignment,  # last: callers that want choice questions only use MAKERS[:-1]
 )  # fmt: skip
 
 
 def make_questions(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]:
-    """`n` questions of the choice tasks, spread evenly over tasks and at moments of their own, and `alignment` pairs of
-    alignment items; fewer where the life is too short for more."""
+    """`n` choice questions, spread evenly over tasks and moments, and `alignment` pairs of items.
+
+    Sorted by time and numbered; fewer where the life is too short.
+    """
     rng = random.Random(f"questions {plan.seed} {seed}")
-    dates = sorted({event.time.date() for event in plan.events[8:]})
-    moments = [
-        datetime.combine(d + timedelta(days=i), time(h))
-        for d in dates
-        for i, h in ((0, 23), (1, 7), (14, 7))
-    ]
-    moments = [
-        m for m in moments if all(abs(event.time - m) > 2 * SESSION_GAP for event in plan.events)
-    ]
+    moments = _quiet_moments(plan)
     moments = rng.sample(moments, min(max(16, n), len(moments)))
-    others = [list(_chosen(maker, plan, rng, moments, 1 + n // 10)) for maker in MAKERS[:-1]]
-    pairs = list(_chosen(personality_alignment, plan, rng, moments, alignment))
-    rng.shuffle(others)
-    chosen = [question for row in itertools.zip_longest(*others) for question in row if question][
-        :n
-    ]
-    chosen = sorted([*chosen, *pairs], key=lambda q: q.time)
-    return [replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(chosen)]
+    per_maker = 1 + n // 10
+    by_maker = [_choose(maker, plan, rng, moments, per_maker) for maker in MAKERS[:-1]]
+    pairs = _choose(personality_alignment, plan, rng, moments, alignment)
+    rng.shuffle(by_maker)
+    choices = []
+    for round_ in itertools.zip_longest(*by_maker):
+        choices += [question for question in round_ if question]
+    questions = sorted([*choices[:n], *pairs], key=lambda q: q.time)
+    return [replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(questions)]
 
 
-def _chosen(
-    maker: Callable, plan: LifePlan, rng: random.Random, moments: list[datetime], wanted: int
-) -> Iterator[Question]:
-    """Up to `wanted` questions of one maker, none twice with the same answer; of a pair of items both."""
-    made: dict[tuple[str, str], list[list[Question]]] = {}
+def _quiet_moments(plan: LifePlan) -> list[datetime]:
+    """Late on each day with events, the next morning, two weeks later; no event is near."""
+    dates = sorted({event.time.date() for event in plan.events[8:]})
+    moments = []
+    for date in dates:
+        for days, hour in ((0, 23), (1, 7), (14, 7)):
+            moment = datetime.combine(date + timedelta(days=days), time(hour))
+            distances = [abs(event.time - moment) for event in plan.events]
+            if min(distances) > 2 * SESSION_GAP:
+                moments.append(moment)
+    return moments
+
+
+def _choose(
+    maker: Maker, plan: LifePlan, rng: random.Random, moments: list[datetime], wanted: int
+) -> list[Question]:
+    """Up to `wanted` questions or pairs of one maker, no two alike in text and answer."""
+    candidates = _candidates(maker, plan, rng, moments)
+    if not candidates:
+        return []
+    first_group = next(iter(candidates.values()))[0]
+    even_answers = EVEN.get(first_group[0].task)
+    chosen = []
+    for turn in range(wanted):
+        keys = list(candidates)
+        if even_answers:
+            due_answer = even_answers[(turn + plan.seed) % len(even_answers)]
+            keys = [(text, answer) for text, answer in keys if answer == due_answer]
+        if keys:
+            groups = candidates.pop(rng.choice(keys))
+            chosen += rng.choice(groups)
+    return chosen
+
+
+def _candidates(
+    maker: Maker, plan: LifePlan, rng: random.Random, moments: list[datetime]
+) -> dict[tuple[str, str], list[list[Question]]]:
+    """(text, answer) -> groups of questions, one group per moment: single questions, or pairs."""
+    group_size = 2 if maker is personality_alignment else 1
+    candidates: dict[tuple[str, str], list[list[Question]]] = {}
     for moment in moments:
         questions = list(maker(plan, rng, moment))
-        step = 2 if maker is personality_alignment else 1
-        for group in (questions[i : i + step] for i in range(0, len(questions), step)):
-            made.setdefault((group[0].text, group[0].answer), []).append(group)
-    even = EVEN.get(next(iter(made.values()))[0][0].task) if made else None
-    for turn in range(wanted):
-        keys = [key for key in made if not even or key[1] == even[(turn + plan.seed) % len(even)]]
-        if keys:
-            yield from rng.choice(made.pop(rng.choice(keys)))
+        for start in range(0, len(questions), group_size):
+            group = questions[start : start + group_size]
+            key = (group[0].text, group[0].answer)
+            candidates.setdefault(key, []).append(group)
+    return candidates

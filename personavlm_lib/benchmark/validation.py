@@ -1,7 +1,8 @@
-"""Is a told life what its plan says, and can each question be answered from its evidence (paper, appendix C)?
+"""Validation of simulated lives and their questions (paper, appendix C).
 
-Stage one is rules over what was told, whoever told it. Stage two asks a model that sees the evidence alone. After both
-comes a person: `study/review.py`.
+Stage one applies rules: does the dialogue match its plan, and does each answer follow from its
+evidence? The rules hold for any dialogue generator. Stage two asks a model that sees only the
+evidence. Human review comes last: `study/review.py`.
 """
 
 import re
@@ -16,6 +17,7 @@ from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.questions import Question, match_option
 from personavlm_lib.memory.images import read_image
+from personavlm_lib.memory.personality import NEUTRAL_SCORE
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
@@ -24,17 +26,17 @@ from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.scenes import COUNTS
 
-# A minimum, of the gravest words alone; what is meant without being said, no list finds.
+# Only the gravest words; no word list finds implied meaning.
 UNSAFE = re.compile(
     r"\b(suicid\w*|kill\w*|murder\w*|raped?|rapist|porn\w*|bombs?|nazis?|cocaine|heroin)\b", re.I
 )
-LONG = 6  # words of a reply; shorter ones ("good to know") may come as often as they like
-STATES = ("open", "unknown")  # answers that rest on what was not told
+LONG = 6  # words of a reply; shorter ones ("good to know") may recur freely
+STATES = ("open", "unknown")  # answers that rest on the absence of a statement
 
 
 @dataclass(frozen=True)
 class Violation:
-    """What a rule found. `index` is that of the turn or the question; -1: the whole life, or the set, is meant."""
+    """A violated rule. `index` is a turn's or question's, or -1 for a whole life or data set."""
 
     rule: str
     user: str
@@ -46,49 +48,56 @@ Violations = Iterator[tuple[int, str]]
 
 
 def safety(life: Life) -> Violations:
-    """A word of UNSAFE in a turn or a question."""
-    said = [(turn.index, f"{turn.user} {turn.assistant}") for turn in life.turns]
-    for index, text in [
-        *said,
-        *((i, f"{q.text} {q.options}") for i, q in enumerate(life.questions)),
-    ]:
-        if word := UNSAFE.search(text):
-            yield index, f"says {word[0]!r}"
+    """No turn or question contains an UNSAFE word."""
+    texts = []
+    for turn in life.turns:
+        texts.append((turn.index, f"{turn.user} {turn.assistant}"))
+    for index, question in enumerate(life.questions):
+        texts.append((index, f"{question.text} {question.options}"))
+    for index, text in texts:
+        unsafe = UNSAFE.search(text)
+        if unsafe:
+            yield index, f"contains {unsafe[0]!r}"
 
 
 def repetition(life: Life) -> Violations:
-    """The user's same words twice within a session, or one long reply three times in a row."""
-    for i, turn in enumerate(life.turns):
-        before = [t for t in life.turns[max(0, i - 20) : i] if turn.time - t.time <= SESSION_GAP]
-        if turn.user in (t.user for t in before):
-            yield turn.index, f"says again {turn.user!r}"
-        if len(turn.assistant.split()) > LONG and [t.assistant for t in before[-2:]] == 2 * [
-            turn.assistant
-        ]:
-            yield turn.index, f"replies a third time {turn.assistant!r}"
+    """No user message recurs within a session, and no long reply occurs three times in a row."""
+    for position, turn in enumerate(life.turns):
+        recent = life.turns[max(0, position - 20) : position]
+        session = [t for t in recent if turn.time - t.time <= SESSION_GAP]
+        if any(t.user == turn.user for t in session):
+            yield turn.index, f"repeats {turn.user!r}"
+        last_replies = [t.assistant for t in session[-2:]]
+        is_long = len(turn.assistant.split()) > LONG
+        if is_long and last_replies == [turn.assistant, turn.assistant]:
+            yield turn.index, f"third reply in a row: {turn.assistant!r}"
 
 
 def chronology(life: Life) -> Violations:
-    """Each turn when its plan says, and after the one before it."""
+    """Each turn has the time of its event and comes after the turn before it."""
     for turn, event in zip(life.turns, life.plan.events, strict=False):
-        if turn.time != event.time or turn.index and turn.time <= life.turns[turn.index - 1].time:
-            yield turn.index, f"told at {turn.time}, planned for {event.time}"
+        if turn.time != event.time:
+            yield turn.index, f"turn at {turn.time}, event at {event.time}"
+        elif turn.index != 0:
+            previous = life.turns[turn.index - 1]
+            if turn.time <= previous.time:
+                yield turn.index, f"turn at {turn.time} follows one at {previous.time}"
 
 
 def indices(life: Life) -> Violations:
-    """One turn for each beat, numbered in order."""
-    if [turn.index for turn in life.turns] != list(range(len(life.plan.events))):
-        yield (
-            -1,
-            f"{len(life.turns)} turns for {len(life.plan.events)} beats, or not numbered in order",
-        )
+    """Each event has one turn, and the turns are numbered in order."""
+    n_events = len(life.plan.events)
+    if [turn.index for turn in life.turns] != list(range(n_events)):
+        yield -1, f"{len(life.turns)} turns for {n_events} events, or not numbered in order"
 
 
 def images(life: Life) -> Violations:
-    """As many marks as images, where the plan shows something, and each a file that can be read."""
+    """A turn has one mark and one image if its event has a scene, else none; files are readable."""
     for turn, event in zip(life.turns, life.plan.events, strict=False):
-        if not turn.user.count("<img>") == len(turn.images) == (event.scene is not None):
-            yield turn.index, f"{turn.user.count('<img>')} marks, {len(turn.images)} images"
+        marks = turn.user.count("<img>")
+        expected = 0 if event.scene is None else 1
+        if marks != expected or len(turn.images) != expected:
+            yield turn.index, f"{marks} marks and {len(turn.images)} images, expected {expected}"
         for path in turn.images:
             try:
                 read_image(path)
@@ -97,65 +106,98 @@ def images(life: Life) -> Violations:
 
 
 def options(life: Life) -> Violations:
-    """Each option means itself alone, and the answer one of them."""
-    for i, q in enumerate(life.questions):
-        if [match_option(option, q.options) for option in q.options] != list(range(len(q.options))):
-            yield i, f"options alike in {q.options}"
-        if q.options and q.answer not in q.options:
-            yield i, f"{q.answer!r} is none of {q.options}"
+    """Each option matches only itself, and the answer is one of the options."""
+    for index, question in enumerate(life.questions):
+        choices = question.options
+        matches = [match_option(choice, choices) for choice in choices]
+        if matches != list(range(len(choices))):
+            yield index, f"ambiguous options {choices}"
+        if choices and question.answer not in choices:
+            yield index, f"answer {question.answer!r} is not among {choices}"
 
 
 def evidence(life: Life) -> Violations:
-    """Every evidence turn exists, and lies a session gap or more before the question."""
-    for i, q in enumerate(life.questions):
-        if any(
-            e >= len(life.turns) or life.turns[e].time + SESSION_GAP > q.time for e in q.evidence
-        ):
-            yield i, f"evidence {q.evidence} is not all of sessions before {q.time}"
+    """Every evidence turn exists and precedes the question by a session gap or more."""
+    for index, question in enumerate(life.questions):
+        latest = question.time - SESSION_GAP
+        for turn_index in question.evidence:
+            exists = turn_index < len(life.turns)
+            if not exists or life.turns[turn_index].time > latest:
+                yield index, f"evidence turn {turn_index} is missing or later than {latest}"
+                break
 
 
 def derivable(life: Life) -> Violations:
-    """The answer stands in the evidence, or follows from it by common knowledge or from what its pictures show."""
-    for i, q in enumerate(life.questions):
-        if all(e < len(life.turns) for e in q.evidence) and not _follows(life, q):
-            yield i, f"{q.answer!r} does not follow from turns {q.evidence}: {q.text}"
+    """The answer follows from the evidence, by its words, its pictures, or common knowledge."""
+    for index, question in enumerate(life.questions):
+        if any(turn_index >= len(life.turns) for turn_index in question.evidence):
+            continue  # reported by `evidence`
+        if not _follows(life, question):
+            why = f"does not follow from turns {question.evidence}: {question.text}"
+            yield index, f"{question.answer!r} {why}"
 
 
-def _follows(life: Life, q: Question) -> bool:
-    if q.kind == "binary":
-        styles = {
-            word: (trait, pole)
-            for trait, words in lexicon.REPLY_STYLES.items()
-            for pole, word in words.items()
-        }
-        (trait, pole), *_ = [styles[word] for word in _words(q.text) if word in styles] or [
-            ("", "")
-        ]
-        shown = (
-            sum(life.plan.events[e].scores[TRAITS.index(trait)] - 3 for e in q.evidence)
-            if trait
-            else 0
-        )
-        return shown != 0 and (q.answer == "yes") == ((pole == "high") == (shown > 0))
-    if q.answer in STATES:
-        about, rivals = set(_words(q.text)) - set(lexicon.FRAME), set(q.options) - set(STATES)
-        told = [set(_words(turn.user)) for turn in life.turns if turn.time < q.time]
-        return not any(about <= words and rivals & words for words in told) and (
-            q.answer == "unknown" or any(about <= words for words in told)
-        )
-    known = {word for e in q.evidence for word in _shown(life, e)}
-    known |= {
-        table[word] for table in lexicon.KNOWLEDGE.values() for word in known if word in table
-    }
-    return known.issuperset(_words(q.answer))
+def _follows(life: Life, question: Question) -> bool:
+    if question.kind == "binary":
+        return _style_follows(life, question)
+    if question.answer in STATES:
+        return _state_follows(life, question)
+    known: set[str] = set()
+    for turn_index in question.evidence:
+        known |= _shown_words(life, turn_index)
+    inferred = set()
+    for table in lexicon.KNOWLEDGE.values():
+        inferred |= {table[word] for word in known if word in table}
+    answer = set(_words(question.answer))
+    return answer <= known | inferred
 
 
-def _shown(life: Life, index: int) -> set[str]:
-    """Words said in a turn, and those for what its picture shows: things, colours, how many, on which side."""
-    words, scene = set(_words(life.turns[index].user)), life.plan.events[index].scene
+def _style_follows(life: Life, question: Question) -> bool:
+    """Whether the evidence shows the trait, on the side that the answer claims."""
+    styles = {}
+    for trait, words in lexicon.REPLY_STYLES.items():
+        for pole, word in words.items():
+            styles[word] = (trait, pole)
+    named = [word for word in _words(question.text) if word in styles]
+    if not named:
+        return False
+    trait, pole = styles[named[0]]
+    position = TRAITS.index(trait)
+    deviation = 0
+    for turn_index in question.evidence:
+        deviation += life.plan.events[turn_index].scores[position] - NEUTRAL_SCORE
+    if deviation == 0:
+        return False
+    shown_pole = "high" if deviation > 0 else "low"
+    suits = pole == shown_pole
+    return suits == (question.answer == "yes")
+
+
+def _state_follows(life: Life, question: Question) -> bool:
+    """Whether no turn states a rival state and, for `open`, some turn mentions the subject."""
+    subject = set(_words(question.text)) - set(lexicon.FRAME)
+    rivals = set(question.options) - set(STATES)
+    mentions = []
+    for turn in life.turns:
+        words = set(_words(turn.user))
+        if turn.time < question.time and subject <= words:
+            mentions.append(words)
+    contradicted = any(rivals & words for words in mentions)
+    if contradicted:
+        return False
+    return question.answer == "unknown" or bool(mentions)
+
+
+def _shown_words(life: Life, index: int) -> set[str]:
+    """The user's words in a turn, and words for its picture: things, colors, counts and sides."""
+    words = set(_words(life.turns[index].user))
+    scene = life.plan.events[index].scene
     if scene:
-        counts = Counter(thing.kind for thing in scene.things).values()
-        words |= {*_words(repr(scene)), *(COUNTS[n - 1] for n in counts), "left", "right"}
+        words |= set(_words(repr(scene)))
+        counts = Counter(thing.kind for thing in scene.things)
+        for count in counts.values():
+            words.add(COUNTS[count - 1])
+        words |= {"left", "right"}
     return words
 
 
@@ -167,52 +209,54 @@ RULES = (safety, repetition, chronology, indices, images, options, evidence, der
 
 
 def validate_life(life: Life) -> list[Violation]:
-    """Stage one: what all RULES find in a life."""
-    return [
-        Violation(rule.__name__, life.user, index, why)
-        for rule in RULES
-        for index, why in rule(life)
-    ]
+    """Stage one: the violations of all RULES in a life."""
+    violations = []
+    for rule in RULES:
+        for index, why in rule(life):
+            violations.append(Violation(rule.__name__, life.user, index, why))
+    return violations
 
 
 def letters(lives: Iterable[Life]) -> list[Violation]:
-    """Is each place of the right option equally frequent in a set (chi-squared, p < 0.001)?"""
-    places = Counter(
-        q.options.index(q.answer) for life in lives for q in life.questions if len(q.options) == 4
-    )
-    counts = [places[i] for i in range(4)]
-    return (
-        [Violation("letters", "", -1, f"right places {counts}")]
-        if chisquare(counts).pvalue < 0.001
-        else []
-    )
+    """Test that the right option is equally often at each place (chi-squared, p < 0.001)."""
+    places: Counter[int] = Counter()
+    for life in lives:
+        for question in life.questions:
+            if len(question.options) == 4:
+                places[question.options.index(question.answer)] += 1
+    counts = [places[place] for place in range(4)]
+    if chisquare(counts).pvalue < 0.001:
+        return [Violation("letters", "", -1, f"places of the right option: {counts}")]
+    return []
 
 
 def self_correct(
     life: Life, model: ChatModel, prompts: PromptSet = NANO
 ) -> tuple[Life, list[Violation]]:
-    """Stage two: the life with the choice questions that `model`, shown the evidence turns alone, answers as the key
-    says, and the others as findings. Alignment items stay: a trait shows over many turns, not in any of them."""
-    asked = [(i, q) for i, q in enumerate(life.questions) if q.kind == "choice"]
+    """Stage two: keep the choice questions that `model` answers correctly from the evidence alone.
+
+    Returns the life with these questions, and one violation for each of the others. Alignment items
+    all stay: a trait shows over many turns, not in any single one.
+    """
+    choices = [(i, q) for i, q in enumerate(life.questions) if q.kind == "choice"]
+    settings = AgentSettings(prompts, max_retrievals=0)
+    trajectories = []
     with MemoryStore.in_memory() as store:
-        view, settings = store.as_of(), AgentSettings(prompts, max_retrievals=0)
-        trajectories = [
-            respond(
-                as_query(q),
-                view,
-                PAPER_RETRIEVER,
-                settings,
-                context=[life.turns[e] for e in q.evidence],
-            )
-            for _, q in asked
-        ]
-        answers = [response.answer or "" for response in run_trajectories(trajectories, model)]
-    wrong = {
-        i: f"answers {answer!r}, the key is {q.answer!r}: {q.text}"
-        for (i, q), answer in zip(asked, answers, strict=True)
-        if match_option(answer, q.options) != q.options.index(q.answer)
-    }
-    kept = tuple(q for i, q in enumerate(life.questions) if i not in wrong)
-    return replace(life, questions=kept), [
-        Violation("self_correct", life.user, i, why) for i, why in wrong.items()
-    ]
+        view = store.as_of()
+        for _, question in choices:
+            query = as_query(question)
+            context = [life.turns[turn_index] for turn_index in question.evidence]
+            trajectories.append(respond(query, view, PAPER_RETRIEVER, settings, context=context))
+        responses = run_trajectories(trajectories, model)
+    violations = []
+    for (index, question), response in zip(choices, responses, strict=True):
+        answer = response.answer or ""
+        chosen = match_option(answer, question.options)
+        key = question.options.index(question.answer)
+        if chosen != key:
+            why = f"model answers {answer!r}, key is {question.answer!r}: {question.text}"
+            violations.append(Violation("self_correct", life.user, index, why))
+    wrong = {violation.index for violation in violations}
+    correct = [q for i, q in enumerate(life.questions) if i not in wrong]
+    corrected = replace(life, questions=tuple(correct))
+    return corrected, violations

@@ -1,4 +1,4 @@
-"""The question makers: every question is answerable from its evidence, and none gives its answer away."""
+"""Question makers: each question is answerable from its evidence and does not reveal its answer."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from personavlm_lib.simulation.scenes import COUNTS
 from personavlm_lib.simulation.wording import statement
 
 N, PAIRS = 20, 3
-# Tasks whose answer is not said but follows from what was said, by this table.
+# Tasks whose answer follows from a statement by common knowledge: task -> table.
 INFERRED = {
     "Implicit Intent Recognition": lexicon.KNOWLEDGE["habit"],
     "Implicit Preference Recommendation": lexicon.KNOWLEDGE["value"],
@@ -26,17 +26,19 @@ INFERRED = {
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def rows(tmp_path_factory):
     """(plan, turns, question) of 60 lives of both sizes."""
-    folder, rows = tmp_path_factory.mktemp("unused"), []
+    folder = tmp_path_factory.mktemp("unused")
+    rows = []
     for seed in range(60):
-        plan = sample_plan(seed, *((28, 1.0) if seed % 2 else (70, 1.2)))
+        days, size = (28, 1.0) if seed % 2 else (70, 1.2)
+        plan = sample_plan(seed, days, size)
         turns = render_dialogue(plan, folder, draw=False)
         rows += [(plan, turns, question) for question in make_questions(plan, N, PAIRS)]
     return rows
 
 
-def test_the_same_seed_asks_the_same():
+def test_questions_depend_on_the_seed_alone():
     plan = sample_plan(3)
     assert (
         make_questions(plan, N, PAIRS)
@@ -45,17 +47,17 @@ def test_the_same_seed_asks_the_same():
     )
 
 
-def test_as_many_as_wanted_and_every_task_that_exists(asked):
-    tasks = Counter(question.task for *_, question in asked)
+def test_all_tasks_occur_in_the_requested_number_of_questions(rows):
+    tasks = Counter(question.task for *_, question in rows)
     assert set(tasks) == set(ASPECTS)
     assert min(tasks.values()) > 40
-    assert 59 * (N + 2 * PAIRS) < len(asked) <= 60 * (N + 2 * PAIRS)
-    assert len({question.case for *_, question in asked}) == len(asked)
-    assert all(question.aspect == ASPECTS[question.task] for *_, question in asked)
+    assert 59 * (N + 2 * PAIRS) < len(rows) <= 60 * (N + 2 * PAIRS)
+    assert len({question.case for *_, question in rows}) == len(rows)
+    assert all(question.aspect == ASPECTS[question.task] for *_, question in rows)
 
 
-def test_four_distinct_options_with_the_answer_among_them(asked):
-    for *_, question in asked:
+def test_choice_has_four_distinct_options_including_the_answer(rows):
+    for *_, question in rows:
         wanted = {"choice": 4, "binary": 2}[question.kind]
         assert len(set(question.options)) == len(question.options) == wanted
         assert match_option(question.answer, list(question.options)) == question.options.index(
@@ -65,30 +67,30 @@ def test_four_distinct_options_with_the_answer_among_them(asked):
             assert f"({letter}) {option}" in question.query
 
 
-def test_letters_and_yes_and_no_are_balanced(asked):
-    letters = Counter(q.options.index(q.answer) for *_, q in asked if q.kind == "choice")
+def test_answer_letters_and_yes_no_are_balanced(rows):
+    letters = Counter(q.options.index(q.answer) for *_, q in rows if q.kind == "choice")
     expected = letters.total() / 4
-    assert (
-        sum((letters[i] - expected) ** 2 / expected for i in range(4)) < 16.3
-    )  # chi-squared, 3 df, p = 0.001
-    binary = Counter(q.answer for *_, q in asked if q.kind == "binary")
+    chi_squared = sum((letters[i] - expected) ** 2 / expected for i in range(4))
+    assert chi_squared < 16.3  # 3 degrees of freedom, p = 0.001
+    binary = Counter(q.answer for *_, q in rows if q.kind == "binary")
     assert binary["yes"] == binary["no"] > 0
 
 
-def test_the_answer_is_not_the_option_that_was_said_most_often(asked):
-    """No task may be solved by counting, or by taking whatever the user has mentioned at all."""
-    lone = [
-        [o for o in q.options if any(o in turn.user.split() for turn in turns)] == [q.answer]
-        for _, turns, q in asked if q.kind == "choice" and q.task == "Latest Preference Recognition"
-    ]  # fmt: skip
-    assert sum(lone) / len(lone) < 0.75
+def test_mentioned_options_do_not_reveal_the_latest_preference(rows):
+    """In most questions the user has mentioned other options too, not the answer alone."""
+    revealed = []
+    for _, turns, question in rows:
+        if question.kind == "choice" and question.task == "Latest Preference Recognition":
+            words = {word for turn in turns for word in turn.user.split()}
+            mentioned = [option for option in question.options if option in words]
+            revealed.append(mentioned == [question.answer])
+    assert sum(revealed) / len(revealed) < 0.75
 
 
-def test_evidence_comes_before_the_question_and_is_no_longer_before_the_models_eyes(asked):
-    for plan, _, question in asked:
-        assert (
-            question.evidence or question.answer == "unknown"
-        )  # what was never said has no evidence
+def test_evidence_lies_in_sessions_before_the_question(rows):
+    for plan, _, question in rows:
+        # A goal that was never mentioned has no evidence.
+        assert question.evidence or question.answer == "unknown"
         for index in question.evidence:
             assert plan.events[index].time + SESSION_GAP < question.time
         assert all(
@@ -98,55 +100,65 @@ def test_evidence_comes_before_the_question_and_is_no_longer_before_the_models_e
         )
 
 
-def test_the_answer_stands_in_the_words_of_the_evidence(asked):
-    for plan, turns, question in asked:
-        said = " ".join(turns[index].user for index in question.evidence).split()
+def test_answer_follows_from_the_evidence(rows):
+    for plan, turns, question in rows:
+        words = " ".join(turns[index].user for index in question.evidence).split()
         if question.task == "Visual Detail Recall":
             (event,) = (plan.events[index] for index in question.evidence)
             things = event.scene.things
-            seen = {"color": event.value, "many": COUNTS[len(things) - 1], "on": event.scene.word}
-            seen |= {"left": things[0].kind, "right": things[-1].kind}
-            (asked_for,) = set(question.text.split()) & set(seen)
-            assert question.answer == seen[asked_for] and event.value in {
-                t.color for t in things if t.kind == event.key
+            visible = {
+                "color": event.value,
+                "many": COUNTS[len(things) - 1],
+                "on": event.scene.word,
+                "left": things[0].kind,
+                "right": things[-1].kind,
             }
-            assert question.answer not in said
+            (detail,) = set(question.text.split()) & set(visible)
+            assert question.answer == visible[detail]
+            assert event.value in {thing.color for thing in things if thing.kind == event.key}
+            assert question.answer not in words
         elif question.task in INFERRED:
-            known = INFERRED[question.task]
-            assert question.answer in [known[word] for word in said if word in known]
+            table = INFERRED[question.task]
+            assert question.answer in [table[word] for word in words if word in table]
         elif question.task == "Long-term Goal Tracking" and question.answer in ("open", "unknown"):
-            assert not {"reached", "dropped"} & set(said)
+            assert not {"reached", "dropped"} & set(words)
         elif question.task != "Personality Alignment":
-            assert question.answer in said
+            assert question.answer in words
         assert question.answer in question.thought.split() or question.kind == "binary"
 
 
-def test_nothing_later_contradicts_the_answer(asked):
-    """The newest value counts: no turn between the evidence and the question states another for the same key."""
-    for plan, _, question in asked:
+def test_no_later_event_contradicts_the_answer(rows):
+    """No turn between the evidence and the question states another value for the same key."""
+    for plan, _, question in rows:
         last = plan.events[question.evidence[-1]] if question.evidence else plan.events[0]
-        if question.kind == "choice" and last.kind == "image":  # seen again, it is the same
-            again = [
-                b for b in plan.events if (b.kind, b.who, b.key) == ("image", last.who, last.key)
-            ]
-            assert {event.value for event in again} == {last.value}
+        same_fact = [
+            event
+            for event in plan.events
+            if (event.kind, event.who, event.key) == (last.kind, last.who, last.key)
+        ]
+        if question.kind == "choice" and last.kind == "image":  # shown again, it is the same
+            assert {event.value for event in same_fact} == {last.value}
         if question.kind == "choice" and last.kind in LASTING:
-            later = [b for b in plan.events if last.time < b.time < question.time]
-            assert not any(
-                (b.kind, b.who, b.key) == (last.kind, last.who, last.key) for b in later
-            ), question
+            later = [event for event in same_fact if last.time < event.time < question.time]
+            assert not later, question
         if question.task == "Long-term Goal Tracking":
             (goal,) = set(question.text.split()) & set(lexicon.GOALS)
-            ends = {
-                b.key or "open" for b in plan.events if b.value == goal and b.time < question.time
+            states = {
+                event.key or "open"
+                for event in plan.events
+                if event.value == goal and event.time < question.time
             }
-            assert question.answer in (ends - {"open"} or ends or {"unknown"})
+            assert question.answer in (states - {"open"} or states or {"unknown"})
 
 
-def test_a_hop_restates_what_was_said_and_names_what_to_look_for(asked):
-    for _, turns, question in asked:
-        assert bool(question.hops) or question.task in ("Personality Alignment", "Semantic Information Recall",
-                                                        "Latest Preference Recognition")  # fmt: skip
+def test_hops_restate_evidence_with_keywords_from_the_question(rows):
+    answered_by_profile = (
+        "Personality Alignment",
+        "Semantic Information Recall",
+        "Latest Preference Recognition",
+    )
+    for _, turns, question in rows:
+        assert bool(question.hops) or question.task in answered_by_profile
         assert not question.hops or len(question.hops) < 3 or all(hop.note for hop in question.hops)
         for hop in question.hops:
             evidence = [turns[index] for index in question.evidence]
@@ -155,56 +167,44 @@ def test_a_hop_restates_what_was_said_and_names_what_to_look_for(asked):
             ), hop
             if hop.start:
                 assert any(hop.start <= turn.time <= hop.end for turn in evidence)
-        words = question.text.split()
-        looked_for = set(question.hops[0].keywords.split()) if question.hops else set()
-        assert (
-            not looked_for
-            or looked_for & set(words)
-            or question.task in (*INFERRED, "Relationship Recognition")
-        )
-    assert any(len(q.hops) == 2 for *_, q in asked) and any(
-        hop.start for *_, q in asked for hop in q.hops
-    )
+        keywords = set(question.hops[0].keywords.split()) if question.hops else set()
+        if keywords and question.task not in (*INFERRED, "Relationship Recognition"):
+            assert keywords & set(question.text.split())
+    assert any(len(q.hops) == 2 for *_, q in rows)
+    assert any(hop.start for *_, q in rows for hop in q.hops)
 
 
-def test_every_period_that_the_calendar_names_is_asked_about(asked):
-    texts = " ".join(question.text for *_, question in asked)
-    assert all(name in texts for name in periods(asked[0][2].time) if not name.startswith("last"))
-    for plan, _, question in asked:
+def test_every_named_period_occurs_and_holds_one_matching_event(rows):
+    texts = " ".join(question.text for *_, question in rows)
+    assert all(name in texts for name in periods(rows[0][2].time) if not name.startswith("last"))
+    for plan, _, question in rows:
         for hop in (hop for hop in question.hops if hop.start):
-            within = [
-                b
-                for b in plan.events
-                if hop.start <= b.time <= hop.end and statement(b).startswith(hop.keywords)
-            ]
-            assert [statement(event) for event in within] == [hop.sentence]
+            in_period = [event for event in plan.events if hop.start <= event.time <= hop.end]
+            statements = [statement(event) for event in in_period]
+            matching = [sentence for sentence in statements if sentence.startswith(hop.keywords)]
+            assert matching == [hop.sentence]
 
 
-def test_the_closest_friend_is_met_most(asked):
-    for plan, _, question in asked:
+def test_relationship_answer_is_the_friend_met_most(rows):
+    for plan, _, question in rows:
         if question.task == "Relationship Recognition":
             met = Counter(plan.events[index].friend for index in question.evidence).most_common(2)
             assert met[0][0] == question.answer and (len(met) == 1 or met[0][1] > met[1][1])
             assert len(question.evidence) == len(question.hops)
 
 
-def test_answers_that_are_few_come_equally_often(asked):
+def test_tasks_with_few_answers_use_them_evenly(rows):
     for task, answers in EVEN.items():
-        given = Counter(question.answer for *_, question in asked if question.task == task)
-        assert set(given) == set(answers) and max(given.values()) <= 2 * min(given.values()), (
-            task,
-            given,
-        )
+        counts = Counter(question.answer for *_, question in rows if question.task == task)
+        assert set(counts) == set(answers)
+        assert max(counts.values()) <= 2 * min(counts.values()), (task, counts)
 
 
-def test_alignment_items_come_in_pairs_that_differ_in_one_word(asked):
-    binary = [q for *_, q in asked if q.kind == "binary"]
+def test_alignment_pairs_differ_in_one_word(rows):
+    binary = [q for *_, q in rows if q.kind == "binary"]
     for one, other in zip(binary[::2], binary[1::2], strict=True):
-        assert (one.user, one.time, {one.answer, other.answer}) == (
-            other.user,
-            other.time,
-            {"yes", "no"},
-        )
+        assert (one.user, one.time) == (other.user, other.time)
+        assert {one.answer, other.answer} == {"yes", "no"}
         different = [
             (a, b) for a, b in zip(one.text.split(), other.text.split(), strict=True) if a != b
         ]
