@@ -59,7 +59,7 @@ def write_lives(path: Path, lives: Iterable[Life]) -> None:
                 replace(t, images=tuple(str(Path(i).relative_to(path.parent)) for i in t.images))
                 for t in life.turns
             ]
-            row = {"user": life.user, "plan": life.plan.given}
+            row = {"user": life.user, "plan": life.plan.arguments}
             row |= {
                 "turns": [asdict(t) for t in turns],
                 "questions": [asdict(q) for q in life.questions],
