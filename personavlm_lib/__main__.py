@@ -147,17 +147,16 @@ def synthesize(
     from functools import partial
 
     from personavlm_lib.benchmark.synthesis import DATASET_SIZES, synthesize
-    from personavlm_lib.simulation.storyteller import generate_dialogues
+    from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
     from personavlm_lib.study.components import open_model, open_recognizer
 
     if size not in DATASET_SIZES:
         raise ProfileError(f"--size is {size!r}; choose {', '.join(DATASET_SIZES)}")
     recognizer = partial(open_recognizer, "classical", "nano")
-    cost = dict(price_in=prices[0], price_out=prices[1])
+    price_in, price_out = prices
+    settings = StorytellerSettings(name=teller, price_in=price_in, price_out=price_out, draw=False)
     tell = (
-        partial(generate_dialogues, model=open_model(teller), name=teller, draw=False, **cost)
-        if teller
-        else None
+        partial(generate_dialogues, model=open_model(teller), settings=settings) if teller else None
     )
     made = synthesize(
         DATASET_SIZES[size],
