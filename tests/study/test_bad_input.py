@@ -86,7 +86,7 @@ def conversation(folder: Path, content) -> Path:
 def test_a_conversation_of_another_shape(refused, tmp_path):
     path = conversation(tmp_path, {"kai": [1, 2]})
     line = refused("run", "04_agent_demo", "--profile", "smoke", "--set", f"conversation={path}")
-    assert f"04_agent_demo failed: ValueError: {path} is no conversation file that is known" in line
+    assert f"04_agent_demo failed: ValueError: cannot read {path} as a conversation file" in line
     assert "expected MemoryBank's {user:" in line
 
 
