@@ -112,8 +112,9 @@ def _read_questions(path: Path) -> dict[str, list[str]]:
         if not line.strip():
             continue
         entry = _parse_json(path, line)
-        is_dict = isinstance(entry, dict)
-        if not is_dict or not all(isinstance(questions, list) for questions in entry.values()):
+        if not isinstance(entry, dict) or not all(
+            isinstance(questions, list) for questions in entry.values()
+        ):
             raise ValueError(
                 f"cannot read {path} as a questions file: expected one "
                 "{user: [question, ...]} per line"

@@ -192,7 +192,8 @@ def vocabulary() -> list[str]:
         words.update(values_by_key)
         for values in values_by_key.values():
             words.update(values)
-    for table in (*KNOWLEDGE.values(), *MARKERS.values(), *REPLY_STYLES.values()):
+    tables: list[dict] = [*KNOWLEDGE.values(), *MARKERS.values(), *REPLY_STYLES.values()]
+    for table in tables:
         words.update(table.values())
     for templates in PARAPHRASES.values():
         for template in templates:

@@ -214,8 +214,8 @@ def _varied_color(rng: random.Random, color: str) -> RGB:
     hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
     hue = (hue + rng.uniform(-0.012, 0.012)) % 1.0
     light = min(0.99, light * rng.uniform(0.94, 1.06))
-    red, green, blue = colorsys.hls_to_rgb(hue, light, saturation)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    r, g, b = colorsys.hls_to_rgb(hue, light, saturation)
+    return round(255 * r), round(255 * g), round(255 * b)
 
 
 def sample_thing(
@@ -264,8 +264,8 @@ def sample_scene(
         raise ValueError(
             f"a scene holds one to four things, or a sign alone, not {count}: {list(wanted)}"
         )
-    base = rng.choice(BACKGROUNDS)
-    background = tuple(channel + rng.randint(-4, 4) for channel in base)
+    red, green, blue = rng.choice(BACKGROUNDS)
+    background = (red + rng.randint(-4, 4), green + rng.randint(-4, 4), blue + rng.randint(-4, 4))
     columns = min(2, count)
     rows = 2 if count > 2 else 1
     things = []

@@ -110,8 +110,10 @@ def sessions(plan: LifePlan) -> list[Session]:
         if event.kind != "image":
             plan_words |= _words(event.value)
     plan_words -= FREE
+    placeholders = [Turn(event.time, "", index=i) for i, event in enumerate(plan.events)]
     parts = []
-    for events in split_sessions(plan.events):
+    for turns in split_sessions(placeholders):
+        events = [plan.events[turn.index] for turn in turns]
         parts.append(Session(events, _prompt(plan, events), plan_words))
     return parts
 
@@ -273,6 +275,7 @@ class _Storyteller:
             story = read_story(reply.text)
             problems = list(story_problems(story, session, earlier_messages))
             if not problems:
+                assert story is not None
                 earlier_messages.update(user for user, _ in story)
                 self.save(plan, session, story)
                 return ""
