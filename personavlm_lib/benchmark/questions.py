@@ -76,6 +76,10 @@ class Question:
             parts.append(f"({'abcd'[index]}) {option}")
         return " ".join(parts)
 
+    def matching_option(self, answer: str) -> int | None:
+        """The index of the option that the answer names; see `match_option`."""
+        return match_option(answer, self.options)
+
 
 _LABEL = re.compile(
     r"\s*(?:[(（]\s*([A-Za-z])\s*[)）]|([A-Za-z])\s*[).:：](?=\s|$)|([A-Za-z])\s*$)"

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.benchmark.lives import Life, as_query
-from personavlm_lib.benchmark.questions import Question, match_option
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.memory.search import PAPER_RETRIEVER
@@ -99,7 +99,7 @@ def images(life: Life) -> Violations:
 def options(life: Life) -> Violations:
     """Each option means itself alone, and the answer one of them."""
     for i, q in enumerate(life.questions):
-        if [match_option(option, q.options) for option in q.options] != list(range(len(q.options))):
+        if [q.matching_option(option) for option in q.options] != list(range(len(q.options))):
             yield i, f"options alike in {q.options}"
         if q.options and q.answer not in q.options:
             yield i, f"{q.answer!r} is none of {q.options}"
@@ -210,7 +210,7 @@ def self_correct(
     wrong = {
         i: f"answers {answer!r}, the key is {q.answer!r}: {q.text}"
         for (i, q), answer in zip(asked, answers, strict=True)
-        if match_option(answer, q.options) != q.options.index(q.answer)
+        if q.matching_option(answer) != q.options.index(q.answer)
     }
     kept = tuple(q for i, q in enumerate(life.questions) if i not in wrong)
     return replace(life, questions=kept), [
