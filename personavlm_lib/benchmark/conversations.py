@@ -132,7 +132,8 @@ def _read_memorybank(days: dict[str, list[dict[str, str]]]) -> list[Turn]:
         start = datetime.combine(date.fromisoformat(day.strip()), FIRST_TURN)
         for position, exchange in enumerate(days[day]):
             moment = start + position * TURN_STEP
-            user, assistant = exchange["query"], exchange["response"]
+            user = exchange["query"]
+            assistant = exchange["response"]
             turns.append(Turn(moment, user, assistant, index=len(turns)))
     return turns
 
@@ -148,8 +149,9 @@ def _read_locomo(sample: dict) -> Conversation:
         start = datetime.strptime(date_time, "%I:%M %p on %d %B, %Y")
         for position, utterance in enumerate(dialogue[f"session_{number}"]):
             text = f"{utterance['speaker']}: {utterance['text']}"
-            if utterance.get("blip_caption"):
-                text += f" [image: {utterance['blip_caption']}]"
+            caption = utterance.get("blip_caption")
+            if caption:
+                text += f" [image: {caption}]"
             turn_of_id[utterance["dia_id"]] = len(turns)
             turns.append(Turn(start + position * TURN_STEP, text, index=len(turns)))
     probes = []
@@ -160,13 +162,16 @@ def _read_locomo(sample: dict) -> Conversation:
     return Conversation(sample["sample_id"], turns, [probe.question for probe in probes], probes)
 
 
+_EVIDENCE_ID = re.compile(r"D:?0*(\d+):0*(\d+)")
+
+
 def _evidence(ids: list[str], turn_of_id: dict[str, int]) -> tuple[int, ...]:
     """The turns of LoCoMo's ids without repetition.
 
     Some ids are malformed ("D8:6; D9:17", "D:11:26"); others that name no turn are skipped.
     """
     turns = []
-    for session, utterance in re.findall(r"D:?0*(\d+):0*(\d+)", " ".join(ids)):
+    for session, utterance in _EVIDENCE_ID.findall(" ".join(ids)):
         turn = turn_of_id.get(f"D{session}:{utterance}")
         if turn is not None and turn not in turns:
             turns.append(turn)

@@ -55,9 +55,11 @@ def write_parquet(path: Path, rows: Iterable[dict], features: Features, batch: i
     are dropped.
     """
     loaded = (_with_picture_bytes(row, path.parent) for row in rows)
-    with pq.ParquetWriter(path, features.arrow_schema) as writer:
+    schema = features.arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
         while chunk := list(islice(loaded, batch)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=features.arrow_schema))
+            table = pa.Table.from_pylist(chunk, schema=schema)
+            writer.write_table(table)
 
 
 def _with_picture_bytes(row: dict, folder: Path) -> dict:

@@ -30,12 +30,13 @@ def split_by_share(total: int, shares: dict[str, float]) -> dict[str, int]:
     Those that lose most by rounding down are rounded up.
     """
     counts = {}
-    gains = {}  # negative: by how much rounding down shortened a count
+    gains = {}  # negative: what rounding down took away
     for name, share in shares.items():
         counts[name] = int(share * total)
         gains[name] = counts[name] - share * total
     missing = total - sum(counts.values())
-    for name in sorted(shares, key=lambda name: gains[name])[:missing]:
+    largest_losses = sorted(shares, key=lambda name: gains[name])
+    for name in largest_losses[:missing]:
         counts[name] += 1
     return counts
 

@@ -18,8 +18,10 @@ def dialogue_table(groups: dict[str, list[Life]]) -> pd.DataFrame:
             turns = life.turns
             pictured = sum(bool(turn.images) for turn in turns)
             sessions = len(split_sessions(turns))
-            span = turns[-1].time.date() - turns[0].time.date()
-            rows.append((group, life.user, len(turns), pictured, sessions, span.days + 1))
+            first_day = turns[0].time.date()
+            last_day = turns[-1].time.date()
+            days = (last_day - first_day).days + 1
+            rows.append((group, life.user, len(turns), pictured, sessions, days))
     return pd.DataFrame(rows, columns=["group", "user", "turns", "pictured", "sessions", "days"])
 
 

@@ -81,7 +81,7 @@ def render_dialogue(
                 render(event.scene).save(path)
             paths = (str(path),)
         message = user_message(event, paraphraser)
-        replies = lexicon.EMPTY_REPLIES if event.kind == "small_talk" else lexicon.REPLIES
-        reply = rng.choice(replies)
+        small_talk = event.kind == "small_talk"
+        reply = rng.choice(lexicon.EMPTY_REPLIES if small_talk else lexicon.REPLIES)
         turns.append(Turn(event.time, message, reply, paths, index))
     return turns

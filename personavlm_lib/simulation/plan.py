@@ -14,7 +14,24 @@ from typing import Any, TypeVar
 
 from personavlm_lib.memory.personality import BigFive
 from personavlm_lib.memory.records import TRAITS
-from personavlm_lib.simulation import lexicon
+from personavlm_lib.simulation.lexicon import (
+    CAUSES,
+    CORE,
+    EVENTS,
+    GOAL_ENDS,
+    GOALS,
+    HABITS,
+    ITEMS,
+    LEVELS,
+    NAMES,
+    OCCASIONS,
+    PREFERENCES,
+    RELATIONS,
+    SKILLS,
+    SMALL_TALK,
+    VALUES,
+    WEEKDAYS,
+)
 from personavlm_lib.simulation.scenes import COLORS, LOOSE, PICTURE_STYLES, Scene, sample_scene
 
 EPOCH = datetime(2024, 3, 4)  # a Monday; lives begin within the three weeks after it
@@ -114,11 +131,11 @@ def _scores(rng: random.Random, personality: BigFive) -> tuple[int, ...]:
 def _persona(rng: random.Random, name: str, description: str) -> Persona:
     """Sample a persona, with the job that `description` mentions if the lexicon has it."""
     profile = {"name": name}
-    for key, values in lexicon.CORE.items():
+    for key, values in CORE.items():
         profile[key] = rng.choice(values)
-    described = description.lower().split()
-    for job in lexicon.CORE["job"]:
-        if job in described:
+    words = description.lower().split()
+    for job in CORE["job"]:
+        if job in words:
             profile["job"] = job
             break
     age = rng.randint(18, 80)
@@ -138,25 +155,29 @@ def pictured(rng: random.Random, who: str, thing: str, again: bool = False) -> G
     With `again`, a second event shows it later, seen from its other side. A sign fills its picture
     and is never shown again.
     """
-    color = rng.choice(list(COLORS))
+    color = _color(rng)
     wanted = [(thing, color)]
     event = dict(kind="image", who=who, key=thing, value=color)
     if thing == "sign":
         return [event | {"scene": sample_scene(rng, wanted)}]
     other_thing = rng.choice([kind for kind in LOOSE if kind != thing])
-    other_color = rng.choice(list(COLORS))
+    other_color = _color(rng)
     if rng.random() < 0.5:
-        shown = wanted * rng.randint(1, 4)
+        things = wanted * rng.randint(1, 4)
     else:
-        shown = [*wanted, (other_thing, other_color)]
-    ordered = rng.sample(shown, len(shown))
-    first_scene = sample_scene(rng, ordered)
+        things = [*wanted, (other_thing, other_color)]
+    shuffled = rng.sample(things, len(things))
+    scene = sample_scene(rng, shuffled)
     # Sampled even without `again`, so that the rest of the life does not depend on it.
-    second_scene = sample_scene(rng, wanted, turned=True)
-    events = [event | {"scene": first_scene}]
+    later_scene = sample_scene(rng, wanted, turned=True)
+    events = [event | {"scene": scene}]
     if again:
-        events.append(event | {"scene": second_scene})
+        events.append(event | {"scene": later_scene})
     return events
+
+
+def _color(rng: random.Random) -> str:
+    return rng.choice(list(COLORS))
 
 
 def _count(expected: float, most: int = 1000) -> int:
@@ -174,7 +195,7 @@ def _changing_fact(rng: random.Random, fact: dict[str, str], values: list[str]) 
     """A fact with its values in order; each value after the first has a cause."""
     group = [fact | {"value": values[0]}]
     for value in values[1:]:
-        cause = rng.choice(lexicon.CAUSES)
+        cause = rng.choice(CAUSES)
         group.append(fact | {"value": value, "cause": cause})
     return group
 
@@ -190,8 +211,8 @@ def _opening(profile: dict[str, str]) -> Group:
 
 def _preferences(rng: random.Random, size: float) -> list[Group]:
     groups = []
-    for key in _sample_about(rng, list(lexicon.PREFERENCES), 4 * size):
-        choices = lexicon.PREFERENCES[key]
+    for key in _sample_about(rng, list(PREFERENCES), 4 * size):
+        choices = PREFERENCES[key]
         shifts = rng.choice((0, 1, 1, 2)) + round(size / 3)
         values = rng.sample(choices, min(1 + shifts, len(choices)))
         fact = dict(kind="preference", key=key)
@@ -202,10 +223,10 @@ def _preferences(rng: random.Random, size: float) -> list[Group]:
 def _core_changes(rng: random.Random, profile: dict[str, str], size: float) -> list[Group]:
     """Changes of otherwise stable attributes, such as a move."""
     groups = []
-    for key in _sample_about(rng, list(lexicon.CORE), size):
-        others = [value for value in lexicon.CORE[key] if value != profile[key]]
+    for key in _sample_about(rng, list(CORE), size):
+        others = [value for value in CORE[key] if value != profile[key]]
         value = rng.choice(others)
-        cause = rng.choice(lexicon.CAUSES)
+        cause = rng.choice(CAUSES)
         groups.append([dict(kind="core", key=key, value=value, cause=cause)])
     return groups
 
@@ -214,7 +235,7 @@ def _relations(rng: random.Random, friends: Sequence[str], size: float) -> list[
     groups = []
     for friend in _sample_about(rng, friends, 2 * size):
         stages = rng.choice((1, 1, 2))
-        values = rng.sample(lexicon.RELATIONS, stages)
+        values = rng.sample(RELATIONS, stages)
         fact = dict(kind="relation", who=friend, key="relation")
         groups.append(_changing_fact(rng, fact, values))
     return groups
@@ -222,25 +243,25 @@ def _relations(rng: random.Random, friends: Sequence[str], size: float) -> list[
 
 def _skills(rng: random.Random, size: float) -> list[Group]:
     groups = []
-    for skill in _sample_about(rng, lexicon.SKILLS, size):
-        levels = [lexicon.LEVELS[index] for index in rng.choice(GROWTH)]
+    for skill in _sample_about(rng, SKILLS, size):
+        levels = [LEVELS[index] for index in rng.choice(GROWTH)]
         groups.append([dict(kind="skill", key=skill, value=level) for level in levels])
     return groups
 
 
 def _intents(rng: random.Random, size: float) -> list[Group]:
     groups = []
-    for item in _sample_about(rng, lexicon.ITEMS, 2 * size):
-        occasion = rng.choice(lexicon.OCCASIONS)
+    for item in _sample_about(rng, ITEMS, 2 * size):
+        occasion = rng.choice(OCCASIONS)
         groups.append([dict(kind="intent", key=item, value=occasion)])
     return groups
 
 
 def _friends_tastes(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
     groups = []
-    tastes = [(friend, key) for friend in friends for key in lexicon.PREFERENCES]
+    tastes = [(friend, key) for friend in friends for key in PREFERENCES]
     for friend, key in _sample_about(rng, tastes, 3 * size):
-        value = rng.choice(lexicon.PREFERENCES[key])
+        value = rng.choice(PREFERENCES[key])
         groups.append([dict(kind="friend", who=friend, key=key, value=value)])
     return groups
 
@@ -248,7 +269,7 @@ def _friends_tastes(rng: random.Random, friends: Sequence[str], size: float) -> 
 def _outings(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
     """Things done with a friend, most often with the closest one."""
     activities = []
-    for key, values in lexicon.EVENTS.items():
+    for key, values in EVENTS.items():
         activities += [(key, value) for value in values]
     rng.shuffle(activities)
     repeated = 3 * activities
@@ -277,15 +298,15 @@ def _picture_style(rng: random.Random) -> Group:
     """The style of pictures that the user likes, with an example."""
     style = rng.choice(PICTURE_STYLES)
     thing = rng.choice(LOOSE)
-    color = rng.choice(list(COLORS))
+    color = _color(rng)
     example = sample_scene(rng, [(thing, color)], style)
     return [dict(kind="style", key="style", value=style, scene=example)]
 
 
 def _habits(rng: random.Random, size: float) -> list[Group]:
     groups = []
-    for day in _sample_about(rng, lexicon.WEEKDAYS, 2 * size):
-        habit = rng.choice(lexicon.HABITS)
+    for day in _sample_about(rng, WEEKDAYS, 2 * size):
+        habit = rng.choice(HABITS)
         groups.append([dict(kind="habit", key=day, value=habit)])
     return groups
 
@@ -293,8 +314,8 @@ def _habits(rng: random.Random, size: float) -> list[Group]:
 def _goals(rng: random.Random, size: float) -> list[Group]:
     """Goals; of each three, one is reached, one is dropped and one stays open."""
     groups = []
-    ends = rng.sample((*lexicon.GOAL_ENDS, ""), 3)
-    goals = rng.sample(lexicon.GOALS, _count(3 * size, 9))
+    ends = rng.sample((*GOAL_ENDS, ""), 3)
+    goals = rng.sample(GOALS, _count(3 * size, 9))
     for index, goal in enumerate(goals):
         group = [dict(kind="goal", value=goal)]
         end = ends[index % 3]
@@ -305,7 +326,7 @@ def _goals(rng: random.Random, size: float) -> list[Group]:
 
 
 def _small_talk(rng: random.Random) -> Group:
-    return [dict(kind="small_talk", value=rng.choice(lexicon.SMALL_TALK))]
+    return [dict(kind="small_talk", value=rng.choice(SMALL_TALK))]
 
 
 def _undated_events(
@@ -320,7 +341,7 @@ def _undated_events(
     groups += _core_changes(rng, persona.profile, size)
     groups += _relations(rng, friends, size)
     groups += _skills(rng, size)
-    value = rng.choice(lexicon.VALUES)
+    value = rng.choice(VALUES)
     groups.append([dict(kind="value", key="value", value=value)])
     groups += _intents(rng, size)
     groups += _friends_tastes(rng, friends, size)
@@ -336,7 +357,8 @@ def _undated_events(
 
 def _fit_to_turns(rng: random.Random, groups: list[Group], turns: int) -> None:
     """Remove random groups, or add small talk, until `groups` hold exactly `turns` events."""
-    surplus = sum(map(len, groups)) - turns
+    events = sum(map(len, groups))
+    surplus = events - turns
     while surplus > 0:
         removable = [group for group in groups[1:] if len(group) <= surplus]
         removed = rng.choice(removable)
@@ -392,8 +414,10 @@ def _record_replaced_values(events: Group) -> None:
     """Set `was` of each changing fact to the value that it replaces."""
     newest: dict[tuple[str, str, str], str] = {}
     for event in events:
-        if event["kind"] in CHANGING:
-            fact = (event["kind"], event.get("who", "my"), event["key"])
+        kind = event["kind"]
+        if kind in CHANGING:
+            who = event.get("who", "my")
+            fact = (kind, who, event["key"])
             event["was"] = newest.get(fact, "")
             newest[fact] = event["value"]
 
@@ -419,22 +443,33 @@ def sample_plan(
         ratio = turns / TURNS
         size = max(ratio, ratio**1.25)
     friend_count = min(8, 3 + max(1, round(size)))
-    name, *others = rng.sample(lexicon.NAMES, 1 + friend_count)
+    name, *others = rng.sample(NAMES, 1 + friend_count)
     friends = tuple(others)
-    sampled = _persona(rng, name, persona)
-    groups = _undated_events(rng, sampled, friends, size)
+    user_persona = _persona(rng, name, persona)
+    groups = _undated_events(rng, user_persona, friends, size)
     if turns:
         _fit_to_turns(rng, groups, turns)
     undated = _interleave(rng, groups)
     _record_replaced_values(undated)
     times = _session_times(rng, len(undated), days)
     before = _personality(rng)
-    drift = times[rng.randrange(len(times) // 3, 2 * len(times) // 3)]
+    turn_count = len(times)
+    drift_turn = rng.randrange(turn_count // 3, 2 * turn_count // 3)
+    drift = times[drift_turn]
     after = _drifted(rng, before)
     events = []
     for time, event in zip(times, undated, strict=True):
         personality = after if time >= drift else before
         scores = _scores(rng, personality)
         events.append(LifeEvent(time=time, scores=scores, **event))
-    user = user or f"user_{seed:05d}"
-    return LifePlan(user, seed, sampled, friends, before, after, drift, tuple(events), arguments)
+    return LifePlan(
+        user=user or f"user_{seed:05d}",
+        seed=seed,
+        persona=user_persona,
+        friends=friends,
+        before=before,
+        after=after,
+        drift=drift,
+        events=tuple(events),
+        arguments=arguments,
+    )

@@ -274,10 +274,11 @@ def sample_scene(
         top = index // columns / rows
         area = (left, top, left + 1 / columns, top + 1 / rows)
         if kind == "sign":
-            thing = sample_thing(rng, kind, color, area, word=rng.choice(SIGN_WORDS))
+            word = rng.choice(SIGN_WORDS)
+            thing = sample_thing(rng, kind, color, area, word=word)
         else:
-            first = index == 0
-            thing = sample_thing(rng, kind, color, area, turned=turned and first)
+            other_side = turned and index == 0
+            thing = sample_thing(rng, kind, color, area, turned=other_side)
         things.append(thing)
     return Scene(tuple(things), background, style)
 

@@ -31,8 +31,8 @@ PICTURE = "[picture]"  # stands for `<img>`, which in a prompt would mean an att
 LONGEST = 600  # characters of one message
 # Words of a plan's sentence that a free wording may drop; it must contain all other words.
 FREE = set(
-    "my i is of from with every do need for now because name relation value style to a an "
-    "the".split()
+    "my i is of from with every do need for now because name relation value style "
+    "to a an the".split()
 )
 MARKUP = re.compile(r"[<>{}\[\]*#`|\\]|https?:")
 LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,5})(?:\W+\1\b){2,}", re.IGNORECASE)
@@ -44,8 +44,8 @@ class StorytellerSettings:
     """How `generate_dialogues` uses its model.
 
     `name` identifies the model: stories are reused only if they are stored under the same name.
-    `tries` is the most attempts at one session, `width` the number of sessions that run side by
-    side. Prices are per million tokens. `draw` renders the pictures.
+    `tries` is the number of attempts per session, `width` the number of sessions in progress at the
+    same time. Prices are per million tokens. `draw` renders the pictures.
     """
 
     name: str = ""
@@ -158,7 +158,7 @@ def read_story(text: str) -> Story | None:
 def story_problems(
     story: Story | None, session: Session, earlier_messages: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """All problems of a story, each as (kind, description).
+    """Check a story; yields its problems as (kind, description).
 
     `earlier_messages` are the user's messages in other sessions of this life.
     """
@@ -205,11 +205,13 @@ def _missing_words(event: LifeEvent, message: str) -> list[str]:
 
 def _leaked_words(event: LifeEvent, session: Session, text: str) -> list[str]:
     """The words of `text` that give away another event, or what only the picture shows."""
+    allowed = _words(statement(event))
     secret = session.plan_words
     if event.scene:
-        secret = secret | _words(caption(event.scene)) - set(FRAME)
-    secret = secret - _words(statement(event))
-    return sorted(_words(text) & secret)
+        depicted = _words(caption(event.scene)) - set(FRAME)
+        secret = secret | depicted
+    leaked = (_words(text) & secret) - allowed
+    return sorted(leaked)
 
 
 def _retry_message(problems: list[tuple[str, str]]) -> str:
@@ -290,8 +292,9 @@ class _Storyteller:
         user, prompt = plan.user, session.prompt
         self.stories[user + prompt] = story
         row = {"user": user, "prompt": prompt, "model": self.settings.name, "turns": story}
+        line = json.dumps(row)
         with open(self.file, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(line + "\n")
 
 
 def generate_dialogues(
