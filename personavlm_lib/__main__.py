@@ -160,8 +160,8 @@ def synthesize(
     ] = (0.0, 0.0),
 ) -> int:
     """Synthesize a data set: lives and questions; for nano and paper also training samples."""
-    from personavlm_lib.benchmark.synthesis import DATASET_SIZES, synthesize
-    from personavlm_lib.simulation.storyteller import generate_dialogues
+    from personavlm_lib.benchmark.synthesis import DATASET_SIZES, SynthesisSettings, synthesize
+    from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
     from personavlm_lib.study.components import open_model, open_recognizer
 
     if size not in DATASET_SIZES:
@@ -169,25 +169,14 @@ def synthesize(
     recognizer = partial(open_recognizer, "classical", "nano")
     generate = None
     if generator:
-        generate = partial(
-            generate_dialogues,
-            model=open_model(generator),
-            name=generator,
-            draw=False,
-            price_in=prices[0],
-            price_out=prices[1],
+        storyteller = StorytellerSettings(
+            name=generator, price_in=prices[0], price_out=prices[1], draw=False
         )
+        model = open_model(generator)
+        generate = partial(generate_dialogues, model=model, settings=storyteller)
     processes = workers or os.cpu_count() or 1
-    counts = synthesize(
-        DATASET_SIZES[size],
-        seed,
-        out,
-        processes,
-        recognizer,
-        personas,
-        wording,
-        generate,
-    )
+    settings = SynthesisSettings(seed, processes, recognizer, personas, wording, generate)
+    counts = synthesize(DATASET_SIZES[size], out, settings)
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{out}: {summary}")
     return 0

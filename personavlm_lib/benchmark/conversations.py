@@ -1,40 +1,39 @@
-"""Conversations that nobody here wrote, read into turns: MemoryBank's users, the authors' `user_data.json` (which is
-written too), LoCoMo.
+"""Read external conversations as turns, and write the authors' `user_data.json`.
 
-A format is recognised by its shape, not by its name.
+Three formats are read: MemoryBank's, the authors' `user_data.json`, and LoCoMo's. A file's format
+is recognized by its structure, not by its name.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
 from personavlm_lib.memory.records import Turn, split_sessions
 
-FIRST_TURN, TURN_STEP = (
-    time(9),
-    timedelta(minutes=2),
-)  # MemoryBank dates its days only, LoCoMo its sessions
-CATEGORIES = {
+# MemoryBank dates only days, LoCoMo only sessions: the times of the turns are made up from these.
+FIRST_TURN = time(9)
+TURN_STEP = timedelta(minutes=2)
+CATEGORIES = {  # of LoCoMo's questions
     1: "multi-hop",
     2: "temporal",
     3: "open",
     4: "single-hop",
     5: "adversarial",
-}  # LoCoMo's
+}
 EXPECTED = (
     "expected MemoryBank's {user: {history: {YYYY-MM-DD: [{query, response}]}}}, "
-    "the authors' {profile, imgs, sessions: [[{time, user, assistant}]]} "
-    "or LoCoMo's [{sample_id, conversation: {session_1_date_time, session_1: [{speaker, dia_id, text}]}, qa}]"
+    "the authors' {profile, imgs, sessions: [[{time, user, assistant}]]} or LoCoMo's "
+    "[{sample_id, conversation: {session_1_date_time, session_1: [{speaker, dia_id, text}]}, qa}]"
 )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A question, its kind, and the indices of the turns that hold the evidence for its answer."""
+    """A question, its category, and the indices of the turns that its answer follows from."""
 
     question: str
     category: str
@@ -43,9 +42,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One user's turns in order of time, `index` counted from 0, and questions to ask after the last of them.
+    """One user's turns in order of time, and the questions to ask after the last turn.
 
-    `probes`: the same questions with their evidence, where the file names it.
+    The turns' `index` counts from 0. `probes` are the same questions with their evidence, if the
+    file names it.
     """
 
     user: str
@@ -55,34 +55,49 @@ class Conversation:
 
 
 def read_conversations(path: str | Path, questions: str | Path | None = None) -> list[Conversation]:
-    """The conversations of a JSON file, one for each user.
+    """Read the conversations of a JSON file, one for each user.
 
-    `questions` is a file with one `{user: [question, ...]}` a line; without it, `<stem>_questions.jsonl` beside the
-    conversations is taken where it exists. Raises FileNotFoundError, and ValueError in one line for any other shape.
+    `questions` is a file with one `{user: [question, ...]}` per line; by default
+    `<stem>_questions.jsonl` beside the conversations, if it exists. Raises FileNotFoundError, and
+    ValueError with a message of one line if a file has another structure.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.stem}_questions.jsonl")
-    asked = _questions(Path(questions) if questions else beside if beside.exists() else None)
-    data = _json(path, path.read_text(encoding="utf-8"))
+    questions_path = path.with_name(f"{path.stem}_questions.jsonl")
+    if questions:
+        questions_path = Path(questions)
+    by_user: dict[str, list[str]] = {}
+    if questions or questions_path.exists():
+        by_user = _read_questions(questions_path)
+    data = _parse_json(path, path.read_text(encoding="utf-8"))
     try:
         if isinstance(data, list) and data:
-            return [_two_speakers(sample) for sample in data]
-        if isinstance(data, dict) and "sessions" in data:
-            user = _name(data.get("profile")) or path.parent.name
-            lives = {user: _sessions(data, path.parent)}
-        elif isinstance(data, dict) and data:
-            lives = {user.strip(): _history(record["history"]) for user, record in data.items()}
-        else:
-            raise ValueError(f"a {type(data).__name__} holds no user")
+            return [_read_locomo(sample) for sample in data]
+        turns_by_user = _turns_by_user(data, path.parent)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"missing {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"{path} is no conversation file that is known ({what}): {EXPECTED}"
+            f"cannot read {path} as a conversation file ({reason}): {EXPECTED}"
         ) from None
-    return [Conversation(user, turns, asked.get(user, [])) for user, turns in lives.items()]
+    conversations = []
+    for user, turns in turns_by_user.items():
+        conversations.append(Conversation(user, turns, by_user.get(user, [])))
+    return conversations
 
 
-def _json(path: Path, text: str) -> object:
+def _turns_by_user(data: object, folder: Path) -> dict[str, list[Turn]]:
+    """The turns of the users of MemoryBank, or of the one user of the authors' file in `folder`."""
+    if not isinstance(data, dict) or not data:
+        raise ValueError(f"a {type(data).__name__} without users")
+    if "sessions" in data:
+        user = _find_name(data.get("profile")) or folder.name
+        return {user: _read_user_data(data, folder)}
+    turns_by_user = {}
+    for user, record in data.items():
+        turns_by_user[user.strip()] = _read_memorybank(record["history"])
+    return turns_by_user
+
+
+def _parse_json(path: Path, text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -91,123 +106,151 @@ def _json(path: Path, text: str) -> object:
         ) from None
 
 
-def _questions(path: Path | None) -> dict[str, list[str]]:
-    if path is None:
-        return {}
-    asked: dict[str, list[str]] = {}
-    for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
-        entry = _json(path, line)
+def _read_questions(path: Path) -> dict[str, list[str]]:
+    by_user: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        entry = _parse_json(path, line)
         if not isinstance(entry, dict) or not all(
-            isinstance(listed, list) for listed in entry.values()
+            isinstance(questions, list) for questions in entry.values()
         ):
             raise ValueError(
-                f"{path} is no questions file: expected one {{user: [question, ...]}} a line"
+                f"cannot read {path} as a questions file: expected one "
+                "{user: [question, ...]} per line"
             )
-        for user, listed in entry.items():
-            asked.setdefault(user.strip(), []).extend(str(question).strip() for question in listed)
-    return asked
+        for user, questions in entry.items():
+            listed = by_user.setdefault(user.strip(), [])
+            listed += [str(question).strip() for question in questions]
+    return by_user
 
 
-def _history(days: dict[str, list[dict[str, str]]]) -> list[Turn]:
-    """MemoryBank: each day's exchanges from 09:00 on, two minutes apart."""
+def _read_memorybank(days: dict[str, list[dict[str, str]]]) -> list[Turn]:
+    """Each day's exchanges from 09:00 on, two minutes apart."""
     turns: list[Turn] = []
     for day in sorted(days):
         start = datetime.combine(date.fromisoformat(day.strip()), FIRST_TURN)
-        for i, exchange in enumerate(days[day]):
-            said = Turn(
-                start + i * TURN_STEP, exchange["query"], exchange["response"], index=len(turns)
-            )
-            turns.append(said)
+        for position, exchange in enumerate(days[day]):
+            moment = start + position * TURN_STEP
+            user = exchange["query"]
+            assistant = exchange["response"]
+            turns.append(Turn(moment, user, assistant, index=len(turns)))
     return turns
 
 
-def _two_speakers(sample: dict) -> Conversation:
-    """LoCoMo's: each utterance is a turn with its speaker's name; of an image only the caption is there."""
-    told, turns, places = sample["conversation"], [], {}
-    for n in sorted(int(key[8:]) for key in told if re.fullmatch(r"session_\d+", key)):
-        start = datetime.strptime(told[f"session_{n}_date_time"], "%I:%M %p on %d %B, %Y")
-        for i, said in enumerate(told[f"session_{n}"]):
-            image = f" [image: {said['blip_caption']}]" if said.get("blip_caption") else ""
-            turn = Turn(
-                start + i * TURN_STEP, f"{said['speaker']}: {said['text']}{image}", index=len(turns)
-            )
-            places[said["dia_id"]] = len(turns)
-            turns.append(turn)
+def _read_locomo(sample: dict) -> Conversation:
+    """Each utterance as a turn that begins with its speaker's name; images appear as captions."""
+    dialogue = sample["conversation"]
+    turns: list[Turn] = []
+    turn_of_id: dict[str, int] = {}
+    numbers = [int(key[8:]) for key in dialogue if re.fullmatch(r"session_\d+", key)]
+    for number in sorted(numbers):
+        date_time = dialogue[f"session_{number}_date_time"]
+        start = datetime.strptime(date_time, "%I:%M %p on %d %B, %Y")
+        for position, utterance in enumerate(dialogue[f"session_{number}"]):
+            text = f"{utterance['speaker']}: {utterance['text']}"
+            caption = utterance.get("blip_caption")
+            if caption:
+                text += f" [image: {caption}]"
+            turn_of_id[utterance["dia_id"]] = len(turns)
+            turns.append(Turn(start + position * TURN_STEP, text, index=len(turns)))
     probes = []
-    for asked in sample["qa"]:
-        # some ids are malformed ("D8:6; D9:17", "D:11:26") or name no turn
-        named = re.findall(r"D:?0*(\d+):0*(\d+)", " ".join(asked.get("evidence") or []))
-        evidence = [places[f"D{n}:{i}"] for n, i in dict.fromkeys(named) if f"D{n}:{i}" in places]
-        probes.append(Probe(asked["question"], CATEGORIES[asked["category"]], tuple(evidence)))
+    for question in sample["qa"]:
+        evidence = _evidence(question.get("evidence") or [], turn_of_id)
+        category = CATEGORIES[question["category"]]
+        probes.append(Probe(question["question"], category, evidence))
     return Conversation(sample["sample_id"], turns, [probe.question for probe in probes], probes)
 
 
-def _sessions(data: dict, folder: Path) -> list[Turn]:
-    """The authors' file: images are used up in the order of the `<img>` marks, and lie beside it if they are there."""
-    images = [
-        str(folder / name) if (folder / name).exists() else name for name in data.get("imgs") or []
-    ]
-    marks = sum(entry["user"].count("<img>") for session in data["sessions"] for entry in session)
-    if marks > len(images):
-        raise ValueError(f"{marks} <img> marks but {len(images)} imgs")
+_EVIDENCE_ID = re.compile(r"D:?0*(\d+):0*(\d+)")
+
+
+def _evidence(ids: list[str], turn_of_id: dict[str, int]) -> tuple[int, ...]:
+    """The turns of LoCoMo's ids without repetition.
+
+    Some ids are malformed ("D8:6; D9:17", "D:11:26"); others that name no turn are skipped.
+    """
+    turns = []
+    for session, utterance in _EVIDENCE_ID.findall(" ".join(ids)):
+        turn = turn_of_id.get(f"D{session}:{utterance}")
+        if turn is not None and turn not in turns:
+            turns.append(turn)
+    return tuple(turns)
+
+
+def _read_user_data(data: dict, folder: Path) -> list[Turn]:
+    """The turns of the authors' file. The `<img>` marks consume the list of images in order.
+
+    Images are paths in `folder` if they exist there, else the names in the file.
+    """
+    images = []
+    for name in data.get("imgs") or []:
+        path = folder / name
+        images.append(str(path) if path.exists() else name)
+    entries = [entry for session in data["sessions"] for entry in session]
+    mark_count = sum(entry["user"].count("<img>") for entry in entries)
+    if mark_count > len(images):
+        raise ValueError(f"{mark_count} <img> marks but {len(images)} imgs")
     turns: list[Turn] = []
-    for entry in (entry for session in data["sessions"] for entry in session):
+    for entry in entries:
         count = entry["user"].count("<img>")
-        moment = datetime.fromisoformat(
-            entry["time"].split("(")[0].strip()
-        )  # a weekday may follow in brackets
-        turns.append(
-            Turn(moment, entry["user"], entry.get("assistant") or "", tuple(images[:count]))
-        )
+        time_text, _, _ = entry["time"].partition("(")  # a weekday may follow in brackets
+        moment = datetime.fromisoformat(time_text.strip())
+        assistant = entry.get("assistant") or ""
+        turns.append(Turn(moment, entry["user"], assistant, tuple(images[:count])))
         del images[:count]
     turns.sort(key=lambda turn: turn.time)
-    return [
-        Turn(turn.time, turn.user, turn.assistant, turn.images, index)
-        for index, turn in enumerate(turns)
-    ]
+    return [replace(turn, index=index) for index, turn in enumerate(turns)]
 
 
 def write_user_data(path: str | Path, turns: Sequence[Turn], profile: dict) -> None:
-    """The authors' `user_data.json`, with copies of the images in `imgs/` beside it; `read_conversations` gives back
-    equal turns (`profile["name"]` as the user). ValueError for a turn whose `<img>` marks and images do not match."""
-    path, images = Path(path), []
+    """Write the authors' `user_data.json`, and copies of the images into `imgs/` beside it.
+
+    `read_conversations` reads equal turns from it, with `profile["name"]` as the user. Raises
+    ValueError if a turn's number of `<img>` marks differs from its number of images.
+    """
+    path = Path(path)
+    images: list[str] = []
     for turn in turns:
-        if turn.user.count("<img>") != len(turn.images):
-            raise ValueError(
-                f"turn {turn.index}: {turn.user.count('<img>')} <img> marks, {len(turn.images)} images"
-            )
+        marks = turn.user.count("<img>")
+        if marks != len(turn.images):
+            raise ValueError(f"turn {turn.index}: {marks} <img> marks, {len(turn.images)} images")
         images += turn.images
-    names = [f"imgs/{n}{Path(image).suffix}" for n, image in enumerate(images)]
     (path.parent / "imgs").mkdir(parents=True, exist_ok=True)
-    for image, name in zip(images, names, strict=True):
+    names = []
+    for number, image in enumerate(images):
+        name = f"imgs/{number}{Path(image).suffix}"
         shutil.copyfile(image, path.parent / name)
-    sessions = [
-        [
-            {"time": _minutes(turn.time), "user": turn.user, "assistant": turn.assistant}
-            for turn in session
-        ]
-        for session in split_sessions(turns)
-    ]
+        names.append(name)
+    sessions = []
+    for session in split_sessions(turns):
+        entries = []
+        for turn in session:
+            time = _time_text(turn.time)
+            entries.append({"time": time, "user": turn.user, "assistant": turn.assistant})
+        sessions.append(entries)
     data = {"profile": profile, "imgs": names, "sessions": sessions}
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def _minutes(moment: datetime) -> str:
-    """`2024-09-12 09:40`, as the authors write it; to the second or finer where there is something to lose."""
-    exact = moment.second or moment.microsecond
-    return moment.isoformat(" ") if exact else f"{moment:%Y-%m-%d %H:%M}"
+def _time_text(moment: datetime) -> str:
+    """`2024-09-12 09:40`, as the authors write it, with seconds only if they are not zero."""
+    if moment.second or moment.microsecond:
+        return moment.isoformat(" ")
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _name(profile: object) -> str:
-    """The first `name` in a profile, however deep it is nested; "" without one."""
+def _find_name(profile: object) -> str:
+    """The first `name` in a profile, at any depth; "" without one."""
     if not isinstance(profile, dict):
         return ""
-    own = next(
-        (
-            value
-            for key, value in profile.items()
-            if key.lower() == "name" and isinstance(value, str)
-        ),
-        "",
-    )
-    return own.strip() or next(filter(None, map(_name, profile.values())), "")
+    for key, value in profile.items():
+        if key.lower() == "name" and isinstance(value, str):
+            if value.strip():
+                return value.strip()
+            break
+    for value in profile.values():
+        name = _find_name(value)
+        if name:
+            return name
+    return ""

@@ -1,15 +1,15 @@
-"""Our data in the forms of others: Hugging Face Parquet with images, a data card, and the authors' own files.
+"""Data sets in public formats: Hugging Face Parquet with images, data cards, the authors' files.
 
-The authors' formats are their release's: `Persona-MME.json`, a folder per user, and SFT samples as conversations.
-They have no place for the evidence of a question and for an alignment pair's own moment: both are written as further
-keys, which their code does not read.
+The authors' formats are those of their release: `Persona-MME.json`, a folder per user, and SFT
+samples as conversations. They have no field for a question's evidence or for the time of an
+alignment pair: both are written as additional keys, which the authors' code ignores.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,9 @@ from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.records import Turn
 
-TEXT, TEXTS, IMAGES = Value("string"), List(Value("string")), List(Image())
+TEXT = Value("string")
+TEXTS = List(Value("string"))
+IMAGES = List(Image())
 SFT = Features(
     {"purpose": TEXT, "messages": List({"role": TEXT, "content": TEXT}), "images": IMAGES}
 )
@@ -43,53 +45,55 @@ LIVES = Features(
         "questions": List(QUESTION | {"evidence": List(Value("int32"))}),
     }
 )
-FOLDER_SIZES = (50, 100, 200, 500)  # of the authors' folders: turns of a dialogue, at most
+FOLDER_SIZES = (50, 100, 200, 500)  # maximum turns of a dialogue in each of the authors' folders
 
 
 def write_parquet(path: Path, rows: Iterable[dict], features: Features, batch: int = 500) -> None:
-    """Parquet that `datasets` reads as `features`, pictures in it; images in `rows` are paths seen from its folder.
+    """Write Parquet that `datasets` reads as `features`, with the pictures inside.
 
-    What `features` do not name is left out.
+    Images in `rows` are paths relative to the folder of `path`. Keys that `features` does not name
+    are dropped.
     """
+    loaded = (_with_picture_bytes(row, path.parent) for row in rows)
+    schema = features.arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        while chunk := list(islice(loaded, batch)):
+            table = pa.Table.from_pylist(chunk, schema=schema)
+            writer.write_table(table)
 
-    def filled(row: dict) -> dict:
-        row = row | {key: [filled(one) for one in row[key]] for key in ("turns",) if key in row}
-        pictures = [
-            {"bytes": (path.parent / name).read_bytes(), "path": name}
-            for name in row.get("images", ())
-        ]
-        return row | ({"images": pictures} if "images" in row else {})
 
-    rows = map(filled, rows)
-    with pq.ParquetWriter(path, features.arrow_schema) as writer:
-        while chunk := list(islice(rows, batch)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=features.arrow_schema))
+def _with_picture_bytes(row: dict, folder: Path) -> dict:
+    """A copy of a row, or of a turn in a row, with the contents of its pictures."""
+    row = dict(row)
+    if "turns" in row:
+        row["turns"] = [_with_picture_bytes(turn, folder) for turn in row["turns"]]
+    if "images" in row:
+        pictures = []
+        for name in row["images"]:
+            pictures.append({"bytes": (folder / name).read_bytes(), "path": name})
+        row["images"] = pictures
+    return row
 
 
 def data_card(title: str, tables: dict[str, pd.DataFrame], files: Iterable[str]) -> str:
-    """README.md of a data set: one configuration for each Parquet file, then the tables under their headings."""
-    configs = [f"- config_name: {Path(name).stem}\n  data_files: {name}" for name in files]
-    lines = [
-        "---",
-        "configs:",
-        *configs,
-        "---",
-        f"# {title}",
-        "",
-        "The owners of the data choose its licence.",
-    ]
+    """The README.md of a data set: a configuration per Parquet file, then tables with headings."""
+    lines = ["---", "configs:"]
+    for file in files:
+        lines.append(f"- config_name: {Path(file).stem}")
+        lines.append(f"  data_files: {file}")
+    lines += ["---", f"# {title}", "", "The owners of the data choose its license."]
     for heading, table in tables.items():
-        cells = [
-            list(table.columns),
-            ["---"] * table.shape[1],
-            *table.astype(object).values.tolist(),
-        ]
-        shown = [
-            [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
-            for row in cells
-        ]
-        lines += ["", f"## {heading}", "", *(f"| {' | '.join(row)} |" for row in shown)]
+        lines += ["", f"## {heading}", ""]
+        lines.append(_markdown_row(table.columns))
+        lines.append(_markdown_row(["---"] * table.shape[1]))
+        for cells in table.astype(object).values.tolist():
+            lines.append(_markdown_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Iterable[object]) -> str:
+    texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    return f"| {' | '.join(texts)} |"
 
 
 # The authors' formats
@@ -97,7 +101,7 @@ def data_card(title: str, tables: dict[str, pd.DataFrame], files: Iterable[str])
 
 @dataclass(frozen=True)
 class PublicLife:
-    """A life without its plan: what the authors' benchmark holds of a user."""
+    """A user's turns and questions, as in the authors' benchmark: a life without its plan."""
 
     user: str
     turns: tuple[Turn, ...]
@@ -105,117 +109,176 @@ class PublicLife:
 
 
 def public_life(life: Life) -> PublicLife:
-    """What of a life the authors' format keeps: not how a question is reasoned out."""
-    questions = (
-        replace(question, case="", hops=(), thought="", history=()) for question in life.questions
-    )
-    return PublicLife(
-        life.user, life.turns, tuple(sorted(questions, key=lambda q: (q.time, q.kind)))
-    )
+    """The part of a life that the authors' format holds, without the reasoning to an answer."""
+    questions = []
+    for question in life.questions:
+        questions.append(replace(question, case="", hops=(), thought="", history=()))
+    return PublicLife(life.user, life.turns, _sorted_questions(questions))
+
+
+def _sorted_questions(questions: list[Question]) -> tuple[Question, ...]:
+    return tuple(sorted(questions, key=lambda question: (question.time, question.kind)))
 
 
 def export_persona_mme(folder: Path, lives: Iterable[PublicLife]) -> Path:
-    """`Persona-MME.json` and `samples/<size>/<number>/user_data.json` with `imgs/`: the path of the first.
+    """Write `Persona-MME.json` and `samples/<size>/<number>/user_data.json` with `imgs/`.
 
-    ValueError for a life with more alignment pairs than choice questions: each pair is asked along with one.
+    Returns the path of the first. Raises ValueError for a life with more alignment pairs than
+    choice questions, since each pair is stored with a choice question.
     """
-    cases, numbers = [], dict.fromkeys(FOLDER_SIZES, 0)
+    cases = []
+    folder_counts = dict.fromkeys(FOLDER_SIZES, 0)
     for life in lives:
-        size = next((size for size in FOLDER_SIZES if len(life.turns) <= size), FOLDER_SIZES[-1])
-        name, numbers[size] = f"samples/{size}/{numbers[size]}/user_data.json", numbers[size] + 1
+        size = _folder_size(len(life.turns))
+        name = f"samples/{size}/{folder_counts[size]}/user_data.json"
+        folder_counts[size] += 1
         (folder / name).parent.mkdir(parents=True)
         write_user_data(folder / name, life.turns, {"name": life.user})
-        binary = [question for question in life.questions if question.kind == "binary"]
-        choices = [question for question in life.questions if question.kind == "choice"]
-        if len(binary) > 2 * len(choices):
-            raise ValueError(
-                f"{life.user}: {len(binary) // 2} alignment pairs, {len(choices)} choice questions"
-            )
-        for asked, first, second in zip_longest(choices, binary[::2], binary[1::2]):
-            case = _case(asked) | {"data_path": f"./data/Persona-MME/{name}"}
-            if first:
-                pair = {
-                    "chosen" if q.answer == "yes" else "rejected": q.text for q in (first, second)
-                }
-                case["alignment"] = pair | {
-                    "time": f"{first.time:%Y-%m-%d %H:%M}",
-                    "evidence": first.evidence,
-                }
-            cases.append(case)
+        cases += _cases(life, f"./data/Persona-MME/{name}")
     path = folder / "Persona-MME.json"
     path.write_text(json.dumps(cases, ensure_ascii=False, indent=1), encoding="utf-8")
     return path
 
 
+def _folder_size(turns: int) -> int:
+    for size in FOLDER_SIZES:
+        if turns <= size:
+            return size
+    return FOLDER_SIZES[-1]
+
+
+def _cases(life: PublicLife, data_path: str) -> list[dict]:
+    """One case per choice question; the first ones also hold an alignment pair each."""
+    choices = [question for question in life.questions if question.kind == "choice"]
+    binary = [question for question in life.questions if question.kind == "binary"]
+    pairs = list(zip(binary[::2], binary[1::2], strict=True))
+    if len(pairs) > len(choices):
+        raise ValueError(
+            f"{life.user}: {len(pairs)} alignment pairs, {len(choices)} choice questions"
+        )
+    cases = []
+    for question in choices:
+        case = _case(question)
+        case["data_path"] = data_path
+        cases.append(case)
+    for case, (first, second) in zip(cases, pairs, strict=False):
+        case["alignment"] = _alignment(first, second)
+    return cases
+
+
 def _case(question: Question) -> dict:
-    choices = {
-        f"({letter})": option for letter, option in zip("abcd", question.options, strict=False)
-    }
+    choices = {}
+    for letter, option in zip("abcd", question.options, strict=False):
+        choices[f"({letter})"] = option
+    right = "abcd"[question.options.index(question.answer)]
     return {
-        "type": question.aspect, "question_type": question.task, "time": f"{question.time:%Y-%m-%d %H:%M}",
-        "query": question.text, "choices": choices, "answer": f"({'abcd'[question.options.index(question.answer)]})",
+        "type": question.aspect,
+        "question_type": question.task,
+        "time": f"{question.time:%Y-%m-%d %H:%M}",
+        "query": question.text,
+        "choices": choices,
+        "answer": f"({right})",
         "evidence": question.evidence,
-    }  # fmt: skip
+    }
+
+
+def _alignment(first: Question, second: Question) -> dict:
+    """The two binary questions of a pair: the style that suits the user, and the opposite style."""
+    pair = {}
+    for question in (first, second):
+        role = "chosen" if question.answer == "yes" else "rejected"
+        pair[role] = question.text
+    return pair | {"time": f"{first.time:%Y-%m-%d %H:%M}", "evidence": first.evidence}
 
 
 def import_persona_mme(path: Path) -> list[PublicLife]:
-    """The users of a `Persona-MME.json` with the questions about them, `samples/` beside it. ValueError, KeyError or
-    FileNotFoundError for what is not of the format."""
-    asked: dict[str, list[Question]] = {}
+    """Read the users and questions of a `Persona-MME.json` with `samples/` beside it.
+
+    Raises ValueError, KeyError or FileNotFoundError if the files do not have this format.
+    """
+    by_file: dict[str, list[Question]] = {}
     for case in json.loads(path.read_text(encoding="utf-8")):
-        name = case["data_path"][case["data_path"].index("samples/") :]
-        asked.setdefault(name, []).extend(_questions(case, name))
+        data_path = case["data_path"]
+        name = data_path[data_path.index("samples/") :]
+        questions = by_file.setdefault(name, [])
+        questions += _questions(case)
     lives = []
-    for name, questions in asked.items():
+    for name, questions in by_file.items():
         (conversation,) = read_conversations(path.parent / name)
-        questions = [replace(question, user=conversation.user) for question in questions]
-        questions.sort(key=lambda q: (q.time, q.kind))
-        lives.append(PublicLife(conversation.user, tuple(conversation.turns), tuple(questions)))
+        user = conversation.user
+        questions = [replace(question, user=user) for question in questions]
+        lives.append(PublicLife(user, tuple(conversation.turns), _sorted_questions(questions)))
     return lives
 
 
-def _questions(case: dict, user: str) -> Iterator[Question]:
-    def moment(text: str) -> datetime:
-        return datetime.fromisoformat(text.split("(")[0].strip())
+def _questions(case: dict) -> list[Question]:
+    """The choice question of a case, then the binary questions of its alignment pair, if any."""
+    questions = [_choice_question(case)]
+    for role in case.get("alignment") or {}:
+        if role in ("chosen", "rejected"):
+            questions.append(_binary_question(case, role))
+    return questions
 
-    options, time, evidence = (
-        tuple(case["choices"].values()),
-        moment(case["time"]),
-        tuple(case.get("evidence", ())),
+
+def _choice_question(case: dict) -> Question:
+    choices = case["choices"]
+    return Question(
+        case="",
+        user="",
+        task=case["question_type"],
+        kind="choice",
+        time=_parse_time(case["time"]),
+        text=case["query"],
+        options=tuple(choices.values()),
+        answer=choices[case["answer"]],
+        evidence=tuple(case.get("evidence", ())),
     )
-    right = case["choices"][case["answer"]]
-    yield Question(
-        "", user, case["question_type"], "choice", time, case["query"], options, right, evidence
+
+
+def _binary_question(case: dict, role: str) -> Question:
+    pair = case["alignment"]
+    return Question(
+        case="",
+        user="",
+        task="Personality Alignment",
+        kind="binary",
+        time=_parse_time(pair.get("time", case["time"])),
+        text=pair[role],
+        options=("yes", "no"),
+        answer="yes" if role == "chosen" else "no",
+        evidence=tuple(pair.get("evidence", ())),
     )
-    pair = case.get("alignment") or {}
-    for which in filter(("chosen", "rejected").__contains__, pair):
-        time, evidence = moment(pair.get("time", case["time"])), tuple(pair.get("evidence", ()))
-        fits = "yes" if which == "chosen" else "no"
-        text = pair[which]
-        yield Question(
-            "", user, "Personality Alignment", "binary", time, text, ("yes", "no"), fits, evidence
-        )
+
+
+def _parse_time(text: str) -> datetime:
+    """`2024-09-12 09:40`, possibly followed by a weekday in brackets."""
+    moment, _, _ = text.partition("(")
+    return datetime.fromisoformat(moment.strip())
 
 
 def as_conversation(sample: dict) -> dict:
-    """A recording as the authors' SFT sample; its purpose as a further key."""
-    speaker = {"user": "human", "assistant": "gpt"}
-    said = [
-        {"from": speaker[m["role"]], "value": m["content"].replace("<img>", "<image>")}
-        for m in sample["messages"]
-    ]
-    return {"conversations": said, "image": list(sample["images"]), "purpose": sample["purpose"]}
+    """A recording as the authors' SFT sample, its purpose as an additional key."""
+    speakers = {"user": "human", "assistant": "gpt"}
+    conversation = []
+    for message in sample["messages"]:
+        text = message["content"].replace("<img>", "<image>")
+        conversation.append({"from": speakers[message["role"]], "value": text})
+    return {
+        "conversations": conversation,
+        "image": list(sample["images"]),
+        "purpose": sample["purpose"],
+    }
 
 
 def from_conversation(sample: dict) -> dict:
     """The authors' SFT sample as a recording."""
-    role = {"human": "user", "gpt": "assistant"}
-    said = [
-        {"role": role[m["from"]], "content": m["value"].replace("<image>", "<img>")}
-        for m in sample["conversations"]
-    ]
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = []
+    for message in sample["conversations"]:
+        text = message["value"].replace("<image>", "<img>")
+        messages.append({"role": roles[message["from"]], "content": text})
     return {
         "purpose": sample.get("purpose", ""),
-        "messages": said,
+        "messages": messages,
         "images": list(sample.get("image", [])),
     }

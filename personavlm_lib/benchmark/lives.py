@@ -63,7 +63,7 @@ def write_lives(path: Path, lives: Iterable[Life]) -> None:
                 turns.append(asdict(replace(turn, images=images)))
             row = {
                 "user": life.user,
-                "plan": life.plan.given,
+                "plan": life.plan.arguments,
                 "turns": turns,
                 "questions": [asdict(question) for question in life.questions],
             }

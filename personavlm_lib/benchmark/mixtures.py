@@ -10,77 +10,88 @@ from personavlm_lib.benchmark.questions import Question
 
 # Appendix B.2: shares of the SFT samples by purpose, and of the RL samples by kind of question.
 SFT_MIXTURE = {"respond": 0.436, "personality": 0.103, "memory": 0.461}
-
-
 RL_MIXTURE = {"open": 0.21, "choice": 0.556, "binary": 0.234}
-
-
 MEMORY_PURPOSES = ("semantic", "core", "procedural", "episodic")
-
-
-CONCEPTS = (
-    6 / 78
-)  # share of all SFT samples that are concept samples: semantic memory of an object that was shown
+CONCEPTS = 6 / 78  # share of concept samples (semantic memory of a pictured object) in all of SFT
 
 
 def sample_kind(sample: dict) -> str:
-    """A sample's purpose; "concept" for semantic memory of an object."""
-    concept = (
-        sample["purpose"] == "semantic" and "(Image Object:" in sample["messages"][-1]["content"]
-    )
-    return "concept" if concept else sample["purpose"]
+    """A sample's purpose, or "concept" for semantic memory of an object."""
+    purpose = sample["purpose"]
+    last_message = sample["messages"][-1]["content"]
+    if purpose == "semantic" and "(Image Object:" in last_message:
+        return "concept"
+    return purpose
 
 
 def split_by_share(total: int, shares: dict[str, float]) -> dict[str, int]:
-    """`total` in whole numbers by shares; those that lose most by rounding down are rounded up."""
-    counts = {name: int(share * total) for name, share in shares.items()}
-    short = sorted(shares, key=lambda name: counts[name] - shares[name] * total)[
-        : total - sum(counts.values())
-    ]
-    return {name: count + (name in short) for name, count in counts.items()}
+    """Split `total` into whole numbers by shares.
+
+    Those that lose most by rounding down are rounded up.
+    """
+    counts = {}
+    gains = {}  # negative: what rounding down took away
+    for name, share in shares.items():
+        counts[name] = int(share * total)
+        gains[name] = counts[name] - share * total
+    missing = total - sum(counts.values())
+    largest_losses = sorted(shares, key=lambda name: gains[name])
+    for name in largest_losses[:missing]:
+        counts[name] += 1
+    return counts
 
 
 def mix_samples(samples: list[dict], total: int, rng: random.Random) -> list[dict]:
-    """`total` samples in the shares of SFT_MIXTURE; see `mixture`."""
-    return [samples[place] for place in draw_mixture(map(sample_kind, samples), total, rng)]
+    """Draw `total` samples in the shares of SFT_MIXTURE; see `draw_mixture`."""
+    kinds = map(sample_kind, samples)
+    return [samples[index] for index in draw_mixture(kinds, total, rng)]
 
 
 def draw_mixture(kinds: Iterable[str], total: int, rng: random.Random) -> list[int]:
-    """Places of `total` samples of these kinds, by SFT_MIXTURE: none twice before all of its group are drawn.
+    """Draw the indices of `total` samples of these kinds in the shares of SFT_MIXTURE.
 
-    Of memory samples the concepts come first, in their share of all, and then each purpose in turn.
+    No sample is repeated before all of its group are drawn. Of memory samples, concepts come first,
+    in their share of all samples, then each purpose in turn.
     """
     queues: dict[str, list[int]] = {}
-    for place, name in enumerate(kinds):
-        queues.setdefault(name, []).append(place)
+    for index, kind in enumerate(kinds):
+        queues.setdefault(kind, []).append(index)
     for queue in queues.values():
         rng.shuffle(queue)
-    concepts, wanted = queues.get("concept", []), round(CONCEPTS * total)
-    turns = zip_longest(*(queues.get(purpose, []) for purpose in MEMORY_PURPOSES))
-    others = [place for places in turns for place in places if place is not None]
-    queues["memory"] = concepts[:wanted] + others + concepts[wanted:]
+    queues["memory"] = _memory_queue(queues, round(CONCEPTS * total))
     drawn: list[int] = []
     for group, count in split_by_share(total, SFT_MIXTURE).items():
-        drawn += islice(cycle(queues.get(group, [])), count)
+        endless = cycle(queues.get(group, []))
+        drawn += islice(endless, count)
     rng.shuffle(drawn)
     return drawn
 
 
+def _memory_queue(queues: dict[str, list[int]], concept_count: int) -> list[int]:
+    """The memory samples in the order in which to draw them."""
+    concepts = queues.get("concept", [])
+    by_purpose = [queues.get(purpose, []) for purpose in MEMORY_PURPOSES]
+    others = []
+    for one_each in zip_longest(*by_purpose):
+        others += [index for index in one_each if index is not None]
+    return concepts[:concept_count] + others + concepts[concept_count:]
+
+
 def rl_questions(lives: list[Life], total: int, rng: random.Random) -> list[tuple[Life, Question]]:
-    """`total` prompts in the shares of RL_MIXTURE, none twice before all are drawn; open ones are choice questions
-    without their options."""
+    """Draw `total` prompts in the shares of RL_MIXTURE, without repetition before all are drawn.
+
+    Open prompts are choice questions without their options.
+    """
     pairs = [(life, question) for life in lives for question in life.questions]
     rng.shuffle(pairs)
-    pools = {
-        binary: cycle([p for p in pairs if (p[1].kind == "binary") == binary])
-        for binary in (True, False)
-    }
+    binary_pairs = cycle([pair for pair in pairs if pair[1].kind == "binary"])
+    choice_pairs = cycle([pair for pair in pairs if pair[1].kind != "binary"])
     drawn = []
-    for name, count in split_by_share(total, RL_MIXTURE).items():
-        picked = islice(pools[name == "binary"], count)
-        drawn += [
-            (life, replace(q, kind="open", options=()) if name == "open" else q)
-            for life, q in picked
-        ]
+    for kind, count in split_by_share(total, RL_MIXTURE).items():
+        pool = binary_pairs if kind == "binary" else choice_pairs
+        for life, question in islice(pool, count):
+            if kind == "open":
+                question = replace(question, kind="open", options=())
+            drawn.append((life, question))
     rng.shuffle(drawn)
     return drawn

@@ -1,4 +1,4 @@
-"""What a question is: a moment, words, options, its evidence, and what a reasoner must find to answer it (Table 5)."""
+"""Questions about a user: time, text, options, evidence and the facts to find (Table 5)."""
 
 import re
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ ASPECTS = {
 
 @dataclass(frozen=True)
 class Hop:
-    """One thing to find out: where to look, and the sentence that settles it once it has been seen.
+    """One fact to find: keywords and period of the search, and the sentence that states the fact.
 
-    `note` marks one of several that are to be counted: what the reasoner notes of each, its last word what counts.
+    `note` is set for facts that are to be counted: it is what the reasoner notes of each, and its
+    last word is what is counted.
     """
 
     keywords: str
@@ -39,9 +40,13 @@ class Hop:
 
 @dataclass(frozen=True)
 class Question:
-    """An in-situ question. `hops` are what a reasoner must find, in order; empty where the profile suffices.
+    """An in-situ question.
 
-    `kind` is choice (four options), binary (yes or no) or open (no options); `answer` is the right option's words.
+    `kind` is choice (four options), binary (yes or no) or open (no options); `answer` is the text
+    of the right option. `evidence` holds the indices of the turns that the answer follows from.
+    `hops` are the facts that a reasoner must find, in order; empty if the profile suffices.
+    `thought` is the last reasoning step, which restates the fact that holds the answer. `history`
+    holds all statements of that fact from its first value on, if it may have changed.
     """
 
     case: str
@@ -54,10 +59,8 @@ class Question:
     answer: str
     evidence: tuple[int, ...]
     hops: tuple[Hop, ...] = ()
-    thought: str = ""  # the last reasoning step, which restates the fact that holds the answer
-    history: tuple[
-        str, ...
-    ] = ()  # that fact as it was told from the first value on, where it may have changed
+    thought: str = ""
+    history: tuple[str, ...] = ()
 
     @property
     def aspect(self) -> str:
@@ -65,68 +68,102 @@ class Question:
 
     @property
     def query(self) -> str:
-        """The question as it is put to a model: its text and, where there are any, its lettered options."""
+        """The text for a model: the question and its lettered options, if any."""
         if not self.options:
             return self.text
-        letters = " ".join(f"({'abcd'[i]}) {option}" for i, option in enumerate(self.options))
-        return f"{self.text} options {letters}"
+        parts = [self.text, "options"]
+        for index, option in enumerate(self.options):
+            parts.append(f"({'abcd'[index]}) {option}")
+        return " ".join(parts)
+
+    def matching_option(self, answer: str) -> int | None:
+        """The index of the option that the answer names; see `match_option`."""
+        return match_option(answer, self.options)
 
 
 _LABEL = re.compile(
     r"\s*(?:[(（]\s*([A-Za-z])\s*[)）]|([A-Za-z])\s*[).:：](?=\s|$)|([A-Za-z])\s*$)"
 )
-
-
 _LATER_LABEL = re.compile(
     r"[(（]\s*([A-Za-z])\s*[)）]|\b(?:answer|option|choice)(?:\s+is|:)?\s+([A-Za-z])\W*$", re.I
 )
+_OPTION_LABEL = re.compile(r"^\s*[(（]\s*[A-Za-z]\s*[)）]")
 
 
 def match_option(answer: str, options: Sequence[str]) -> int | None:
-    """Which of `options` the answer names, by label (`(c)`, `c`, `(c) Pink.`, `Pink (c)`) or by the option's words.
+    """The index of the option that the answer names, by label or by the option's words.
 
-    Words are compared without case and punctuation: the whole answer first, then the label it begins with or else the
-    only one in it, then an option found within the answer (of nested ones the longest), then an answer that is at
-    least half of one option. None where it names none, several, or a label and the exact words of another option.
+    Labels are `(c)`, `c`, `(c) Pink.` and `Pink (c)`. Words are compared without case and
+    punctuation. The first rule that applies decides: the whole answer is one option; it begins with
+    a label, or else contains only one; it contains an option (the longest of nested ones); it is at
+    least half of one option. None if the answer names no option or several, or a label and the
+    exact words of another option.
     """
-    texts = [_words(re.sub(r"^\s*[(（]\s*[A-Za-z]\s*[)）]", "", option)) for option in options]
+    texts = [_words(_OPTION_LABEL.sub("", option)) for option in options]
     words = _words(answer)
-    exact = [i for i, text in enumerate(texts) if text and text == words]
+    exact = [index for index, text in enumerate(texts) if text and text == words]
     if len(exact) == 1:
         return exact[0]
-    first = _LABEL.match(answer)
-    labels = {
-        _letter(mark) for mark in ([first] if first else _LATER_LABEL.finditer(answer))
-    } & set(range(len(texts)))
+    labels, rest = _labels(answer)
+    labels &= set(range(len(texts)))
     if labels:
-        rest = _words(_LATER_LABEL.sub("", _LABEL.sub("", answer, count=1) if first else answer))
-        disputed = len(labels) > 1 or any(
-            text == rest and i not in labels for i, text in enumerate(texts) if rest
-        )
+        rest_words = _words(rest)
+        named = {index for index, text in enumerate(texts) if text and text == rest_words}
+        disputed = len(labels) > 1 or named - labels
         return None if disputed else labels.pop()
-    inside = [i for i, text in enumerate(texts) if text and _within(text, words)]
-    inside = [
-        i
-        for i in inside
-        if not any(texts[i] != texts[j] and _within(texts[i], texts[j]) for j in inside)
-    ]
-    if not inside and words:
-        inside = [
-            i
-            for i, text in enumerate(texts)
-            if _within(words, text) and 2 * len(words) >= len(text)
-        ]
-    return inside[0] if len(inside) == 1 else None
+    candidates = _options_within(words, texts)
+    if not candidates and words:
+        candidates = _options_around(words, texts)
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def _letter(mark: re.Match) -> int:
-    return ord(next(filter(None, mark.groups())).lower()) - ord("a")
+def _labels(answer: str) -> tuple[set[int], str]:
+    """The options whose labels the answer contains, and the answer without these labels.
+
+    A label at the beginning hides all later ones.
+    """
+    first = _LABEL.match(answer)
+    if first:
+        marks = [first]
+        rest = _LABEL.sub("", answer, count=1)
+    else:
+        marks = list(_LATER_LABEL.finditer(answer))
+        rest = answer
+    return {_letter_index(mark) for mark in marks}, _LATER_LABEL.sub("", rest)
+
+
+def _letter_index(mark: re.Match) -> int:
+    """0 for a label of the letter a or A."""
+    letter = next(filter(None, mark.groups()))
+    return ord(letter.lower()) - ord("a")
+
+
+def _options_within(words: list[str], texts: list[list[str]]) -> list[int]:
+    """The options that the answer contains, except those within another one of them."""
+    inside = [index for index, text in enumerate(texts) if text and _contains(words, text)]
+    longest = []
+    for index in inside:
+        text = texts[index]
+        others = [texts[other] for other in inside if texts[other] != text]
+        if not any(_contains(other, text) for other in others):
+            longest.append(index)
+    return longest
+
+
+def _options_around(words: list[str], texts: list[list[str]]) -> list[int]:
+    """The options that contain the answer as at least half of their words."""
+    around = []
+    for index, text in enumerate(texts):
+        if _contains(text, words) and 2 * len(words) >= len(text):
+            around.append(index)
+    return around
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _within(short: list[str], long: list[str]) -> bool:
-    """Whether one run of words stands in the other, unbroken."""
-    return any(long[i : i + len(short)] == short for i in range(len(long) - len(short) + 1))
+def _contains(words: list[str], part: list[str]) -> bool:
+    """Whether `part` appears in `words` as an unbroken run."""
+    last_start = len(words) - len(part)
+    return any(words[i : i + len(part)] == part for i in range(last_start + 1))

@@ -8,30 +8,48 @@ from personavlm_lib.memory.records import split_sessions
 
 
 def dialogue_table(groups: dict[str, list[Life]]) -> pd.DataFrame:
-    """One row per dialogue (Fig. 8): group, user, turns, pictured (turns with a picture), sessions, days spanned."""
-    rows = [
-        (group, life.user, len(turns := life.turns), sum(bool(turn.images) for turn in turns),
-         len(split_sessions(turns)), (turns[-1].time.date() - turns[0].time.date()).days + 1)
-        for group, lives in groups.items() for life in lives
-    ]  # fmt: skip
+    """One row per dialogue (Fig. 8).
+
+    Columns: group, user, turns, pictured (turns with a picture), sessions, days (spanned).
+    """
+    rows = []
+    for group, lives in groups.items():
+        for life in lives:
+            turns = life.turns
+            pictured = sum(bool(turn.images) for turn in turns)
+            sessions = len(split_sessions(turns))
+            first_day = turns[0].time.date()
+            last_day = turns[-1].time.date()
+            days = (last_day - first_day).days + 1
+            rows.append((group, life.user, len(turns), pictured, sessions, days))
     return pd.DataFrame(rows, columns=["group", "user", "turns", "pictured", "sessions", "days"])
 
 
 def needed_picture(life: Life, question: Question) -> str:
-    """The first picture among the gold evidence, without which there is no answer.
+    """The first picture in the gold evidence, without which there is no answer; "" if none.
 
-    None for the personality, which shows in how the turns are worded.
+    Questions about the personality need none: it shows in the wording of the turns.
     """
-    pictures = [path for i in question.evidence for path in life.turns[i].images]
-    return pictures[0] if pictures and question.kind != "binary" else ""
+    if question.kind == "binary":
+        return ""
+    for index in question.evidence:
+        for picture in life.turns[index].images:
+            return picture
+    return ""
 
 
 def question_table(lives: list[Life]) -> pd.DataFrame:
-    """One row per question: user, task, aspect, kind, its words and its answer's (options aside), needs_picture."""
-    rows = [
-        (q.user, q.task, q.aspect, q.kind, len(q.text.split()), len(q.answer.split()), bool(needed_picture(life, q)))
-        for life in lives for q in life.questions
-    ]  # fmt: skip
-    return pd.DataFrame(
-        rows, columns="user task aspect kind question_words answer_words needs_picture".split()
-    )
+    """One row per question.
+
+    Columns: user, task, aspect, kind, question_words (options aside), answer_words, needs_picture.
+    """
+    rows = []
+    for life in lives:
+        for question in life.questions:
+            question_words = len(question.text.split())
+            answer_words = len(question.answer.split())
+            needs_picture = bool(needed_picture(life, question))
+            labels = (question.user, question.task, question.aspect, question.kind)
+            rows.append((*labels, question_words, answer_words, needs_picture))
+    columns = "user task aspect kind question_words answer_words needs_picture".split()
+    return pd.DataFrame(rows, columns=columns)

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, respond
 from personavlm_lib.benchmark.lives import Life, as_query
-from personavlm_lib.benchmark.questions import Question, match_option
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.personality import NEUTRAL_SCORE
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
@@ -109,7 +109,7 @@ def options(life: Life) -> Violations:
     """Each option matches only itself, and the answer is one of the options."""
     for index, question in enumerate(life.questions):
         choices = question.options
-        matches = [match_option(choice, choices) for choice in choices]
+        matches = [question.matching_option(choice) for choice in choices]
         if matches != list(range(len(choices))):
             yield index, f"ambiguous options {choices}"
         if choices and question.answer not in choices:
@@ -251,7 +251,7 @@ def self_correct(
     violations = []
     for (index, question), response in zip(choices, responses, strict=True):
         answer = response.answer or ""
-        chosen = match_option(answer, question.options)
+        chosen = question.matching_option(answer)
         key = question.options.index(question.answer)
         if chosen != key:
             why = f"model answers {answer!r}, key is {question.answer!r}: {question.text}"

@@ -12,7 +12,7 @@ from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import replay_conversation
 from personavlm_lib.benchmark.lives import Life, as_query
-from personavlm_lib.benchmark.questions import Question, match_option
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
@@ -219,7 +219,7 @@ def _record(
     labels: dict,
     seconds: float,
 ) -> AnswerRecord:
-    chosen = match_option(response.answer, list(question.options)) if response.answer else None
+    chosen = question.matching_option(response.answer) if response.answer else None
     return AnswerRecord(
         **labels, case=question.case, user=life.user, task=question.task, aspect=question.aspect,
         kind="alignment" if question.kind == "binary" else "choice", condition=condition.name, model=condition.model,

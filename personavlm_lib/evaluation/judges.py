@@ -7,7 +7,7 @@ answers are words of a known world, so rules decide.
 import re
 
 from personavlm_lib.agent.respond import Response
-from personavlm_lib.benchmark.questions import Question, match_option
+from personavlm_lib.benchmark.questions import Question
 
 
 def accuracy(question: Question, answer: str | None) -> float:
@@ -15,7 +15,7 @@ def accuracy(question: Question, answer: str | None) -> float:
     if answer is None:
         return 0.0
     if question.options:
-        chosen = match_option(answer, list(question.options))
+        chosen = question.matching_option(answer)
         return float(chosen is not None and question.options[chosen] == question.answer)
     return float(_words(answer) == _words(question.answer))
 
@@ -32,7 +32,7 @@ def consistency(question: Question, response: Response) -> float:
         )
         return float(suits == ("yes" in _words(response.answer)))
     answer = response.answer
-    chosen = match_option(answer, list(question.options)) if question.options else None
+    chosen = question.matching_option(answer) if question.options else None
     said = _words(question.options[chosen] if chosen is not None else answer)
     return float(bool(said) and all(word in thought for word in said))
 

@@ -1,1 +1,1 @@
-"""The simulated users: plans of their lives, the vocabulary, pictures, and the dialogue generators (Section 4)."""
+"""Simulated users: life plans, vocabulary, pictures and dialogue generators (Section 4)."""

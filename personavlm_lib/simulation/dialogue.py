@@ -13,50 +13,63 @@ from personavlm_lib.simulation.wording import FACTS, statement
 
 
 def user_message(event: LifeEvent, wording: Callable[[LifeEvent], str] | None = None) -> str:
-    """What the user says in this turn: the fact, its cause, and the words in which the personality shows."""
-    said = f"look at {statement(event)} <img>" if event.kind == "image" else statement(event)
+    """The user's message of a turn: the event, its cause, and words that show the personality.
+
+    `wording` phrases the event; by default in the canonical wording.
+    """
+    message = wording(event) if wording else _canonical(event)
+    if event.cause and event.cause not in message.split():
+        message += f" because {event.cause}"
+    words = [message]
+    for trait, score in zip(TRAITS, event.scores, strict=True):
+        if score != 3:
+            words.append(lexicon.MARKERS[trait][score])
+    return " ".join(words)
+
+
+def _canonical(event: LifeEvent) -> str:
+    message = statement(event)
+    if event.kind == "image":
+        return f"look at {message} <img>"
     if event.kind == "style":
-        said += " <img>"
-    if wording:
-        said = wording(event)
-    if event.cause and event.cause not in said.split():
-        said += f" because {event.cause}"
-    shown = [
-        lexicon.MARKERS[trait][score]
-        for trait, score in zip(TRAITS, event.scores, strict=True)
-        if score != 3
-    ]
-    return " ".join([said, *shown])
+        return f"{message} <img>"
+    return message
 
 
-def _paraphraser(plan: LifePlan) -> Callable[[LifeEvent], str]:
-    """The beats in other words; what became of a goal of the last days may leave its name out."""
-    rng = random.Random(f"wording {plan.seed}")
-    goals = {event.value: event.time for event in plan.events if event.kind == "goal"}
+class _Paraphraser:
+    """Phrases the events of one plan in other words."""
 
-    def said(event: LifeEvent) -> str:
-        if event.kind == "goal_end" and rng.random() < 0.5:
+    def __init__(self, plan: LifePlan):
+        self.rng = random.Random(f"wording {plan.seed}")
+        self.goal_times = {e.value: e.time for e in plan.events if e.kind == "goal"}
+
+    def __call__(self, event: LifeEvent) -> str:
+        if event.kind == "goal_end" and self.rng.random() < 0.5:
+            # The end of a recent goal may name the day of the goal instead of the goal.
+            set_at = self.goal_times[event.value]
             for name, (start, end) in periods(event.time).items():
-                if start <= goals[event.value] <= end:
+                if start <= set_at <= end:
                     return f"{event.key} is that goal from {name}"
-        told = lexicon.PARAPHRASES.get(event.kind) or (
-            lexicon.PARAPHRASES["fact"] if event.kind in FACTS else None
-        )
-        return rng.choice(told).format(**vars(event)) if told else statement(event)
-
-    return said
+        kind = event.kind
+        if kind in FACTS and kind not in lexicon.PARAPHRASES:
+            kind = "fact"
+        if kind not in lexicon.PARAPHRASES:
+            return statement(event)
+        template = self.rng.choice(lexicon.PARAPHRASES[kind])
+        return template.format(**vars(event))
 
 
 def render_dialogue(
     plan: LifePlan, images: Path, draw: bool = True, wording: str = "canonical"
 ) -> list[Turn]:
-    """The dialogue of a plan, one turn per beat; pictures are rendered into the folder `images` if `draw`.
+    """The dialogue of a plan, one turn per life event.
 
-    `wording`: "canonical", which the nano model learns from, or "paraphrased", the same facts in other words.
+    `draw` renders pictures into the folder `images`. `wording` is "canonical", which the nano model
+    learns from, or "paraphrased", the same facts in other words.
     """
     if wording not in ("canonical", "paraphrased"):
         raise ValueError(f"wording is {wording!r}; choose canonical or paraphrased")
-    words = _paraphraser(plan) if wording == "paraphrased" else None
+    paraphraser = _Paraphraser(plan) if wording == "paraphrased" else None
     rng = random.Random(f"teller {plan.seed}")
     turns = []
     for index, event in enumerate(plan.events):
@@ -67,8 +80,8 @@ def render_dialogue(
                 images.mkdir(parents=True, exist_ok=True)
                 render(event.scene).save(path)
             paths = (str(path),)
-        replies = lexicon.EMPTY_REPLIES if event.kind == "small_talk" else lexicon.REPLIES
-        turns.append(
-            Turn(event.time, user_message(event, words), rng.choice(replies), paths, index)
-        )
+        message = user_message(event, paraphraser)
+        small_talk = event.kind == "small_talk"
+        reply = rng.choice(lexicon.EMPTY_REPLIES if small_talk else lexicon.REPLIES)
+        turns.append(Turn(event.time, message, reply, paths, index))
     return turns

@@ -1,36 +1,63 @@
-"""Personas and life plans: the truth behind a simulated life, sampled by code from a seed (paper, section 4).
+"""Sample personas and life plans, the ground truth of a simulated user (paper, section 4).
 
-A plan is a list of beats in order of time, one per turn. Because it is known, so are the gold memories, the answers to
-all questions, and the personality of every turn, whoever tells the story.
+A plan is a list of life events in order of time, one per turn. It determines the gold memories,
+the answers to all questions and the user's personality at every turn, whichever dialogue generator
+writes the words.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, TypeVar
 
 from personavlm_lib.memory.personality import BigFive
 from personavlm_lib.memory.records import TRAITS
-from personavlm_lib.simulation import lexicon
+from personavlm_lib.simulation.lexicon import (
+    CAUSES,
+    CORE,
+    EVENTS,
+    GOAL_ENDS,
+    GOALS,
+    HABITS,
+    ITEMS,
+    LEVELS,
+    NAMES,
+    OCCASIONS,
+    PREFERENCES,
+    RELATIONS,
+    SKILLS,
+    SMALL_TALK,
+    VALUES,
+    WEEKDAYS,
+)
 from personavlm_lib.simulation.scenes import COLORS, LOOSE, PICTURE_STYLES, Scene, sample_scene
 
-EPOCH = datetime(2024, 3, 4)  # a Monday: lives begin within the three weeks after it
-REVEAL = 0.7  # chance that a trait shows in a turn's words
-CHANGING = ("core", "preference", "relation", "skill")  # kinds of fact that may be replaced
-TURNS = 46  # of a life of size 1, on average
-# Skills grow by these steps: each level is passed as often as every other, so none is the likelier answer.
+EPOCH = datetime(2024, 3, 4)  # a Monday; lives begin within the three weeks after it
+REVEAL = 0.7  # probability that a trait shows in the words of a turn
+CHANGING = ("core", "preference", "relation", "skill")  # kinds of fact whose value may change
+TURNS = 46  # average number of turns of a life of size 1
+# Levels that a skill passes through. All occur equally often, so none is the likelier answer.
 GROWTH = ((0, 1, 2, 3), (0, 1), (2, 3))
+
+T = TypeVar("T")
+Group = list[dict[str, Any]]  # undated events in a fixed order: keyword arguments of LifeEvent
 
 
 @dataclass(frozen=True)
 class LifeEvent:
-    """What one turn is about. `who` is "my" or a friend's name; `scores` is the turn's true p' (1-5 per trait)."""
+    """The content of one turn.
+
+    `who` is "my" or a friend's name; `scores` is the turn's true p' (1-5 per trait).
+    """
 
     time: datetime
-    kind: str  # of lexicon.py's lists, each with its sentence in tellers.py
+    kind: str  # wording.py defines a sentence for each kind
     who: str = "my"
     key: str = ""
     value: str = ""
-    was: str = ""  # the value that this one replaces
+    was: str = ""  # the value that `value` replaces
     cause: str = ""
     friend: str = ""
     scene: Scene | None = None
@@ -39,7 +66,11 @@ class LifeEvent:
 
 @dataclass(frozen=True)
 class Persona:
-    """Who a life is about: `role` is a line of PersonaHub or said of the rest; `profile` is the first core memory."""
+    """The simulated user.
+
+    `role` is a line of PersonaHub or a sentence made from the other fields; `profile` is the first
+    core memory.
+    """
 
     name: str
     age: int
@@ -50,9 +81,10 @@ class Persona:
 
 @dataclass(frozen=True)
 class LifePlan:
-    """One simulated user: persona, friends (the closest first), personality before and after a drift, and the beats.
+    """One simulated user: persona, friends (the closest first), personality and life events.
 
-    `given` holds the arguments of `sample_plan` that it comes from.
+    The personality is `before` until the time `drift`, then `after`. `arguments` are the arguments
+    of `sample_plan` that reproduce the plan.
     """
 
     user: str
@@ -63,10 +95,10 @@ class LifePlan:
     after: BigFive
     drift: datetime
     events: tuple[LifeEvent, ...] = ()
-    given: dict = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def personality_at(self, time: datetime) -> BigFive:
-        """The true Big Five of the user at `time` (a step at the drift)."""
+        """The user's true Big Five at `time` (a step at the drift)."""
         return self.after if time >= self.drift else self.before
 
 
@@ -75,162 +107,319 @@ def _personality(rng: random.Random) -> BigFive:
 
 
 def _drifted(rng: random.Random, before: BigFive) -> BigFive:
+    """`before` with two traits changed by at least one point each."""
     scores = list(before.as_tuple())
     for trait in rng.sample(range(5), 2):
-        scores[trait] = rng.choice(
-            [s for s in (1.5, 2.0, 4.0, 4.5) if abs(s - scores[trait]) >= 1.0]
-        )
+        old = scores[trait]
+        distant = [score for score in (1.5, 2.0, 4.0, 4.5) if abs(score - old) >= 1.0]
+        scores[trait] = rng.choice(distant)
     return BigFive(*scores)
 
 
-def _scores(rng: random.Random, truth: BigFive) -> tuple[int, ...]:
-    """The scores that one turn shows: the true value rounded at random to a neighbour, or neutral where hidden."""
-    shown = (int(s) + (rng.random() < s - int(s)) for s in truth.as_tuple())
-    return tuple(score if rng.random() < REVEAL else 3 for score in shown)
+def _scores(rng: random.Random, personality: BigFive) -> tuple[int, ...]:
+    """The scores of one turn: true values rounded up or down at random; neutral where hidden."""
+    scores = []
+    for true_score in personality.as_tuple():
+        score = int(true_score)
+        if rng.random() < true_score - score:
+            score += 1
+        revealed = rng.random() < REVEAL
+        scores.append(score if revealed else 3)
+    return tuple(scores)
 
 
-def _persona(rng: random.Random, name: str, line: str) -> Persona:
-    """A persona, with the job that the `line` names if it names one of the world's."""
-    profile = {"name": name} | {key: rng.choice(values) for key, values in lexicon.CORE.items()}
-    named = [job for job in lexicon.CORE["job"] if job in line.lower().split()]
-    profile |= {"job": named[0]} if named else {}
-    age, gender = rng.randint(18, 80), rng.choice(("woman", "man", "nonbinary person"))
-    role = "A {age}-year-old {gender} of {city}, {job}, who lives with a {pet}."
-    return Persona(
-        name, age, gender, line or role.format(age=age, gender=gender, **profile), profile
-    )
+def _persona(rng: random.Random, name: str, description: str) -> Persona:
+    """Sample a persona, with the job that `description` mentions if the lexicon has it."""
+    profile = {"name": name}
+    for key, values in CORE.items():
+        profile[key] = rng.choice(values)
+    words = description.lower().split()
+    for job in CORE["job"]:
+        if job in words:
+            profile["job"] = job
+            break
+    age = rng.randint(18, 80)
+    gender = rng.choice(("woman", "man", "nonbinary person"))
+    role = description
+    if not role:
+        role = (
+            f"A {age}-year-old {gender} of {profile['city']}, {profile['job']}, "
+            f"who lives with a {profile['pet']}."
+        )
+    return Persona(name, age, gender, role, profile)
 
 
-def pictured(rng: random.Random, who: str, thing: str, again: bool = False) -> list[dict]:
-    """Something shown, one to four of it at once or beside something else; `again`: later, too, from its other side.
+def pictured(rng: random.Random, who: str, thing: str, again: bool = False) -> Group:
+    """Events that show a picture of a thing: one to four of it, or one beside another thing.
 
-    A sign stands alone, and is not shown again.
+    With `again`, a second event shows it later, seen from its other side. A sign fills its picture
+    and is never shown again.
     """
-    color = rng.choice(list(COLORS))
-    event = {"kind": "image", "who": who, "key": thing, "value": color}
+    color = _color(rng)
+    wanted = [(thing, color)]
+    event = dict(kind="image", who=who, key=thing, value=color)
     if thing == "sign":
-        return [event | {"scene": sample_scene(rng, [(thing, color)])}]
-    other = (rng.choice([t for t in LOOSE if t != thing]), rng.choice(list(COLORS)))
-    wanted = [(thing, color)] * rng.randint(1, 4) if rng.random() < 0.5 else [(thing, color), other]
-    first = event | {"scene": sample_scene(rng, rng.sample(wanted, len(wanted)))}
-    return [first] + [event | {"scene": sample_scene(rng, [(thing, color)], turned=True)}] * again
+        return [event | {"scene": sample_scene(rng, wanted)}]
+    other_thing = rng.choice([kind for kind in LOOSE if kind != thing])
+    other_color = _color(rng)
+    if rng.random() < 0.5:
+        things = wanted * rng.randint(1, 4)
+    else:
+        things = [*wanted, (other_thing, other_color)]
+    shuffled = rng.sample(things, len(things))
+    scene = sample_scene(rng, shuffled)
+    # Sampled even without `again`, so that the rest of the life does not depend on it.
+    later_scene = sample_scene(rng, wanted, turned=True)
+    events = [event | {"scene": scene}]
+    if again:
+        events.append(event | {"scene": later_scene})
+    return events
 
 
-def _undated_events(
-    rng: random.Random, persona: Persona, friends: tuple[str, ...], size: float
-) -> list[list[dict]]:
-    """Groups of beats; beats of a group happen in this order, groups mix freely. The first group opens the life."""
+def _color(rng: random.Random) -> str:
+    return rng.choice(list(COLORS))
 
-    def some(n: float, most: int = 1000) -> int:
-        return min(most, max(1, round(n * size)))
 
-    told = persona.profile
-    opening = [
-        {"kind": "name" if key == "name" else "core", "key": key, "value": told[key]}
-        for key in told
-    ]
-    groups = [opening]
-    for key in rng.sample(list(lexicon.PREFERENCES), some(4, len(lexicon.PREFERENCES))):
+def _count(expected: float, most: int = 1000) -> int:
+    """`expected` as a whole number from 1 to `most`."""
+    return min(most, max(1, round(expected)))
+
+
+def _sample_about(rng: random.Random, choices: Sequence[T], expected: float) -> list[T]:
+    """About `expected` different `choices`, at least one."""
+    count = _count(expected, len(choices))
+    return rng.sample(choices, count)
+
+
+def _changing_fact(rng: random.Random, fact: dict[str, str], values: list[str]) -> Group:
+    """A fact with its values in order; each value after the first has a cause."""
+    group = [fact | {"value": values[0]}]
+    for value in values[1:]:
+        cause = rng.choice(CAUSES)
+        group.append(fact | {"value": value, "cause": cause})
+    return group
+
+
+def _opening(profile: dict[str, str]) -> Group:
+    """The user's introduction: name and core attributes."""
+    group = []
+    for key, value in profile.items():
+        kind = "name" if key == "name" else "core"
+        group.append(dict(kind=kind, key=key, value=value))
+    return group
+
+
+def _preferences(rng: random.Random, size: float) -> list[Group]:
+    groups = []
+    for key in _sample_about(rng, list(PREFERENCES), 4 * size):
+        choices = PREFERENCES[key]
         shifts = rng.choice((0, 1, 1, 2)) + round(size / 3)
-        first, *later = rng.sample(
-            lexicon.PREFERENCES[key], min(1 + shifts, len(lexicon.PREFERENCES[key]))
-        )
-        event = {"kind": "preference", "key": key, "value": first}
-        groups.append(
-            [event, *(event | {"value": v, "cause": rng.choice(lexicon.CAUSES)} for v in later)]
-        )
-    for key in rng.sample(
-        list(lexicon.CORE), some(1, len(lexicon.CORE))
-    ):  # a stable attribute changes, too: a move
-        value = rng.choice([v for v in lexicon.CORE[key] if v != told[key]])
-        groups.append(
-            [{"kind": "core", "key": key, "value": value, "cause": rng.choice(lexicon.CAUSES)}]
-        )
-    for friend in rng.sample(friends, some(2, len(friends))):
-        first, *later = rng.sample(lexicon.RELATIONS, rng.choice((1, 1, 2)))
-        event = {"kind": "relation", "who": friend, "key": "relation", "value": first}
-        groups.append(
-            [event, *(event | {"value": v, "cause": rng.choice(lexicon.CAUSES)} for v in later)]
-        )
-    for skill in rng.sample(lexicon.SKILLS, some(1, len(lexicon.SKILLS))):
-        steps = rng.choice(GROWTH)
-        groups.append(
-            [{"kind": "skill", "key": skill, "value": lexicon.LEVELS[level]} for level in steps]
-        )
-    groups.append([{"kind": "value", "key": "value", "value": rng.choice(lexicon.VALUES)}])
-    for item in rng.sample(lexicon.ITEMS, some(2, len(lexicon.ITEMS))):
-        groups.append([{"kind": "intent", "key": item, "value": rng.choice(lexicon.OCCASIONS)}])
-    tastes = [(f, k) for f in friends for k in lexicon.PREFERENCES]
-    for friend, key in rng.sample(tastes, some(3, len(tastes))):
-        groups.append(
-            [
-                {
-                    "kind": "friend",
-                    "who": friend,
-                    "key": key,
-                    "value": rng.choice(lexicon.PREFERENCES[key]),
-                }
-            ]
-        )
-    happenings = [(key, value) for key, values in lexicon.EVENTS.items() for value in values]
-    rng.shuffle(happenings)
-    for key, value in (3 * happenings)[: some(6)]:
-        friend = rng.choice((friends[0], *friends, friends[0]))  # the closest comes up most
-        groups.append([{"kind": "event", "key": key, "value": value, "friend": friend}])
-    shown = [(who, thing) for who in ("my", *friends) for thing in LOOSE]
-    for i, (who, thing) in enumerate(rng.sample(shown, some(5, len(shown)))):
-        groups.append(pictured(rng, who, thing, again=i % 5 == 0))
-    groups += [
-        pictured(rng, who, "sign") for who in rng.sample(("my", *friends), some(1, len(friends)))
-    ]
-    style = rng.choice(PICTURE_STYLES)
-    liked = sample_scene(rng, [(rng.choice(LOOSE), rng.choice(list(COLORS)))], style)
-    groups.append([{"kind": "style", "key": "style", "value": style, "scene": liked}])
-    for day in rng.sample(lexicon.WEEKDAYS, some(2, 7)):
-        groups.append([{"kind": "habit", "key": day, "value": rng.choice(lexicon.HABITS)}])
-    ends = rng.sample((*lexicon.GOAL_ENDS, ""), 3)
-    for i, goal in enumerate(rng.sample(lexicon.GOALS, some(3, 9))):
-        end = ends[i % 3]
-        groups.append(
-            [{"kind": "goal", "value": goal}]
-            + [{"kind": "goal_end", "key": end, "value": goal}] * bool(end)
-        )
-    groups += [[_small_talk(rng)] for _ in range(some(2))]
+        values = rng.sample(choices, min(1 + shifts, len(choices)))
+        fact = dict(kind="preference", key=key)
+        groups.append(_changing_fact(rng, fact, values))
     return groups
 
 
-def _small_talk(rng: random.Random) -> dict:
-    return {"kind": "small_talk", "value": rng.choice(lexicon.SMALL_TALK)}
+def _core_changes(rng: random.Random, profile: dict[str, str], size: float) -> list[Group]:
+    """Changes of otherwise stable attributes, such as a move."""
+    groups = []
+    for key in _sample_about(rng, list(CORE), size):
+        others = [value for value in CORE[key] if value != profile[key]]
+        value = rng.choice(others)
+        cause = rng.choice(CAUSES)
+        groups.append([dict(kind="core", key=key, value=value, cause=cause)])
+    return groups
 
 
-def _shuffled(rng: random.Random, groups: list[list[dict]]) -> list[dict]:
-    """One order of all beats that keeps each group's own order and the opening first."""
-    opening, rest = groups[0], groups[1:]
-    tickets = [i for i, group in enumerate(rest) for _ in group]
-    rng.shuffle(tickets)
-    queues = [iter(group) for group in rest]
-    return opening + [next(queues[i]) for i in tickets]
+def _relations(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+    groups = []
+    for friend in _sample_about(rng, friends, 2 * size):
+        stages = rng.choice((1, 1, 2))
+        values = rng.sample(RELATIONS, stages)
+        fact = dict(kind="relation", who=friend, key="relation")
+        groups.append(_changing_fact(rng, fact, values))
+    return groups
+
+
+def _skills(rng: random.Random, size: float) -> list[Group]:
+    groups = []
+    for skill in _sample_about(rng, SKILLS, size):
+        levels = [LEVELS[index] for index in rng.choice(GROWTH)]
+        groups.append([dict(kind="skill", key=skill, value=level) for level in levels])
+    return groups
+
+
+def _intents(rng: random.Random, size: float) -> list[Group]:
+    groups = []
+    for item in _sample_about(rng, ITEMS, 2 * size):
+        occasion = rng.choice(OCCASIONS)
+        groups.append([dict(kind="intent", key=item, value=occasion)])
+    return groups
+
+
+def _friends_tastes(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+    groups = []
+    tastes = [(friend, key) for friend in friends for key in PREFERENCES]
+    for friend, key in _sample_about(rng, tastes, 3 * size):
+        value = rng.choice(PREFERENCES[key])
+        groups.append([dict(kind="friend", who=friend, key=key, value=value)])
+    return groups
+
+
+def _outings(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+    """Things done with a friend, most often with the closest one."""
+    activities = []
+    for key, values in EVENTS.items():
+        activities += [(key, value) for value in values]
+    rng.shuffle(activities)
+    repeated = 3 * activities
+    closest = friends[0]
+    groups = []
+    for key, value in repeated[: _count(6 * size)]:
+        friend = rng.choice((closest, *friends, closest))
+        groups.append([dict(kind="event", key=key, value=value, friend=friend)])
+    return groups
+
+
+def _pictures(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+    """Pictures of things, every fifth thing shown twice, and of signs."""
+    groups = []
+    owners = ("my", *friends)
+    things = [(who, thing) for who in owners for thing in LOOSE]
+    for index, (who, thing) in enumerate(_sample_about(rng, things, 5 * size)):
+        groups.append(pictured(rng, who, thing, again=index % 5 == 0))
+    sign_count = _count(size, len(friends))
+    for who in rng.sample(owners, sign_count):
+        groups.append(pictured(rng, who, "sign"))
+    return groups
+
+
+def _picture_style(rng: random.Random) -> Group:
+    """The style of pictures that the user likes, with an example."""
+    style = rng.choice(PICTURE_STYLES)
+    thing = rng.choice(LOOSE)
+    color = _color(rng)
+    example = sample_scene(rng, [(thing, color)], style)
+    return [dict(kind="style", key="style", value=style, scene=example)]
+
+
+def _habits(rng: random.Random, size: float) -> list[Group]:
+    groups = []
+    for day in _sample_about(rng, WEEKDAYS, 2 * size):
+        habit = rng.choice(HABITS)
+        groups.append([dict(kind="habit", key=day, value=habit)])
+    return groups
+
+
+def _goals(rng: random.Random, size: float) -> list[Group]:
+    """Goals; of each three, one is reached, one is dropped and one stays open."""
+    groups = []
+    ends = rng.sample((*GOAL_ENDS, ""), 3)
+    goals = rng.sample(GOALS, _count(3 * size, 9))
+    for index, goal in enumerate(goals):
+        group = [dict(kind="goal", value=goal)]
+        end = ends[index % 3]
+        if end:
+            group.append(dict(kind="goal_end", key=end, value=goal))
+        groups.append(group)
+    return groups
+
+
+def _small_talk(rng: random.Random) -> Group:
+    return [dict(kind="small_talk", value=rng.choice(SMALL_TALK))]
+
+
+def _undated_events(
+    rng: random.Random, persona: Persona, friends: Sequence[str], size: float
+) -> list[Group]:
+    """Groups of undated events. Each group keeps its order; groups interleave freely.
+
+    The first group opens the life.
+    """
+    groups = [_opening(persona.profile)]
+    groups += _preferences(rng, size)
+    groups += _core_changes(rng, persona.profile, size)
+    groups += _relations(rng, friends, size)
+    groups += _skills(rng, size)
+    value = rng.choice(VALUES)
+    groups.append([dict(kind="value", key="value", value=value)])
+    groups += _intents(rng, size)
+    groups += _friends_tastes(rng, friends, size)
+    groups += _outings(rng, friends, size)
+    groups += _pictures(rng, friends, size)
+    groups.append(_picture_style(rng))
+    groups += _habits(rng, size)
+    groups += _goals(rng, size)
+    for _ in range(_count(2 * size)):
+        groups.append(_small_talk(rng))
+    return groups
+
+
+def _fit_to_turns(rng: random.Random, groups: list[Group], turns: int) -> None:
+    """Remove random groups, or add small talk, until `groups` hold exactly `turns` events."""
+    events = sum(map(len, groups))
+    surplus = events - turns
+    while surplus > 0:
+        removable = [group for group in groups[1:] if len(group) <= surplus]
+        removed = rng.choice(removable)
+        groups.remove(removed)
+        surplus -= len(removed)
+    for _ in range(-surplus):
+        groups.append(_small_talk(rng))
+
+
+def _interleave(rng: random.Random, groups: list[Group]) -> Group:
+    """All events in one random order that keeps each group's own order and the opening first."""
+    opening, *others = groups
+    turns = []
+    for index, group in enumerate(others):
+        turns += [index] * len(group)
+    rng.shuffle(turns)
+    queues = [iter(group) for group in others]
+    return opening + [next(queues[index]) for index in turns]
 
 
 def _session_times(rng: random.Random, turns: int, days: int) -> list[datetime]:
-    """One time per turn: sessions of 2-5 turns on different days and hours, five minutes between turns."""
-    sizes = []
-    while sum(sizes) < turns:
-        sizes.append(min(rng.choice((2, 3, 3, 4, 4, 5)), turns - sum(sizes)))
-    sizes = sizes[: max(1, days)] if len(sizes) <= days else [len(c) for c in _chunks(turns, days)]
+    """One time per turn.
+
+    Sessions have 2-5 turns, five minutes apart, and lie on different days and hours.
+    """
+    sizes: list[int] = []
+    remaining = turns
+    while remaining > 0:
+        size = min(rng.choice((2, 3, 3, 4, 4, 5)), remaining)
+        sizes.append(size)
+        remaining -= size
+    if len(sizes) > days:
+        sizes = _even_sizes(turns, days)
     start = EPOCH + timedelta(days=rng.randrange(21))
-    chosen = sorted(rng.sample(range(1, max(days, len(sizes) + 1)), len(sizes) - 1))
+    later_days = range(1, max(days, len(sizes) + 1))
+    session_days = [0, *sorted(rng.sample(later_days, len(sizes) - 1))]
     times = []
-    for day, size in zip([0, *chosen], sizes, strict=True):
-        first = start + timedelta(days=day, hours=rng.randint(8, 20), minutes=5 * rng.randrange(12))
-        times += [first + timedelta(minutes=5 * i) for i in range(size)]
+    for day, size in zip(session_days, sizes, strict=True):
+        hour = rng.randint(8, 20)
+        minute = 5 * rng.randrange(12)
+        first = start + timedelta(days=day, hours=hour, minutes=minute)
+        times += [first + timedelta(minutes=5 * turn) for turn in range(size)]
     return times
 
 
-def _chunks(turns: int, parts: int) -> list[range]:
-    """`turns` split into `parts` runs of nearly equal length."""
-    bounds = [turns * i // parts for i in range(parts + 1)]
-    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+def _even_sizes(total: int, parts: int) -> list[int]:
+    """`total` split into `parts` nearly equal whole numbers."""
+    bounds = [total * part // parts for part in range(parts + 1)]
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def _record_replaced_values(events: Group) -> None:
+    """Set `was` of each changing fact to the value that it replaces."""
+    newest: dict[tuple[str, str, str], str] = {}
+    for event in events:
+        kind = event["kind"]
+        if kind in CHANGING:
+            who = event.get("who", "my")
+            fact = (kind, who, event["key"])
+            event["was"] = newest.get(fact, "")
+            newest[fact] = event["value"]
 
 
 def sample_plan(
@@ -241,35 +430,46 @@ def sample_plan(
     persona: str = "",
     turns: int | None = None,
 ) -> LifePlan:
-    """A life of about TURNS x `size` turns, or of exactly `turns` >= 20, within `days` days.
+    """Sample a life of about TURNS x `size` turns, or exactly `turns` >= 20, within `days` days.
 
-    The paper's have 20-100 turns within a month for training, and up to 500 within three for the test (appendix C).
-    `persona` is a description to keep as the role, such as a line of PersonaHub.
+    The paper's lives have 20-100 turns within a month for training, and up to 500 within three
+    months for the test (appendix C). `persona` is a description to use as the role, such as a line
+    of PersonaHub.
     """
-    given = dict(seed=seed, days=days, size=size, user=user, persona=persona, turns=turns)
+    arguments = dict(seed=seed, days=days, size=size, user=user, persona=persona, turns=turns)
     rng = random.Random(f"life {seed}")
     if turns:
-        size = max(turns / TURNS, (turns / TURNS) ** 1.25)  # some lists end: the others give more
-    name, *friends = rng.sample(lexicon.NAMES, 1 + min(8, 3 + max(1, round(size))))
-    about = _persona(rng, name, persona)
-    groups = _undated_events(rng, about, tuple(friends), size)
-    if turns:  # small talk fills up, and what stands for itself is left out, until it fits
-        while (over := sum(map(len, groups)) - turns) > 0:
-            groups.remove(rng.choice([g for g in groups[1:] if len(g) <= over]))
-        groups += [[_small_talk(rng)] for _ in range(-over)]
-    events = _shuffled(rng, groups)
-    times = _session_times(rng, len(events), days)
+        # Some lists of the lexicon run out in a long life; the others make up for them.
+        ratio = turns / TURNS
+        size = max(ratio, ratio**1.25)
+    friend_count = min(8, 3 + max(1, round(size)))
+    name, *others = rng.sample(NAMES, 1 + friend_count)
+    friends = tuple(others)
+    user_persona = _persona(rng, name, persona)
+    groups = _undated_events(rng, user_persona, friends, size)
+    if turns:
+        _fit_to_turns(rng, groups, turns)
+    undated = _interleave(rng, groups)
+    _record_replaced_values(undated)
+    times = _session_times(rng, len(undated), days)
     before = _personality(rng)
-    drift = times[rng.randrange(len(times) // 3, 2 * len(times) // 3)]
+    turn_count = len(times)
+    drift_turn = rng.randrange(turn_count // 3, 2 * turn_count // 3)
+    drift = times[drift_turn]
     after = _drifted(rng, before)
-    newest: dict[tuple[str, str, str], str] = {}
-    for event in (event for event in events if event["kind"] in CHANGING):
-        about_what = event["kind"], event.get("who", "my"), event["key"]
-        event["was"], newest[about_what] = newest.get(about_what, ""), event["value"]
-    dated = tuple(
-        LifeEvent(time=time, scores=_scores(rng, after if time >= drift else before), **event)
-        for time, event in zip(times, events, strict=True)
-    )
+    events = []
+    for time, event in zip(times, undated, strict=True):
+        personality = after if time >= drift else before
+        scores = _scores(rng, personality)
+        events.append(LifeEvent(time=time, scores=scores, **event))
     return LifePlan(
-        user or f"user_{seed:05d}", seed, about, tuple(friends), before, after, drift, dated, given
+        user=user or f"user_{seed:05d}",
+        seed=seed,
+        persona=user_persona,
+        friends=friends,
+        before=before,
+        after=after,
+        drift=drift,
+        events=tuple(events),
+        arguments=arguments,
     )

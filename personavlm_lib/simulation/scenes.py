@@ -1,7 +1,8 @@
-"""The images of the simulated world: up to four coloured things, or a sign with a word on it, drawn with Pillow alone.
+"""The pictures of the simulated world: up to four colored things, or a sign, drawn with Pillow.
 
-No outline fonts, no photographs and no random state but the generator that is handed in, so a scene is the same on
-every machine. A thing is big enough (28-40 of 84 pixels) to be told apart by a vision tower of a few hundred kilobytes.
+A scene looks the same on every machine: it needs no outline fonts, no photographs and no random
+state except the generator that is passed in. A thing measures 28-40 of 84 pixels, large enough for
+a vision tower of a few hundred kilobytes to recognize.
 """
 
 import colorsys
@@ -25,25 +26,24 @@ COLORS: dict[str, RGB] = {
     "black": (22, 22, 24),
     "white": (254, 254, 254),
 }
-# Never close to a thing's colour, white included: greys, beiges and pale tints of middle lightness.
+# Grays, beiges and pale tints of medium lightness, far from every color of a thing, even white.
 BACKGROUNDS: tuple[RGB, ...] = (
-    (178, 178, 180), (190, 180, 162), (168, 182, 194), (172, 190, 170), (196, 176, 178), (184, 172, 150),
+    (178, 178, 180), (190, 180, 162), (168, 182, 194),
+    (172, 190, 170), (196, 176, 178), (184, 172, 150),
 )  # fmt: skip
-PICTURE_STYLES = (
-    "plain",
-    "striped",
-    "dotted",
-    "checked",
-)  # of a picture: what lies behind the things
+PICTURE_STYLES = ("plain", "striped", "dotted", "checked")  # the pattern behind the things
 SIGN_WORDS = "shop exit sale stop taxi bank post cafe".split()
 COUNTS = ("one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `kind` of THINGS, `color` of COLORS, `box` = (left, top, right, bottom) in 0..1 of the image,
-    the exact `rgb` it is painted in (its colour, a little off as in life), whether it is seen from the other side,
-    and, on a sign, the `word`."""
+    """One object of a scene.
+
+    `kind` is one of THINGS, `color` one of COLORS, `box` = (left, top, right, bottom) in 0..1 of
+    the image. `rgb` is the exact color that is painted, a small variation of `color`. `turned`
+    means seen from the other side; `word` is the text of a sign.
+    """
 
     kind: str
     color: str
@@ -54,13 +54,13 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What a person calls it: `red cup`."""
+        """Color and kind: `red cup`."""
         return f"{self.color} {self.kind}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background, from left to right; more than two of a kind fill a grid of two by two."""
+    """Things on a background, from left to right; more than two stand in a grid of two by two."""
 
     things: tuple[Thing, ...]
     background: RGB
@@ -68,33 +68,40 @@ class Scene:
 
     @property
     def word(self) -> str:
-        """What is written in the picture; "" where nothing is."""
-        return next((thing.word for thing in self.things if thing.word), "")
+        """The word on the picture's sign; "" without a sign."""
+        for thing in self.things:
+            if thing.word:
+                return thing.word
+        return ""
 
 
 class _Brush:
-    """Draws in the unit square of one box, so that each kind is a few lines whatever its size."""
+    """Draws one thing in coordinates of the unit square, whatever its size in pixels.
 
-    def __init__(self, draw: ImageDraw.ImageDraw, box: Box, thing: "Thing"):
-        self.draw, self.box, self.fill, self.word, self.turned = (
-            draw,
-            box,
-            thing.rgb,
-            thing.word,
-            thing.turned,
-        )
-        self.shade = tuple(c // 2 if sum(self.fill) > 150 else c + 70 for c in self.fill)
+    A point is (x, y) in 0..1 of the thing's box.
+    """
+
+    def __init__(self, draw: ImageDraw.ImageDraw, box: Box, thing: Thing):
+        self.draw = draw
+        self.box = box
+        self.fill = thing.rgb
+        self.word = thing.word
+        self.turned = thing.turned
+        dark = sum(thing.rgb) <= 150
+        self.shade = tuple(c + 70 if dark else c // 2 for c in thing.rgb)
 
     def points(self, flat: Sequence[float]) -> list[tuple[float, float]]:
+        """Pixel positions of the points x0, y0, x1, y1, ..."""
         left, top, right, bottom = self.box
-        xs, ys = [1 - x for x in flat[::2]] if self.turned else flat[::2], flat[1::2]
-        return [
-            (left + x * (right - left), top + y * (bottom - top))
-            for x, y in zip(xs, ys, strict=True)
-        ]
+        points = []
+        for x, y in zip(flat[::2], flat[1::2], strict=True):
+            if self.turned:
+                x = 1 - x
+            points.append((left + x * (right - left), top + y * (bottom - top)))
+        return points
 
     def corners(self, flat: Sequence[float]) -> list[float]:
-        """Left, top, right, bottom, which change sides where the thing is turned."""
+        """Left, top, right and bottom in pixels; left and right change sides if turned."""
         (x0, y0), (x1, y1) = self.points(flat)
         return [min(x0, x1), y0, max(x0, x1), y1]
 
@@ -108,8 +115,10 @@ class _Brush:
         self.draw.ellipse(self.corners(flat), fill=self.shade if shaded else self.fill)
 
     def arc(self, *flat: float, start: float, end: float, width: float) -> None:
-        pixels = max(1, round(width * (self.box[2] - self.box[0])))
-        start, end = (180 - end, 180 - start) if self.turned else (start, end)
+        left, _, right, _ = self.box
+        pixels = max(1, round(width * (right - left)))
+        if self.turned:
+            start, end = 180 - end, 180 - start
         self.draw.arc(self.corners(flat), start, end, fill=self.fill, width=pixels)
 
 
@@ -166,25 +175,47 @@ def _flag(b: _Brush) -> None:
 
 
 def _sign(b: _Brush) -> None:
-    """A board with a word in the dots of Pillow's own bitmap font, each dot a rectangle."""
+    """A board with a word in Pillow's bitmap font, each dot drawn as a rectangle."""
     b.rectangle(0.0, 0.0, 1.0, 1.0)
+    dark_board = sum(b.fill) < 480
+    ink = (250, 250, 250) if dark_board else (10, 10, 10)
     mask = ImageFont.load_default_imagefont().getmask(b.word.upper())
-    (width, height), left = mask.size, 0.04
-    ink = (250, 250, 250) if sum(b.fill) < 480 else (10, 10, 10)
-    step = (1 - 2 * left) / width
-    for i in range(width * height):
-        if mask[i]:
-            x, y = left + step * (i % width), 0.08 + 0.84 / height * (i // width)
-            b.draw.rectangle(b.corners((x, y, x + step, y + 0.84 / height)), fill=ink)
+    columns, rows = mask.size
+    margin = 0.04
+    dot_width = (1 - 2 * margin) / columns
+    dot_height = 0.84 / rows
+    for index in range(columns * rows):
+        if not mask[index]:
+            continue
+        row, column = divmod(index, columns)
+        x = margin + dot_width * column
+        y = 0.08 + dot_height * row
+        dot = b.corners((x, y, x + dot_width, y + dot_height))
+        b.draw.rectangle(dot, fill=ink)
 
 
 THINGS: dict[str, Callable[[_Brush], None]] = {
-    "cup": _cup, "hat": _hat, "ball": _ball, "book": _book, "car": _car, "fish": _fish, "lamp": _lamp, "flag": _flag,
+    "cup": _cup,
+    "hat": _hat,
+    "ball": _ball,
+    "book": _book,
+    "car": _car,
+    "fish": _fish,
+    "lamp": _lamp,
+    "flag": _flag,
     "sign": _sign,
-}  # fmt: skip
-LOOSE = tuple(
-    kind for kind in THINGS if kind != "sign"
-)  # what can stand beside others: a sign fills its picture
+}
+LOOSE = tuple(kind for kind in THINGS if kind != "sign")  # things that may stand beside others
+
+
+def _varied_color(rng: random.Random, color: str) -> RGB:
+    """A color of COLORS with hue and lightness slightly changed."""
+    red, green, blue = COLORS[color]
+    hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
+    hue = (hue + rng.uniform(-0.012, 0.012)) % 1.0
+    light = min(0.99, light * rng.uniform(0.94, 1.06))
+    r, g, b = colorsys.hls_to_rgb(hue, light, saturation)
+    return round(255 * r), round(255 * g), round(255 * b)
 
 
 def sample_thing(
@@ -195,24 +226,24 @@ def sample_thing(
     turned: bool = False,
     word: str = "",
 ) -> Thing:
-    """A `color` `kind` somewhere in the `area`, its size, place and hue a little varied.
+    """A thing at a random place in `area`, with small variations of size and color.
 
-    Raises KeyError where the kind or the colour is not one of THINGS and COLORS.
+    Raises KeyError if THINGS lacks the kind or COLORS the color.
     """
-    hue, light, saturation = colorsys.rgb_to_hls(*(c / 255 for c in COLORS[color]))
-    hue, light = (
-        (hue + rng.uniform(-0.012, 0.012)) % 1.0,
-        min(0.99, light * rng.uniform(0.94, 1.06)),
-    )
-    rgb = tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue, light, saturation))
-    width = rng.uniform(0.36, 0.46) if word == "" else rng.uniform(0.86, 0.94)
-    height = width * (rng.uniform(0.9, 1.1) if word == "" else rng.uniform(0.4, 0.46))
-    x = rng.uniform(area[0] + 0.02, area[2] - 0.02 - width)
-    y = rng.uniform(area[1] + 0.02, area[3] - 0.02 - height)
-    THINGS[kind]  # a name that nothing can draw fails here, not when somebody renders it
-    return Thing(
-        kind, color, tuple(round(v, 4) for v in (x, y, x + width, y + height)), rgb, turned, word
-    )
+    if kind not in THINGS:
+        raise KeyError(kind)
+    rgb = _varied_color(rng, color)
+    if word:
+        width = rng.uniform(0.86, 0.94)
+        height = width * rng.uniform(0.4, 0.46)
+    else:
+        width = rng.uniform(0.36, 0.46)
+        height = width * rng.uniform(0.9, 1.1)
+    left, top, right, bottom = area
+    x = rng.uniform(left + 0.02, right - 0.02 - width)
+    y = rng.uniform(top + 0.02, bottom - 0.02 - height)
+    box = (round(x, 4), round(y, 4), round(x + width, 4), round(y + height, 4))
+    return Thing(kind, color, box, rgb, turned, word)
 
 
 def sample_scene(
@@ -221,74 +252,100 @@ def sample_scene(
     style: str = "plain",
     turned: bool = False,
 ) -> Scene:
-    """A scene of the one to four (kind, color) pairs in `wanted`, in order, none covering another.
+    """A scene of the one to four (kind, color) pairs in `wanted`, in this order, without overlap.
 
-    One or two things have the picture's height to themselves; more stand in a grid of two by two. `turned`: the first
-    is seen from its other side. A sign stands alone, with a word drawn at random. Raises ValueError for any other
-    number of things, KeyError for an unknown kind or colour.
+    One or two things share the picture's full height; more stand in a grid of two by two. `turned`
+    shows the first thing from its other side. A sign stands alone, with a random word. Raises
+    ValueError for any other number of things, KeyError for an unknown kind or color.
     """
-    if len(wanted) not in (1, 2, 3, 4) or len(wanted) > 1 and "sign" in dict(wanted):
+    count = len(wanted)
+    sign_beside_others = count > 1 and "sign" in dict(wanted)
+    if not 1 <= count <= 4 or sign_beside_others:
         raise ValueError(
-            f"a scene holds one to four things, or a sign alone, not {len(wanted)}: {list(wanted)}"
+            f"a scene holds one to four things, or a sign alone, not {count}: {list(wanted)}"
         )
-    background = tuple(c + rng.randint(-4, 4) for c in rng.choice(BACKGROUNDS))
-    columns, rows = min(2, len(wanted)), 1 + (len(wanted) > 2)
+    red, green, blue = rng.choice(BACKGROUNDS)
+    background = (red + rng.randint(-4, 4), green + rng.randint(-4, 4), blue + rng.randint(-4, 4))
+    columns = min(2, count)
+    rows = 2 if count > 2 else 1
     things = []
-    for i, (kind, color) in enumerate(wanted):
-        x, y = i % columns / columns, i // columns / rows
-        word = rng.choice(SIGN_WORDS) if kind == "sign" else ""
-        area = (x, y, x + 1 / columns, y + 1 / rows)
-        things.append(
-            sample_thing(rng, kind, color, area, turned and kind != "sign" and i == 0, word)
-        )
+    for index, (kind, color) in enumerate(wanted):
+        left = index % columns / columns
+        top = index // columns / rows
+        area = (left, top, left + 1 / columns, top + 1 / rows)
+        if kind == "sign":
+            word = rng.choice(SIGN_WORDS)
+            thing = sample_thing(rng, kind, color, area, word=word)
+        else:
+            other_side = turned and index == 0
+            thing = sample_thing(rng, kind, color, area, turned=other_side)
+        things.append(thing)
     return Scene(tuple(things), background, style)
 
 
-def _pattern(draw: ImageDraw.ImageDraw, scene: Scene, size: int) -> None:
-    """Lighter stripes, dots or squares behind the things."""
-    light, step = tuple(min(255, c + 40) for c in scene.background), size // 8
-    for i in range(8):
-        if scene.style == "striped" and i % 2:
-            draw.rectangle((0, i * step, size, (i + 1) * step), light)
-        for j in range(8):
-            corner = (i * step, j * step)
-            if scene.style == "checked" and (i + j) % 2:
-                draw.rectangle((*corner, corner[0] + step, corner[1] + step), light)
+def _draw_pattern(draw: ImageDraw.ImageDraw, scene: Scene, size: int) -> None:
+    """Draw lighter stripes, dots or squares behind the things."""
+    light = tuple(min(255, channel + 40) for channel in scene.background)
+    step = size // 8
+    for row in range(8):
+        y = row * step
+        if scene.style == "striped" and row % 2:
+            draw.rectangle((0, y, size, y + step), light)
+        for column in range(8):
+            x = column * step
+            if scene.style == "checked" and (row + column) % 2:
+                draw.rectangle((x, y, x + step, y + step), light)
             if scene.style == "dotted":
-                draw.ellipse((*corner, corner[0] + step * 0.6, corner[1] + step * 0.6), light)
+                draw.ellipse((x, y, x + step * 0.6, y + step * 0.6), light)
 
 
 def render(scene: Scene, size: int = 84) -> Image.Image:
-    """The scene as an RGB image of `size` x `size` pixels, drawn four times larger and averaged down."""
+    """The scene as an RGB image of `size` x `size` pixels, drawn four times larger and averaged."""
     large = 4 * size
     image = Image.new("RGB", (large, large), scene.background)
     draw = ImageDraw.Draw(image)
-    _pattern(draw, scene, large)
+    _draw_pattern(draw, scene, large)
     for thing in scene.things:
-        THINGS[thing.kind](_Brush(draw, tuple(v * large for v in thing.box), thing))
+        left, top, right, bottom = thing.box
+        pixels = (left * large, top * large, right * large, bottom * large)
+        draw_thing = THINGS[thing.kind]
+        draw_thing(_Brush(draw, pixels, thing))
     return image.resize((size, size), Image.Resampling.BOX)
 
 
 def caption(scene: Scene) -> str:
-    """What stands where: `a red cup left of a blue ball`, `three red cup`, or `a red sign exit`."""
-    one = scene.things[0]
-    if len({thing.kind for thing in scene.things}) == 1 and len(scene.things) > 1:
-        return f"{COUNTS[len(scene.things) - 1]} {one.name}"
-    return " left of ".join(
-        f"{with_article(thing.name)} {thing.word}".strip() for thing in scene.things
-    )
+    """The things and their places.
+
+    Examples: `a red cup left of a blue ball`, `three red cup`, `a red sign exit`.
+    """
+    count = len(scene.things)
+    kinds = {thing.kind for thing in scene.things}
+    if count > 1 and len(kinds) == 1:
+        number = COUNTS[count - 1]
+        return f"{number} {scene.things[0].name}"
+    names = []
+    for thing in scene.things:
+        name = with_article(thing.name)
+        names.append(f"{name} {thing.word}" if thing.word else name)
+    return " left of ".join(names)
 
 
 def listed(scene: Scene) -> str:
-    """All that is there, from left to right: `one ball is blue one cup is red`, `three cup is red`, `one sign is red
-    says exit`."""
-    found = Counter((thing.kind, thing.color) for thing in scene.things)
-    word = f" says {scene.word}" if scene.word else ""
-    return (
-        " ".join(f"{COUNTS[n - 1]} {kind} is {color}" for (kind, color), n in found.items()) + word
-    )
+    """All things from left to right.
+
+    Examples: `one ball is blue one cup is red`, `three cup is red`, `one sign is red says exit`.
+    """
+    counts = Counter((thing.kind, thing.color) for thing in scene.things)
+    parts = []
+    for (kind, color), count in counts.items():
+        number = COUNTS[count - 1]
+        parts.append(f"{number} {kind} is {color}")
+    if scene.word:
+        parts.append(f"says {scene.word}")
+    return " ".join(parts)
 
 
 def with_article(name: str) -> str:
     """`a red cup`, `an orange hat`."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{article} {name}"

@@ -1,17 +1,18 @@
-"""Tellers turn a life plan into dialogues. The template teller is offline and instant."""
+"""The canonical sentence of each life event, and the keywords that a search for it uses."""
 
 from collections.abc import Iterable
 
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.plan import LifeEvent
 
-FACTS = ("core", "preference", "friend", "relation", "value", "skill", "style")  # who key is value
+FACTS = ("core", "preference", "friend", "relation", "value", "skill", "style")  # kinds using FACT
 FACT = "{who} {key} is {value}"
 CHANGED = "{who} {key} from {was} is {value}"
-# How a beat of each kind is said, and what one would look it up by: the beginning, which does not give the end away.
-SAID = {
+# Kind of event -> (sentence, search keywords). The keywords begin like the sentence, but do not
+# contain what a question about the event asks for.
+TEMPLATES = {
     **dict.fromkeys(("name", *FACTS), (FACT, "{who} {key}")),
-    "preference": (FACT, "{who} {key} now"),  # what it has become, rather than what it was
+    "preference": (FACT, "{who} {key} now"),  # `now`: the current value, not an earlier one
     "event": ("i {key} {value} with {friend}", "i {key}"),
     "image": ("{who} {key}", "{who} {key}"),
     "habit": ("every {key} i do {value}", "every {key} i do"),
@@ -23,22 +24,35 @@ SAID = {
 
 
 def bare_statement(event: LifeEvent) -> str:
-    """`bob drink is cola`: how everything that holds of somebody is said."""
+    """A fact without its history or cause: `bob drink is cola`."""
     return FACT.format(**vars(event))
 
 
 def statement(event: LifeEvent) -> str:
-    """The sentence that states the beat: the words a memory keeps and a reasoning step restates."""
-    said = (CHANGED if event.was else SAID[event.kind][0]).format(**vars(event))
-    return f"{said} because {event.cause}" if event.cause else said
+    """The sentence that states the event, as memories store it and reasoning steps repeat it."""
+    template, _ = TEMPLATES[event.kind]
+    if event.was:
+        template = CHANGED
+    sentence = template.format(**vars(event))
+    if event.cause:
+        sentence += f" because {event.cause}"
+    return sentence
 
 
 def search_keywords(event: LifeEvent) -> str:
-    """What one would look the beat up by."""
-    return SAID[event.kind][1].format(**vars(event))
+    """The keywords to search for the event."""
+    _, keywords = TEMPLATES[event.kind]
+    return keywords.format(**vars(event))
 
 
-def core_profile(told: Iterable[LifeEvent]) -> dict[str, str]:
-    """All attributes stated so far, newest value each, in the order of first mention; those of the persona last."""
-    stated = {event.key: event.value for event in told if event.kind in ("name", "core")}
-    return {key: stated[key] for key in sorted(stated, key=lambda key: key in lexicon.PERSONA_KEYS)}
+def core_profile(events: Iterable[LifeEvent]) -> dict[str, str]:
+    """The newest value of each core attribute in `events`, in the order of first mention.
+
+    Attributes of the persona come last.
+    """
+    profile: dict[str, str] = {}
+    for event in events:
+        if event.kind in ("name", "core"):
+            profile[event.key] = event.value
+    ordered = sorted(profile, key=lambda key: key in lexicon.PERSONA_KEYS)
+    return {key: profile[key] for key in ordered}

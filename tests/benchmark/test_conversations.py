@@ -1,3 +1,5 @@
+"""Reading of the three conversation formats, and writing of the authors' own."""
+
 import json
 import os
 from dataclasses import replace
@@ -16,24 +18,21 @@ def write(path: Path, data: object) -> Path:
     return path
 
 
-def test_memorybank_gets_times_from_its_days_and_questions_from_beside_it(tmp_path):
-    said = [{"query": "hi", "response": "hello"}, {"query": "tea?", "response": "yes"}]
+def test_memorybank_days_become_times_and_questions_come_from_the_file_beside(tmp_path):
+    exchanges = [{"query": "hi", "response": "hello"}, {"query": "tea?", "response": "yes"}]
     users = {
-        " Jason ": {"name": "Jason", "history": {"2023-05-02": said[:1], "2023-04-27": said}},
+        " Jason ": {
+            "name": "Jason",
+            "history": {"2023-05-02": exchanges[:1], "2023-04-27": exchanges},
+        },
         "Ivy": {"history": {}},
     }
     path = write(tmp_path / "bank.json", users)
-    (tmp_path / "bank_questions.jsonl").write_text(
-        '{"Jason": ["who?", " when? "]}\n\n', encoding="utf-8"
-    )
+    questions = '{"Jason": ["who?", " when? "]}\n\n'
+    (tmp_path / "bank_questions.jsonl").write_text(questions, encoding="utf-8")
     jason, ivy = read_conversations(path)
-    assert (jason.user, jason.questions, ivy.user, ivy.turns, ivy.questions) == (
-        "Jason",
-        ["who?", "when?"],
-        "Ivy",
-        [],
-        [],
-    )
+    assert (jason.user, jason.questions) == ("Jason", ["who?", "when?"])
+    assert (ivy.user, ivy.turns, ivy.questions) == ("Ivy", [], [])
     times = [datetime(2023, 4, 27, 9, 0), datetime(2023, 4, 27, 9, 2), datetime(2023, 5, 2, 9, 0)]
     assert [(t.time, t.index) for t in jason.turns] == list(zip(times, range(3), strict=True))
     assert (jason.turns[1].user, jason.turns[1].assistant) == ("tea?", "yes")
@@ -43,7 +42,7 @@ def test_memorybank_gets_times_from_its_days_and_questions_from_beside_it(tmp_pa
     assert [c.questions for c in read_conversations(path, other)] == [[], ["why?"]]
 
 
-def test_the_authors_file_consumes_images_in_order(tmp_path):
+def test_image_marks_of_the_authors_file_consume_its_images_in_order(tmp_path):
     (tmp_path / "a.png").touch()
     late = [{"time": "2024-09-13 09:00 (Friday)", "user": "<img> and <img>", "assistant": "nice"}]
     early = [
@@ -64,40 +63,31 @@ def test_the_authors_file_consumes_images_in_order(tmp_path):
 
 
 def locomo(sample_id="conv-1"):
-    said = [
-        {
-            "speaker": "Ann",
-            "dia_id": "D1:1",
-            "text": "Look!",
-            "blip_caption": "a photo of a cat",
-            "img_url": ["x"],
-        },
-        {"speaker": "Bo", "dia_id": "D1:2", "text": "Lovely."},
-    ]
-    late = [{"speaker": "Bo", "dia_id": "D2:1", "text": "Rain again."}]
-    talk = {
+    with_image = {
+        "speaker": "Ann",
+        "dia_id": "D1:1",
+        "text": "Look!",
+        "blip_caption": "a photo of a cat",
+        "img_url": ["x"],
+    }
+    conversation = {
         "speaker_a": "Ann",
         "speaker_b": "Bo",
-        "session_10": late,
+        "session_10": [{"speaker": "Bo", "dia_id": "D2:1", "text": "Rain again."}],
         "session_10_date_time": "12:05 am on 1 June, 2023",
-    }
-    talk |= {
-        "session_2": said,
+        "session_2": [with_image, {"speaker": "Bo", "dia_id": "D1:2", "text": "Lovely."}],
         "session_2_date_time": "1:56 pm on 8 May, 2023",
         "session_11_date_time": "soon",
     }
-    asked = [
-        {
-            "question": "Whose cat?",
-            "evidence": ["D1:1; D2:1", "D", "D:1:02", "D1:1", "D9:9"],
-            "category": 1,
-        },
+    evidence = ["D1:1; D2:1", "D", "D:1:02", "D1:1", "D9:9"]
+    questions = [
+        {"question": "Whose cat?", "evidence": evidence, "category": 1},
         {"question": "Why?", "category": 3},
     ]
-    return {"sample_id": sample_id, "conversation": talk, "qa": asked}
+    return {"sample_id": sample_id, "conversation": conversation, "qa": questions}
 
 
-def test_locomo_has_two_speakers_captions_and_evidence_however_it_is_written(tmp_path):
+def test_locomo_gives_speakers_captions_and_evidence_even_from_malformed_ids(tmp_path):
     first, second = read_conversations(write(tmp_path / "two.json", [locomo(), locomo("conv-2")]))
     assert (first.user, second.user) == ("conv-1", "conv-2")
     assert [turn.user for turn in first.turns] == [
@@ -113,41 +103,51 @@ def test_locomo_has_two_speakers_captions_and_evidence_however_it_is_written(tmp
     ]
     assert len(split_sessions(first.turns)) == 2
     assert first.questions == ["Whose cat?", "Why?"]
-    assert [(p.category, p.evidence) for p in first.probes] == [
-        ("multi-hop", (0, 2, 1)),
-        ("open", ()),
-    ]
+    probes = [(probe.category, probe.evidence) for probe in first.probes]
+    assert probes == [("multi-hop", (0, 2, 1)), ("open", ())]
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        [], {}, 3, {"Ann": 4}, {"Ann": {"histories": {}}}, {"Ann": {"history": {"May": []}}},
-        {"Ann": {"history": {"2023-05-02": [{"q": "x"}]}}}, {"Ann": {"history": [1]}},
+        [],
+        {},
+        3,
+        {"Ann": 4},
+        {"Ann": {"histories": {}}},
+        {"Ann": {"history": {"May": []}}},
+        {"Ann": {"history": {"2023-05-02": [{"q": "x"}]}}},
+        {"Ann": {"history": [1]}},
         {"sessions": [[{"time": "noon", "user": "x"}]]},
         {"sessions": [[{"time": "2024-01-01 00:00", "user": "<img>"}]]},
-        {"sessions": [3]}, [3], [{"conversation": {}}], [{"conversation": {"session_1": []}, "qa": []}],
+        {"sessions": [3]},
+        [3],
+        [{"conversation": {}}],
+        [{"conversation": {"session_1": []}, "qa": []}],
         [{**locomo(), "qa": [{"question": "x", "category": 7}]}],
     ],
-)  # fmt: skip
-def test_any_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path, data):
+)
+def test_other_structures_are_an_error_of_one_line_that_names_the_file(tmp_path, data):
     path = write(tmp_path / "odd.json", data)
     with pytest.raises(ValueError, match="odd.json.*expected") as error:
         read_conversations(path)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_not_json_is_refused(tmp_path):
+def test_text_that_is_not_json_is_an_error(tmp_path):
     (tmp_path / "odd.json").write_text("hello", encoding="utf-8")
     with pytest.raises(ValueError, match="odd.json is not JSON"):
         read_conversations(tmp_path / "odd.json")
+
+
+def test_questions_file_of_another_structure_is_an_error(tmp_path):
     write(tmp_path / "fine.json", {"Ann": {"history": {}}})
     write(tmp_path / "fine_questions.jsonl", {"Ann": "who?"})
-    with pytest.raises(ValueError, match="fine_questions.jsonl is no questions file"):
+    with pytest.raises(ValueError, match="cannot read .*fine_questions.jsonl as a questions file"):
         read_conversations(tmp_path / "fine.json")
 
 
-def test_the_real_memorybank_file():
+def test_real_memorybank_file():
     folder = os.environ.get("PERSONAVLM_DATA")
     path = Path(folder or ".") / "memorybank_en.json"
     if not folder or not path.exists():
@@ -160,7 +160,7 @@ def test_the_real_memorybank_file():
         assert len(split_sessions(c.turns)) == len({t.time.date() for t in c.turns}) >= 9
 
 
-def test_the_authors_file_is_written_as_it_is_read(tmp_path):
+def test_written_user_data_reads_as_equal_turns(tmp_path):
     for name in "ab":
         Image.new("RGB", (4, 4), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
     a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
@@ -173,21 +173,24 @@ def test_the_authors_file_is_written_as_it_is_read(tmp_path):
     write_user_data(path, turns, {"basics": {"name": "Kai"}, "age": 30})
     [kai] = read_conversations(path)
     assert kai.user == "Kai"
-    assert [replace(turn, images=()) for turn in kai.turns] == [
-        replace(turn, images=()) for turn in turns
-    ]
-    pixels = [[Path(image).read_bytes() for image in turn.images] for turn in kai.turns]
-    assert pixels == [[Path(image).read_bytes() for image in turn.images] for turn in turns]
+
+    def with_pixels(turns):
+        return [replace(t, images=tuple(Path(i).read_bytes() for i in t.images)) for t in turns]
+
+    assert with_pixels(kai.turns) == with_pixels(turns)
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert list(data) == ["profile", "imgs", "sessions"] and [
-        len(session) for session in data["sessions"]
-    ] == [2, 1]
+    assert list(data) == ["profile", "imgs", "sessions"]
+    assert [len(session) for session in data["sessions"]] == [2, 1]
     assert data["sessions"][0][0]["time"] == "2024-09-12 09:40" and data["profile"]["age"] == 30
+
+
+def test_image_marks_that_do_not_match_the_images_are_an_error(tmp_path):
+    turn = Turn(datetime(2024, 9, 12), "x", images=("a.png",), index=5)
     with pytest.raises(ValueError, match="turn 5: 0 <img> marks, 1 images"):
-        write_user_data(path, [Turn(datetime(2024, 9, 12), "x", images=(a,), index=5)], {})
+        write_user_data(tmp_path / "user_data.json", [turn], {})
 
 
-def test_the_real_locomo_file():
+def test_real_locomo_file():
     folder = os.environ.get("PERSONAVLM_DATA")
     path = Path(folder or ".") / "locomo_dev5.json"
     if not folder or not path.exists():

@@ -1,4 +1,4 @@
-"""Lives sampled from a seed: the same each time, in order, with what the study needs in them."""
+"""Sampled life plans: reproducible, in order of time, and with all that the study needs."""
 
 import itertools
 from datetime import timedelta
@@ -10,20 +10,18 @@ from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import CHANGING, sample_plan
 
-SIZES = ((28, 1.0), (70, 1.2))  # of the lives to train on and to test on
+SIZES = ((28, 1.0), (70, 1.2))  # days and size of training lives and of test lives
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_same_seed_is_the_same_life_and_another_is_another(size):
+def test_equal_seeds_give_equal_lives_and_other_seeds_others(size):
     assert sample_plan(7, *size) == sample_plan(7, *size) != sample_plan(8, *size)
-    assert (
-        sample_plan(7, *size, user="anna").user == "anna"
-        and sample_plan(7, *size).user == "user_00007"
-    )
+    assert sample_plan(7, *size, user="anna").user == "anna"
+    assert sample_plan(7, *size).user == "user_00007"
 
 
 @pytest.mark.parametrize(("days", "size"), SIZES)
-def test_turns_sessions_and_days(days, size, tmp_path):
+def test_turns_sessions_and_days_stay_within_their_limits(days, size, tmp_path):
     for seed in range(30):
         plan = sample_plan(seed, days, size)
         times = [event.time for event in plan.events]
@@ -31,83 +29,99 @@ def test_turns_sessions_and_days(days, size, tmp_path):
         assert 20 <= len(times) <= 100  # Appendix C
         sessions = split_sessions(render_dialogue(plan, tmp_path, draw=False))
         assert len(sessions) > len(times) / 5 - 1 and max(map(len, sessions)) <= 5
-        for one, other in itertools.pairwise(sessions):
-            assert other[0].time - one[-1].time > SESSION_GAP
+        for session, following in itertools.pairwise(sessions):
+            assert following[0].time - session[-1].time > SESSION_GAP
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_more_than_fifteen_percent_of_the_turns_show_an_image(size):
+def test_more_than_fifteen_percent_of_the_turns_have_a_picture(size):
     events = [event for seed in range(50) for event in sample_plan(seed, *size).events]
     assert sum(event.scene is not None for event in events) / len(events) > 0.15  # section 4
 
 
-def test_what_a_life_holds():
-    plans = [sample_plan(seed, *SIZES[0]) for seed in range(60)]
+@pytest.fixture(scope="module")
+def plans():
+    return [sample_plan(seed, *SIZES[0]) for seed in range(60)]
+
+
+def test_life_opens_with_the_profile(plans):
     for plan in plans:
-        assert [event.key for event in plan.events[: len(lexicon.CORE) + 1]] == [
-            "name",
-            *lexicon.CORE,
-        ]
+        opening = plan.events[: len(lexicon.CORE) + 1]
+        assert [event.key for event in opening] == ["name", *lexicon.CORE]
+        assert plan.persona.profile == {event.key: event.value for event in opening}
         assert len({plan.persona.name, *plan.friends}) == 5
-        assert plan.persona.profile == {
-            event.key: event.value for event in plan.events[: len(lexicon.CORE) + 1]
-        }
+
+
+def test_drift_changes_two_traits_in_the_middle_of_the_life(plans):
+    for plan in plans:
         assert plan.events[0].time < plan.drift < plan.events[-1].time
-        changes = [
-            abs(a - b) for a, b in zip(plan.before.as_tuple(), plan.after.as_tuple(), strict=True)
-        ]
+        scores = zip(plan.before.as_tuple(), plan.after.as_tuple(), strict=True)
+        changes = [abs(before - after) for before, after in scores]
         assert sum(change >= 1 for change in changes) == 2 and sum(map(bool, changes)) == 2
-        assert (
-            plan.personality_at(plan.drift)
-            == plan.after
-            != plan.personality_at(plan.drift - timedelta(minutes=1))
-        )
+        just_before = plan.personality_at(plan.drift - timedelta(minutes=1))
+        assert plan.personality_at(plan.drift) == plan.after != just_before
+
+
+def test_lives_contain_every_kind_of_event(plans):
     kinds = {event.kind for plan in plans for event in plan.events}
-    wanted = "name core preference friend relation value skill intent event image style habit goal goal_end small_talk"
-    assert kinds == set(wanted.split())
+    expected = (
+        "name core preference friend relation value skill intent "
+        "event image style habit goal goal_end small_talk"
+    )
+    assert kinds == set(expected.split())
+
+
+def test_skills_only_grow(plans):
     for plan in plans:
-        skills = {event.key: [] for event in plan.events if event.kind == "skill"}
-        for event in (event for event in plan.events if event.kind == "skill"):
-            skills[event.key].append(lexicon.LEVELS.index(event.value))
-        assert all(
-            levels == sorted(set(levels)) and len(levels) > 1 for levels in skills.values()
-        )  # skills grow
-    for plan in plans:
-        told: dict[tuple[str, str], list] = {}
+        skills = {}
         for event in plan.events:
-            told.setdefault((event.kind, event.key), []).append(event)
-        shifts = [events for (kind, _), events in told.items() if kind == "preference"]
-        for first, *later in shifts:
-            assert not first.cause and all(
-                event.cause in lexicon.CAUSES for event in later
-            )  # a shift has its cause
+            if event.kind == "skill":
+                level = lexicon.LEVELS.index(event.value)
+                skills.setdefault(event.key, []).append(level)
+        for levels in skills.values():
+            assert levels == sorted(set(levels)) and len(levels) > 1
+
+
+def test_preferences_shift_for_a_cause_and_to_new_values(plans):
+    for plan in plans:
+        preferences = {}
+        for event in plan.events:
+            if event.kind == "preference":
+                preferences.setdefault(event.key, []).append(event)
+        for first, *later in preferences.values():
+            assert not first.cause
+            assert all(event.cause in lexicon.CAUSES for event in later)
             assert len({first.value, *(event.value for event in later)}) == 1 + len(later)
-        goals = [event.value for event in plan.events if event.kind == "goal"]
-        assert {event.value for event in plan.events if event.kind == "goal_end"} <= set(goals)
-    assert sum(any(b.cause and b.kind == "preference" for b in plan.events) for plan in plans) > 50
+    with_shifts = [
+        plan for plan in plans if any(e.cause and e.kind == "preference" for e in plan.events)
+    ]
+    assert len(with_shifts) > 50
 
 
-def test_the_scores_of_turns_lie_around_the_true_personality():
-    errors = {True: [], False: []}
+def test_only_stated_goals_end(plans):
+    for plan in plans:
+        goals = {event.value for event in plan.events if event.kind == "goal"}
+        assert {event.value for event in plan.events if event.kind == "goal_end"} <= goals
+
+
+def test_scores_of_turns_lie_around_the_true_personality():
+    error = 0.0
+    error_of_other_period = 0.0
     for seed in range(100):
         plan = sample_plan(seed)
         for event in plan.events:
-            now, other = (
-                plan.personality_at(event.time),
-                plan.after if event.time < plan.drift else plan.before,
-            )
-            for shown, true, else_ in zip(
-                event.scores, now.as_tuple(), other.as_tuple(), strict=True
-            ):
-                if shown != 3:
-                    assert abs(shown - true) < 1 or true == 3
-                    errors[True].append(abs(shown - true))
-                    errors[False].append(abs(shown - else_))
-    assert sum(errors[True]) < 0.6 * sum(errors[False])
+            current = plan.personality_at(event.time).as_tuple()
+            other = (plan.after if event.time < plan.drift else plan.before).as_tuple()
+            for score, true, wrong in zip(event.scores, current, other, strict=True):
+                if score != 3:
+                    assert abs(score - true) < 1 or true == 3
+                    error += abs(score - true)
+                    error_of_other_period += abs(score - wrong)
+    assert error < 0.6 * error_of_other_period
 
 
 @pytest.mark.parametrize("turns", [20, 57, 100, 231, 500])
-def test_as_many_turns_as_wanted_and_the_longest_lives_are_not_small_talk(turns):
+def test_life_has_the_requested_turns_and_little_small_talk(turns):
     plans = [sample_plan(seed, 90, turns=turns) for seed in range(8)]
     assert {len(plan.events) for plan in plans} == {turns}
     events = [event for plan in plans for event in plan.events]
@@ -118,47 +132,41 @@ def test_as_many_turns_as_wanted_and_the_longest_lives_are_not_small_talk(turns)
         assert len({event.time for event in plan.events}) == turns
 
 
-def test_a_line_of_personahub_becomes_the_role_and_the_job_that_it_names():
-    line = "A retired pilot who restores old radios"
-    plan = sample_plan(4, persona=line)
-    assert (
-        plan.persona.role == line and plan.persona.profile["job"] == "pilot" == plan.events[1].value
-    )
+def test_description_becomes_the_role_and_sets_the_job_it_mentions():
+    description = "A retired pilot who restores old radios"
+    plan = sample_plan(4, persona=description)
+    assert plan.persona.role == description
+    assert plan.persona.profile["job"] == "pilot" == plan.events[1].value
     other = sample_plan(4)
     assert str(other.persona.age) in other.persona.role and plan.friends == other.friends
 
 
-def test_things_are_seen_again_and_one_friend_comes_up_most():
+def test_one_thing_is_shown_twice_and_one_friend_is_met_most():
     plans = [sample_plan(seed) for seed in range(60)]
     for plan in plans:
-        shown = [(event.who, event.key) for event in plan.events if event.kind == "image"]
-        (again,) = {pair for pair in shown if shown.count(pair) > 1}
-        first, second = (
-            event
-            for event in plan.events
-            if event.kind == "image" and (event.who, event.key) == again
-        )
+        pictures = [event for event in plan.events if event.kind == "image"]
+        things = [(event.who, event.key) for event in pictures]
+        (repeated,) = {thing for thing in things if things.count(thing) > 1}
+        first, second = (event for event in pictures if (event.who, event.key) == repeated)
         assert first.value == second.value and second.scene.things[0].turned
-    met = [
-        [b.friend for b in plan.events if b.kind == "event"].count(plan.friends[0])
-        for plan in plans
-    ]
-    assert sum(met) / 60 > 2.4  # of six, where four friends met alike would have 1.5
+    outings_with_closest = 0
+    for plan in plans:
+        companions = [event.friend for event in plan.events if event.kind == "event"]
+        outings_with_closest += companions.count(plan.friends[0])
+    # Of six outings; four friends met equally often would have 1.5 each.
+    assert outings_with_closest / 60 > 2.4
 
 
-def test_what_replaces_a_value_names_it():
-    changed = 0
+def test_changed_fact_names_the_value_it_replaces():
+    changes = 0
     for seed in range(20):
         newest = {}
         for event in sample_plan(seed).events:
-            if event.kind in CHANGING:
-                assert (
-                    event.was == newest.get((event.kind, event.who, event.key), "") != event.value
-                )
-                newest[event.kind, event.who, event.key], changed = (
-                    event.value,
-                    changed + bool(event.was),
-                )
-            else:
+            if event.kind not in CHANGING:
                 assert not event.was
-    assert changed > 100
+                continue
+            fact = (event.kind, event.who, event.key)
+            assert event.was == newest.get(fact, "") != event.value
+            newest[fact] = event.value
+            changes += bool(event.was)
+    assert changes > 100

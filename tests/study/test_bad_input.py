@@ -104,7 +104,7 @@ def conversation(folder: Path, content) -> Path:
 def test_conversation_of_unknown_format(failure, tmp_path):
     path = conversation(tmp_path, {"kai": [1, 2]})
     line = failure("run", "04_agent_demo", "--profile", "smoke", "--set", f"conversation={path}")
-    assert f"04_agent_demo failed: ValueError: {path} is no conversation file that is known" in line
+    assert f"04_agent_demo failed: ValueError: cannot read {path} as a conversation file" in line
     assert "expected MemoryBank's {user:" in line
 
 
