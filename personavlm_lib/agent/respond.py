@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import Step, parse_step
 from personavlm_lib.memory.personality import BigFive, summarize_profile, trait_levels
-from personavlm_lib.memory.records import SESSION_GAP, SemanticMemory, Turn
+from personavlm_lib.memory.records import SESSION_GAP, Period, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
 from personavlm_lib.models.chat import Trajectory
@@ -128,7 +128,7 @@ def respond(
             break
         # Lines 8-11: the period isolates first, then the search of all types; nothing comes back twice.
         found = retriever.retrieve(
-            view, step.retrieve.keywords, step.retrieve.start, step.retrieve.end,
+            view, step.retrieve.keywords, Period(step.retrieve.start, step.retrieve.end),
             exclude=seen, context_turns={turn.index for turn in context}, top_k=top_k,
             query=query.user.replace("<img>", " "),
         )  # fmt: skip
