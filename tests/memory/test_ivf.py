@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from personavlm_lib.memory.ivf import MAX_RESULTS, IvfIndex
 from personavlm_lib.memory.records import Period, Turn
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.search import ANY_TIME, Retriever
 from personavlm_lib.memory.store import MemoryStore
 
 N = 3000
@@ -45,7 +45,7 @@ def store():
         yield store
 
 
-def ranked(retriever, view, query, k, period=Period(), exclude=frozenset()) -> list[int]:  # noqa: B008
+def ranked(retriever, view, query, k, period=ANY_TIME, exclude=frozenset()) -> list[int]:
     turns = retriever.rank_turns(view, query, k, period, exclude, by_time=False)
     return [turn.index for turn in turns]
 
