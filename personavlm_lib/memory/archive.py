@@ -68,10 +68,13 @@ def export_archive(store: MemoryStore, path: str | Path) -> Path:
 
 
 def _files(store: MemoryStore) -> dict[str, bytes]:
-    files = {f"{kind}.jsonl": _record_lines(store, kind) for kind in KINDS}
+    files = {}
+    for kind in KINDS:
+        files[f"{kind}.jsonl"] = _record_lines(store, kind)
     updates = [f"{json.dumps(update)}\n" for update in store.pending()]
     files["journal.jsonl"] = "".join(updates).encode()
-    for image in sorted(store.images.iterdir()):
+    images = sorted(store.images.iterdir())
+    for image in images:
         files[f"images/{image.name}"] = image.read_bytes()
     return files
 
@@ -128,7 +131,9 @@ def _read_verified(path: Path) -> Content:
             f"{path} cannot be read as an archive ({error}): nothing was imported"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"missing {error}" if isinstance(error, KeyError) else error
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"missing {error}"
         raise StoreError(
             f"{path} is not an archive of a memory, or it is damaged ({reason}): "
             "nothing was imported"
@@ -156,11 +161,15 @@ def _parse(files: dict[str, bytes]) -> Content:
 
 
 def _check_manifest(manifest: dict, files: dict[str, bytes]) -> None:
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {manifest['format']!r}")
-    if manifest["schema"] > SCHEMA:
-        raise ValueError(f"its schema is {manifest['schema']}, this version reads up to {SCHEMA}")
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    archive_format = manifest["format"]
+    if archive_format != FORMAT:
+        raise ValueError(f"its format is {archive_format!r}")
+    schema = manifest["schema"]
+    if schema > SCHEMA:
+        raise ValueError(f"its schema is {schema}, this version reads up to {SCHEMA}")
+    checksums = {}
+    for name, content in files.items():
+        checksums[name] = hashlib.sha256(content).hexdigest()
     differences = checksums.items() ^ manifest["sha256"].items()
     if differences:
         names = sorted({name for name, _ in differences})

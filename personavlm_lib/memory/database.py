@@ -136,7 +136,8 @@ class Database:
             yield
         except sqlite3.OperationalError as error:
             # extended codes such as SQLITE_READONLY_DBMOVED start with the primary code
-            code = "_".join(error.sqlite_errorname.split("_")[:2])
+            parts = error.sqlite_errorname.split("_")
+            code = "_".join(parts[:2])
             remedy = REMEDIES.get(code, "nothing was written")
             raise StoreError(f"{self.path}: {error}; {remedy}") from error
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from personavlm_lib.memory.database import Database
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import Record
-from personavlm_lib.memory.timeline import search_text
+from personavlm_lib.memory.timeline import Searchable, search_text
 from personavlm_lib.memory.view import TIMELINES
 
 
@@ -26,7 +25,7 @@ class TextIndex:
             f"CREATE VIRTUAL TABLE {kind}_text USING fts5(text, tokenize = 'porter unicode61')"
         )
 
-    def add(self, kind: str, row: int, record: Record) -> None:
+    def add(self, kind: str, row: int, record: Searchable) -> None:
         statement = f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)"
         self.database.sql(statement, row, search_text(record))
 
@@ -44,7 +43,8 @@ class TextIndex:
         statement = (
             f"SELECT group_concat(rowid) FROM {kind}_text WHERE {kind}_text MATCH ? AND rowid > ?"
         )
-        ids = self.database.sql(statement, f'"{word}"', after)[0][0]
+        rows = self.database.sql(statement, f'"{word}"', after)
+        ids = rows[0][0]
         if not ids:
             return np.empty(0, np.int64)
         return np.fromstring(ids, np.int64, sep=",")
@@ -57,7 +57,7 @@ class VectorIndex:
         self.database = database
         self.encoder = encoder
 
-    def vectors(self, kind: str, records: Sequence) -> np.ndarray:
+    def vectors(self, kind: str, records: Sequence[Searchable]) -> np.ndarray:
         """(records, width) float32: stored vectors, and missing ones encoded in one batch."""
         vectors = None
         missing = {record.id: place for place, record in enumerate(records)}
@@ -71,11 +71,13 @@ class VectorIndex:
                     vectors = np.empty((len(records), len(vector)), np.float32)
                 vectors[missing.pop(row)] = vector
             if missing:
-                new = self.encoder.encode([search_text(records[p]) for p in missing.values()])
+                places = list(missing.values())
+                texts = [search_text(records[place]) for place in places]
+                new = self.encoder.encode(texts)
                 self._store(kind, list(missing), new)
                 if vectors is None:
                     vectors = np.empty((len(records), new.shape[1]), np.float32)
-                vectors[list(missing.values())] = new
+                vectors[places] = new
         assert vectors is not None
         return vectors
 
@@ -90,7 +92,8 @@ class VectorIndex:
 
     def _drop_vectors_of_other_encoder(self) -> None:
         """Delete the stored vectors if another encoder made them: the two cannot be compared."""
-        if self.database.meta("encoder") == self.encoder.name:
+        stored_name = self.database.meta("encoder")
+        if stored_name == self.encoder.name:
             return
         with self.database.transaction():
             for kind in TIMELINES:

@@ -1,6 +1,7 @@
 """An approximate index over the vectors of a timeline that is too long to compare all of them."""
 
 from math import isqrt
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +19,7 @@ class IvfIndex:
     """
 
     def __init__(self) -> None:
-        self._index: faiss.IndexIVF | None = None
+        self._index: Any = None  # a faiss.IndexIVF; its type stubs lack most attributes
         self._trained_on = 0
 
     def search(self, vectors: np.ndarray, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
@@ -26,24 +27,29 @@ class IvfIndex:
 
         `vectors` (rows, width) may only grow from one call to the next.
         """
+        self._grow(vectors)
+        selector = faiss.IDSelectorRange(lo, hi)
+        window = faiss.SearchParametersIVF(nprobe=PROBES, sel=selector)  # type: ignore[call-arg]
+        count = min(MAX_RESULTS, hi - lo)
+        cosines, rows = self._index.search(queries, count, params=window)
+        found = rows >= 0  # the index pads with -1
+        places = rows[found] - lo
+        scores = np.full(hi - lo, -np.inf, np.float32)
+        np.maximum.at(scores, places, cosines[found])
+        return scores.round(6)
+
+    def _grow(self, vectors: np.ndarray) -> None:
         if len(vectors) > 2 * self._trained_on:
             self._index = _train(vectors)
             self._trained_on = len(vectors)
-        assert self._index is not None
-        if self._index.ntotal < len(vectors):
-            self._index.add(vectors[self._index.ntotal :])
-        window = faiss.SearchParametersIVF(nprobe=PROBES, sel=faiss.IDSelectorRange(lo, hi))
-        count = min(MAX_RESULTS, hi - lo)
-        cosines, rows = self._index.search(queries, count, params=window)
-        found = rows >= 0
-        scores = np.full(hi - lo, -np.inf, np.float32)
-        np.maximum.at(scores, rows[found] - lo, cosines[found])
-        return scores.round(6)
+        indexed = self._index.ntotal
+        if indexed < len(vectors):
+            self._index.add(vectors[indexed:])
 
 
-def _train(vectors: np.ndarray) -> faiss.IndexIVF:
+def _train(vectors: np.ndarray) -> Any:
     cells = f"IVF{isqrt(len(vectors))},Flat"
-    index = faiss.index_factory(vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = 10
     index.cp.min_points_per_centroid = 1
     index.cp.max_points_per_centroid = 64

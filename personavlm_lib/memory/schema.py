@@ -6,6 +6,7 @@ text indexes, origins and ids that are never reused; schema 3 renamed table `ref
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from personavlm_lib.memory.database import Database, StoreError
 from personavlm_lib.memory.images import relocate
@@ -65,8 +66,7 @@ def _migrate_from_1(database: Database) -> None:
             continue
         database.sql(f"ALTER TABLE {kind} RENAME TO old_{kind}")
         database.sql(f"CREATE TABLE {kind} ({COLUMNS})")
-        columns = "id, known_from, record, vector"
-        database.sql(f"INSERT INTO {kind} SELECT {columns} FROM old_{kind}")
+        database.sql(f"INSERT INTO {kind} SELECT id, known_from, record, vector FROM old_{kind}")
         database.sql(f"DROP TABLE old_{kind}")
     for kind in ("core", "procedural"):  # schema 1 did not store which turns an entry came from
         before = None
@@ -84,19 +84,18 @@ def _create_text_index(database: Database) -> None:
             index.add(kind, row, record)
 
 
-def read_rows(
-    database: Database, kind: str, folder: Path | None = None
-) -> list[tuple[int, Record]]:
+def read_rows(database: Database, kind: str, folder: Path | None = None) -> list[tuple[int, Any]]:
     """All (id, record) of a kind in the order of ids; image paths are joined to `folder`.
 
     StoreError for an unreadable row.
     """
     record_type = KINDS[kind]
-    home = (folder or Path()).joinpath
+    home = folder or Path()
     records = []
     try:
         for row, text in database.sql(f"SELECT id, record FROM {kind} ORDER BY id"):
-            records.append((row, relocate(from_json(record_type, text), home)))
+            record = from_json(record_type, text)
+            records.append((row, relocate(record, home.joinpath)))
     except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{database.path}: a row of {kind} cannot be read: {error}") from error
     return records

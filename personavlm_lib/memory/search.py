@@ -60,6 +60,11 @@ def _name(record: SemanticMemory | Episode) -> str:
     return f"{kind}:{record.id}"
 
 
+def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{setting} is {value!r}; choose {' or '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class Retriever:
     """Parallel search of three memory types (Appendix A.2).
@@ -87,16 +92,10 @@ class Retriever:
     index: str = "exact"
 
     def __post_init__(self) -> None:
-        choices = {
-            "time_filter": ("paper", "released"),
-            "ranking": RANKINGS,
-            "search_with": SEARCH_WITH,
-            "index": INDICES,
-        }
-        for setting, known in choices.items():
-            value = getattr(self, setting)
-            if value not in known:
-                raise ValueError(f"{setting} is {value!r}; choose {' or '.join(known)}")
+        _check_choice("time_filter", self.time_filter, ("paper", "released"))
+        _check_choice("ranking", self.ranking, RANKINGS)
+        _check_choice("search_with", self.search_with, SEARCH_WITH)
+        _check_choice("index", self.index, INDICES)
         if self.index == "approximate" and self.ranking != "dense":
             raise ValueError(
                 "index 'approximate' is only for ranking 'dense'; "
@@ -264,8 +263,10 @@ def _encode(encoder: Encoder, texts: list[str]) -> np.ndarray:
 def _order_by_similarity(candidates: list[str], texts: list[str], encoder: Encoder) -> list[int]:
     """Candidate numbers by decreasing cosine to the nearest text."""
     vectors = _encode(encoder, candidates)
-    cosines = vectors @ _encode(encoder, texts).T
-    order = np.argsort(-cosines.max(1), kind="stable")
+    text_vectors = _encode(encoder, texts)
+    cosines = vectors @ text_vectors.T
+    nearest = cosines.max(1)
+    order = np.argsort(-nearest, kind="stable")
     return order.tolist()
 
 
@@ -275,14 +276,13 @@ def _order_by_words(candidates: list[str], texts: list[str]) -> list[int]:
     rows = range(len(candidates))
     if not words:
         return list(rows)
+    quoted = [f'"{word}"' for word in words]
+    match = " OR ".join(quoted)
+    create = "CREATE VIRTUAL TABLE candidates USING fts5(text, tokenize = 'porter unicode61')"
+    insert = "INSERT INTO candidates (rowid, text) VALUES (?, ?)"
+    select = "SELECT rowid FROM candidates WHERE candidates MATCH ? ORDER BY rank, rowid"
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.execute(
-            "CREATE VIRTUAL TABLE candidates USING fts5(text, tokenize = 'porter unicode61')"
-        )
-        connection.executemany(
-            "INSERT INTO candidates (rowid, text) VALUES (?, ?)", zip(rows, candidates, strict=True)
-        )
-        match = " OR ".join(f'"{word}"' for word in words)
-        statement = "SELECT rowid FROM candidates WHERE candidates MATCH ? ORDER BY rank, rowid"
-        found = [row for (row,) in connection.execute(statement, (match,))]
+        connection.execute(create)
+        connection.executemany(insert, enumerate(candidates))
+        found = [row for (row,) in connection.execute(select, (match,))]
     return found + [row for row in rows if row not in found]

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
@@ -34,7 +34,7 @@ from personavlm_lib.memory.records import (
     to_json,
 )
 from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row, turn_text
-from personavlm_lib.memory.timeline import Timeline
+from personavlm_lib.memory.timeline import Searchable, Timeline
 from personavlm_lib.memory.versions import Version, apply_edits, link_origins, validate_version
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
 
@@ -59,6 +59,8 @@ class MemoryStore:
     does not exist.
     """
 
+    _temporary: tempfile.TemporaryDirectory | None = None  # deleted together with the store
+
     def __init__(
         self,
         folder: str | Path,
@@ -67,7 +69,8 @@ class MemoryStore:
         wait: float = 30.0,
     ) -> None:
         folder = Path(folder)
-        if not create and not (folder / "memory.db").is_file():
+        database_file = folder / "memory.db"
+        if not create and not database_file.is_file():
             raise StoreError(f"no user {folder.name!r}: {folder} holds no memory.db")
         self.folder: Path | None = folder
         self.images = folder / "images"
@@ -77,7 +80,7 @@ class MemoryStore:
             raise StoreError(
                 f"{folder} cannot be the folder of a memory: {error.strerror}"
             ) from error
-        self._open(str(folder / "memory.db"), encoder, wait)
+        self._open(str(database_file), encoder, wait)
 
     @classmethod
     def in_memory(
@@ -199,9 +202,10 @@ class MemoryStore:
         """Append a semantic memory and return it with its id."""
         with self.transaction():
             memory = replace(memory, id=self.next_id("semantic"))
-            if memory.concept:
-                crop = self._copy_image(memory.concept.crop, f"concept{memory.id:05d}")
-                memory = replace(memory, concept=replace(memory.concept, crop=crop))
+            concept = memory.concept
+            if concept:
+                crop = self._copy_image(concept.crop, f"concept{memory.id:05d}")
+                memory = replace(memory, concept=replace(concept, crop=crop))
             return self.insert("semantic", memory.id, memory)
 
     def add_episode(self, episode: Episode) -> Episode:
@@ -228,7 +232,9 @@ class MemoryStore:
         """Store a new version of the procedural memory with its difference from the last."""
         return self._add_version("procedural", procedural)
 
-    def edit(self, kind: str, edits: Iterable[Edit], known_from: datetime, **provenance) -> Version:
+    def edit(
+        self, kind: str, edits: Iterable[Edit], known_from: datetime, **provenance
+    ) -> CoreMemory | ProceduralMemory:
         """Edit "core" or "procedural" memory as known at `known_from`; return the new version.
 
         `provenance` sets its `sources` and `written_by`. Older versions remain readable with
@@ -236,24 +242,26 @@ class MemoryStore:
         version that `versions.validate_version` rejects.
         """
         with self.transaction():
-            before = self._version_at(kind, known_from)
-            if before is None and kind == "core":
+            known = self._known_versions(kind, known_from)
+            if known:
+                before = known[-1]
+            elif kind == "core":
                 before = CoreMemory({}, {}, known_from)
-            elif before is None:
+            else:
                 before = ProceduralMemory({}, known_from)
             fields = {"known_from": known_from, **provenance}
             edited = replace(apply_edits(before, edits), **fields)
             return self._add_version(kind, edited)
 
-    def _version_at(self, kind: str, time: datetime) -> Version | None:
-        known = [version for version in self._table(kind).records if version.known_from <= time]
-        return known[-1] if known else None
+    def _known_versions(self, kind: str, time: datetime) -> list:
+        return [version for version in self._table(kind).records if version.known_from <= time]
 
     def _add_version(self, kind: str, version: Version) -> Version:
         """Return the version in force from then on: the one before if nothing was edited."""
         check_times(version)
         with self.transaction():
-            before = self._version_at(kind, version.known_from)
+            known = self._known_versions(kind, version.known_from)
+            before = known[-1] if known else None
             validate_version(before, version)
             version = link_origins(before, version, partial(turn_text, self.database))
             if not version.edits:
@@ -278,9 +286,10 @@ class MemoryStore:
         """Insert a record under a given id, inside a transaction."""
         check_times(record)
         text = to_json(relocate(record, self._relative))
-        values = (row, record.known_from.isoformat(), text)
-        self.sql(f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)", *values)
-        if kind in TIMELINES:
+        known_from = record.known_from.isoformat()
+        statement = f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)"
+        self.sql(statement, row, known_from, text)
+        if isinstance(record, Searchable):
             self.text_index.add(kind, row, record)
         self._unloaded[kind].append(record)
         return record
@@ -314,9 +323,11 @@ class MemoryStore:
         """
         if time is not None and not isinstance(time, datetime):
             raise ValueError(f"as of {time!r}: pass a datetime, or None for everything")
+        if time is None:
+            time = datetime.max
         with self.database.lock:
             tables = {kind: self._table(kind) for kind in KINDS}
-            return MemoryView(time or datetime.max, tables, self.encoder)
+            return MemoryView(time, tables, self.encoder)
 
     def _table(self, kind: str) -> Table:
         """The loaded rows of one kind; loaded again after another process has written."""
@@ -346,13 +357,14 @@ class MemoryStore:
     def _extended_table(self, kind: str, new: Sequence[Record]) -> Table:
         table = self._tables[kind]
         records = (*table.records, *new)
-        tail = (*table.records[-1:], *new)
-        for earlier, later in pairwise(tail):
-            if _place_in_time(earlier) > _place_in_time(later):
-                return self._new_table(kind, records)
-        return replace(table, records=records)
+        last = table.records[-1:]
+        times = [_place_in_time(record) for record in (*last, *new)]
+        in_order = all(earlier <= later for earlier, later in pairwise(times))
+        if in_order:
+            return replace(table, records=records)
+        return self._new_table(kind, records)
 
-    def rows(self, kind: str) -> list[tuple[int, Record]]:
+    def rows(self, kind: str) -> list[tuple[int, Any]]:
         """All (id, record) of a kind in the order of ids, with the images' present paths.
 
         StoreError for an unreadable row.

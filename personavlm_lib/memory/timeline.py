@@ -25,6 +25,7 @@ import numpy as np
 from personavlm_lib.memory.ivf import IvfIndex
 from personavlm_lib.memory.records import Episode, Period, SemanticMemory, Turn
 
+Searchable = Turn | SemanticMemory | Episode
 RANKINGS = ("dense", "bm25", "hybrid")
 # BM25 with Anserini's parameters. The records are short, so a word counts once per record, however
 # often it occurs there.
@@ -46,14 +47,16 @@ STOP_WORDS = frozenset(
 )
 
 
-def search_text(record: Turn | SemanticMemory | Episode) -> str:
+def search_text(record: Searchable) -> str:
     """The searchable text of a record: content and keywords, or both sides of a turn."""
     if isinstance(record, Turn):
         user = record.user.replace("<img>", " ")
-        return f"{user} {record.assistant}".strip()
-    if isinstance(record, Episode):
-        return f"{record.summary} {record.keywords}".strip()
-    return f"{record.content} {record.keywords}".strip()
+        text = f"{user} {record.assistant}"
+    elif isinstance(record, Episode):
+        text = f"{record.summary} {record.keywords}"
+    else:
+        text = f"{record.content} {record.keywords}"
+    return text.strip()
 
 
 def search_words(text: str) -> list[str]:
@@ -175,25 +178,34 @@ class Timeline:
             new = records[len(self._ids.rows) :]
             if not new:
                 return
+            starts = _microseconds(record.happened_from for record in new)
             ends = _microseconds(record.happened_to for record in new)
+            known = _microseconds(record.known_from for record in new)
             previous = self._latest_end.rows[-1:].astype(ends.dtype)
-            latest_end = np.maximum.accumulate(np.append(previous, ends))[-len(new) :]
+            latest_end = np.maximum.accumulate(np.append(previous, ends))
             lengths = [len(search_text(record)) for record in new]
-            self._starts.extend(_microseconds(record.happened_from for record in new))
-            self._known.extend(_microseconds(record.known_from for record in new))
+            ids = [record.id for record in new]
+            self._starts.extend(starts)
+            self._known.extend(known)
             self._lengths.extend(np.array(lengths, np.float32))
             self._ends.extend(ends)
-            self._latest_end.extend(latest_end)
-            self._ids.extend(np.array([record.id for record in new]))
+            self._latest_end.extend(latest_end[-len(new) :])
+            self._ids.extend(np.array(ids))
 
     def _window(self, rows: int, period: Period, time: datetime) -> Window:
-        start = period.start or datetime.min
-        end = period.end or datetime.max
-        if period.end is not None:
+        start = period.start
+        if start is None:
+            start = datetime.min
+        end = period.end
+        if end is None:
+            end = datetime.max
+        else:
             end = end.replace(second=59, microsecond=999_999)
         first, last, now = _microseconds((start, end, time))
-        hi = int(self._starts.rows[:rows].searchsorted(last, "right"))
-        lo = int(self._latest_end.rows[:hi].searchsorted(first))
+        starts = self._starts.rows[:rows]
+        hi = int(starts.searchsorted(last, "right"))
+        latest_end = self._latest_end.rows[:hi]
+        lo = int(latest_end.searchsorted(first))
         visible = self._known.rows[lo:hi] <= now
         visible &= self._ends.rows[lo:hi] >= first
         return Window(lo, hi, visible)
@@ -211,17 +223,21 @@ class Timeline:
         if query.ranking == "bm25":
             scores = self._bm25(query.words, window, ())
             return np.where(scores > 0, scores, -np.inf)
+        visible = window.visible
         word_weights = NEIGHBOR_WORDS if self._use_neighbors else ()
-        cosine_weights = NEIGHBOR_COSINES if self._use_neighbors else ()
         words = self._bm25(query.words, window, word_weights)
         cosines = self._cosines(records, query, window)
-        cosines -= cosines.mean(where=window.visible)
-        cosines[~window.visible] = 0  # hidden rows add nothing to their neighbors
+        cosines -= cosines.mean(where=visible)
+        cosines[~visible] = 0  # hidden rows add nothing to their neighbors
+        total = self._with_neighbors(cosines) if self._use_neighbors else cosines
+        return _z_scores(total, visible) + _z_scores(words, visible)
+
+    def _with_neighbors(self, cosines: np.ndarray) -> np.ndarray:
         total = cosines.copy()
-        for distance, weight in enumerate(cosine_weights, 1):
+        for distance, weight in enumerate(NEIGHBOR_COSINES, 1):
             total[distance:] += weight * cosines[:-distance]
             total[:-distance] += weight * cosines[distance:]
-        return _z_scores(total, window.visible) + _z_scores(words, window.visible)
+        return total
 
     def _cosines(self, records: tuple, query: Query, window: Window) -> np.ndarray:
         """(window size,) cosines to the nearest vector of the query, in whole millionths."""
@@ -231,9 +247,10 @@ class Timeline:
             vectors = self._all_vectors(records)[window.lo : window.hi]
         cosines = np.empty((len(queries), window.size), np.float32)
         width = vectors.shape[1]
+        inner_products = faiss.fvec_inner_products_ny  # type: ignore[attr-defined]
         for vector, scores in zip(queries, cosines, strict=True):
             pointers = [faiss.swig_ptr(array) for array in (scores, vector, vectors)]
-            faiss.fvec_inner_products_ny(*pointers, width, window.size)
+            inner_products(*pointers, width, window.size)
         nearest = cosines[0] if len(cosines) == 1 else cosines.max(0)
         nearest *= 1e6  # scaled and rounded in place, without a copy of the whole window
         return np.rint(nearest, out=nearest)
@@ -256,10 +273,12 @@ class Timeline:
         weights = (K1 + 1) / (1 + K1 * (1 - B + B * lengths / mean_length))
         for word in words:
             rows = self._visible_rows(word, window)
-            if len(rows) == 0:
+            frequency = len(rows)
+            if frequency == 0:
                 continue
+            idf = math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
             own = np.zeros(window.size, np.float32)
-            own[rows] = weights[rows] * math.log(1 + (count - len(rows) + 0.5) / (len(rows) + 0.5))
+            own[rows] = weights[rows] * idf
             best = own.copy()
             for distance, weight in enumerate(neighbor_weights, 1):
                 np.maximum(best[distance:], weight * own[:-distance], out=best[distance:])
@@ -273,7 +292,8 @@ class Timeline:
         first = np.searchsorted(rows, window.lo)
         last = np.searchsorted(rows, window.hi)
         inside = rows[first:last] - window.lo
-        return inside[window.visible[inside]]
+        visible = window.visible[inside]
+        return inside[visible]
 
     def _rows(self, word: str) -> np.ndarray:
         """All rows that contain the word, in order.
@@ -283,12 +303,14 @@ class Timeline:
         """
         with self._lock:
             ids = self._ids.rows
-            searched, rows = self._postings.get(word, (0, np.empty(0, np.int32)))
+            nothing = np.empty(0, np.int32)
+            searched, rows = self._postings.get(word, (0, nothing))
             if searched < len(ids):
                 last_id = int(ids[:searched].max(initial=-1))
                 matching_ids = self._matches(word, last_id)
-                matches = np.flatnonzero(np.isin(ids[searched:], matching_ids))
-                rows = np.append(rows, (searched + matches).astype(np.int32))
+                matches = np.isin(ids[searched:], matching_ids)
+                new_rows = searched + np.flatnonzero(matches)
+                rows = np.append(rows, new_rows.astype(np.int32))
                 self._postings[word] = (len(ids), rows)
             return rows
 

@@ -13,13 +13,14 @@ from personavlm_lib.memory.records import (
     ForgetReceipt,
     PersonalityState,
     ProceduralMemory,
+    Record,
     RejectedUpdate,
     SemanticMemory,
     Turn,
 )
 from personavlm_lib.memory.timeline import Timeline
 
-KINDS = {
+KINDS: dict[str, type[Record]] = {
     "turns": Turn,
     "semantic": SemanticMemory,
     "episodic": Episode,
@@ -63,9 +64,11 @@ class MemoryView:
         """The turn with that index. LookupError if it never existed or was forgotten."""
         turns = self.tables["turns"].records
         row = bisect_left(turns, index, key=attrgetter("index"))
-        if row == len(turns) or turns[row].index != index:
-            raise LookupError(f"no turn {index}: it never existed or was forgotten")
-        return turns[row]
+        if row < len(turns):
+            turn = turns[row]
+            if turn.index == index:
+                return turn
+        raise LookupError(f"no turn {index}: it never existed or was forgotten")
 
     def without(self, *kinds: str) -> "MemoryView":
         """The view of an ablation, with these memory types empty.
