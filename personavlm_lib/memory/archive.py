@@ -94,7 +94,7 @@ def import_archive(
     another program.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _is_empty_folder(folder):
         raise StoreError(f"{folder} is not empty: import into a new folder")
     content = _read_verified(Path(path))
     partial = folder.with_name(folder.name + ".partial")
@@ -106,6 +106,10 @@ def import_archive(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return MemoryStore(folder, encoder)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _fill(store: MemoryStore, content: Content) -> None:
@@ -172,8 +176,9 @@ def _check_manifest(manifest: dict, files: dict[str, bytes]) -> None:
         checksums[name] = hashlib.sha256(content).hexdigest()
     differences = checksums.items() ^ manifest["sha256"].items()
     if differences:
-        names = sorted({name for name, _ in differences})
-        raise ValueError(f"{', '.join(names)}: does not match the manifest")
+        names = {name for name, _ in differences}
+        listing = ", ".join(sorted(names))
+        raise ValueError(f"{listing}: does not match the manifest")
 
 
 def _json_lines(content: bytes) -> list:

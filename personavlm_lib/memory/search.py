@@ -50,8 +50,8 @@ class Retrieved:
     def ids(self) -> list[str]:
         """Stable names, such as "procedural:morning run", "semantic:12", "episode:3"."""
         ids = [f"procedural:{key}" for key, _ in self.procedural]
-        ids += [_name(memory) for memory in self.semantic]
-        ids += [_name(episode) for episode in self.episodic]
+        for record in (*self.semantic, *self.episodic):
+            ids.append(_name(record))
         return ids
 
 
@@ -212,10 +212,12 @@ class Retriever:
     def _encoder(self, view: MemoryView) -> Encoder:
         if self.encoder is None:
             return view.encoder
-        if self.encoder.name != view.encoder.name:
+        name = self.encoder.name
+        stored_name = view.encoder.name
+        if name != stored_name:
             raise ValueError(
-                f"the retriever encodes with {self.encoder.name}, the store with "
-                f"{view.encoder.name}: use the same encoder for both"
+                f"the retriever encodes with {name}, the store with {stored_name}: "
+                "use the same encoder for both"
             )
         return self.encoder
 

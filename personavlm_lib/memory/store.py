@@ -182,13 +182,14 @@ class MemoryStore:
         check_times(turn)
         with self.transaction():
             self._check_order(turn)
-            turn = replace(turn, index=self.next_id("turns"))
+            index = self.next_id("turns")
             if pending:
-                self.database.add_pending(turn.index)
+                self.database.add_pending(index)
             images = []
             for number, path in enumerate(turn.images):
-                images.append(self._copy_image(path, f"turn{turn.index:05d}_{number}"))
-            return self.insert("turns", turn.index, replace(turn, images=tuple(images)))
+                images.append(self._copy_image(path, f"turn{index:05d}_{number}"))
+            turn = replace(turn, index=index, images=tuple(images))
+            return self.insert("turns", index, turn)
 
     def _check_order(self, turn: Turn) -> None:
         rows = self.sql("SELECT known_from FROM turns ORDER BY id DESC LIMIT 1")
@@ -201,12 +202,13 @@ class MemoryStore:
     def add_semantic(self, memory: SemanticMemory) -> SemanticMemory:
         """Append a semantic memory and return it with its id."""
         with self.transaction():
-            memory = replace(memory, id=self.next_id("semantic"))
+            row = self.next_id("semantic")
             concept = memory.concept
             if concept:
-                crop = self._copy_image(concept.crop, f"concept{memory.id:05d}")
-                memory = replace(memory, concept=replace(concept, crop=crop))
-            return self.insert("semantic", memory.id, memory)
+                crop = self._copy_image(concept.crop, f"concept{row:05d}")
+                concept = replace(concept, crop=crop)
+            memory = replace(memory, id=row, concept=concept)
+            return self.insert("semantic", row, memory)
 
     def add_episode(self, episode: Episode) -> Episode:
         """Append an episode and return it with its id. ValueError if a turn does not exist."""
@@ -221,8 +223,8 @@ class MemoryStore:
                     f"episode {episode.summary!r} names turns {unknown}, which do not exist "
                     f"(the last turn is {last})"
                 )
-            episode = replace(episode, id=self.next_id("episodic"))
-            return self.insert("episodic", episode.id, episode)
+            row = self.next_id("episodic")
+            return self.insert("episodic", row, replace(episode, id=row))
 
     def set_core(self, core: CoreMemory) -> CoreMemory:
         """Store a new version of the core memory with its difference from the last; see `edit`."""
@@ -266,7 +268,8 @@ class MemoryStore:
             version = link_origins(before, version, partial(turn_text, self.database))
             if not version.edits:
                 return before or version
-            return self.insert(kind, self.next_id(kind), version)
+            row = self.next_id(kind)
+            return self.insert(kind, row, version)
 
     def add_personality(self, state: PersonalityState) -> PersonalityState:
         """Append the personality after one more turn."""
@@ -275,7 +278,8 @@ class MemoryStore:
     def append(self, kind: str, record: R) -> R:
         """Append a record of kind "rejected", "receipts" or "personality"."""
         with self.transaction():
-            return self.insert(kind, self.next_id(kind), record)
+            row = self.next_id(kind)
+            return self.insert(kind, row, record)
 
     def next_id(self, kind: str) -> int:
         """The id of the next record: one more than any id so far, including forgotten records'."""

@@ -211,6 +211,7 @@ class Timeline:
         return Window(lo, hi, visible)
 
     def _approximate(self, records: tuple, query: Query, window: Window) -> np.ndarray:
+        """(window size,) cosines; -inf for rows that the index does not find."""
         assert query.vectors is not None
         with self._lock:
             vectors = self._all_vectors(records)
@@ -270,7 +271,8 @@ class Timeline:
         count = np.count_nonzero(window.visible)
         lengths = self._lengths.rows[window.lo : window.hi]
         mean_length = max(1.0, lengths[window.visible].mean())
-        weights = (K1 + 1) / (1 + K1 * (1 - B + B * lengths / mean_length))
+        length_penalty = 1 - B + B * lengths / mean_length
+        weights = (K1 + 1) / (1 + K1 * length_penalty)
         for word in words:
             rows = self._visible_rows(word, window)
             frequency = len(rows)
@@ -279,11 +281,7 @@ class Timeline:
             idf = math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
             own = np.zeros(window.size, np.float32)
             own[rows] = weights[rows] * idf
-            best = own.copy()
-            for distance, weight in enumerate(neighbor_weights, 1):
-                np.maximum(best[distance:], weight * own[:-distance], out=best[distance:])
-                np.maximum(best[:-distance], weight * own[distance:], out=best[:-distance])
-            total += best
+            total += _best_of_neighbors(own, neighbor_weights)
         return total
 
     def _visible_rows(self, word: str, window: Window) -> np.ndarray:
@@ -318,6 +316,17 @@ class Timeline:
 def _microseconds(times: Iterable[datetime]) -> np.ndarray:
     """Times as integers, which compare ten times as fast."""
     return np.array(list(times), "datetime64[us]").view(np.int64)
+
+
+def _best_of_neighbors(own: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    """The best of each row's own score and the weighted scores of the rows around it."""
+    best = own.copy()
+    for distance, weight in enumerate(weights, 1):
+        following = best[distance:]
+        preceding = best[:-distance]
+        np.maximum(following, weight * own[:-distance], out=following)
+        np.maximum(preceding, weight * own[distance:], out=preceding)
+    return best
 
 
 def _z_scores(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:

@@ -78,7 +78,8 @@ class MemoryView:
         unknown = set(kinds) - set(HIDEABLE)
         if unknown:
             names = ", ".join(sorted(unknown))
-            raise ValueError(f"no memory type {names}; choose from {', '.join(HIDEABLE)}")
+            choices = ", ".join(HIDEABLE)
+            raise ValueError(f"no memory type {names}; choose from {choices}")
         hidden = dict.fromkeys(kinds, Table(()))
         return replace(self, tables=self.tables | hidden)
 

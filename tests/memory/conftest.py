@@ -34,7 +34,8 @@ class WordEncoder:
                 column = zlib.crc32(word.encode()) % 512
                 vectors[row, column] += 1
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norms, 1e-9)
+        norms = np.maximum(norms, 1e-9)
+        return vectors / norms
 
 
 @pytest.fixture

@@ -61,9 +61,12 @@ class Model:
         return [ChatReply(self._reply(request)) for _, request in requests]
 
     def _reply(self, request) -> str:
-        turns = request.subject if isinstance(request.subject, list) else [request.subject]
+        turns = request.subject
+        if not isinstance(turns, list):
+            turns = [turns]
         texts = " ".join(turn.user for turn in turns)
-        words = " ".join(TOKEN.findall(texts))
+        tokens = TOKEN.findall(texts)
+        words = " ".join(tokens)
         indices = ", ".join(str(index) for index in range(len(turns)))
         template = REPLIES[request.purpose]
         return template.format(words=words, last_words=words[-60:], indices=indices)
@@ -118,21 +121,24 @@ class Child:
     def chat(self, kai, n, moment, with_picture) -> None:
         token = f"q{self.number}x{n}z"
         self.report(f"begin chat {token}")
+        text = f"tell {token}"
+        images = []
         if with_picture:
-            kai.chat(f"tell {token} <img>", [draw(self.folder.parent, token)], moment)
-        else:
-            kai.chat(f"tell {token}", [], moment)
+            text += " <img>"
+            images = [draw(self.folder.parent, token)]
+        kai.chat(text, images, moment)
         self.report(f"done chat {token}")
 
     def append_batch(self, kai, store, n, moment) -> None:
         tokens = [f"q{self.number}x{n}y{i}z" for i in range(6)]
-        self.report(f"begin batch {' '.join(tokens)}")
+        names = " ".join(tokens)
+        self.report(f"begin batch {names}")
         kai._now = moment
         with store.transaction():
             for token in tokens:
                 turn = Turn(moment, f"batch {token}", f"heard {token}")
                 store.add_turn(turn, pending=True)
-        self.report(f"done batch {' '.join(tokens)}")
+        self.report(f"done batch {names}")
 
     def edit(self, store, n, moment) -> None:
         self.report("begin edit")

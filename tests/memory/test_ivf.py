@@ -25,9 +25,11 @@ class Grouped:
 
     def encode(self, texts) -> np.ndarray:
         rng = np.random.default_rng(0)
-        centers = np.tile(rng.normal(size=(40, 64)), (N // 40, 1))
-        vectors = centers + 0.7 * rng.normal(size=(N, 64))
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        centers = rng.normal(size=(40, 64))
+        noise = rng.normal(size=(N, 64))
+        vectors = np.tile(centers, (N // 40, 1)) + 0.7 * noise
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / norms
         rows = [int(text) for text in texts]
         return vectors[rows].astype(np.float32)
 
@@ -66,9 +68,12 @@ def test_only_allowed_rows_and_as_many_as_requested(store, first, last, known, q
     view = store.as_of(moment(known))
     period = Period(moment(first), moment(last))
     ids = ranked(APPROXIMATE, view, str(query), k, period, exclude)
-    allowed = set(range(first, min(last, known) + 1)) - exclude
-    assert set(ids) <= allowed
-    assert len(set(ids)) == len(ids) == min(k, len(allowed))
+    last_visible = min(last, known)
+    allowed = set(range(first, last_visible + 1)) - exclude
+    distinct = set(ids)
+    assert distinct <= allowed
+    assert len(distinct) == len(ids)
+    assert len(ids) == min(k, len(allowed))
 
 
 def test_nearly_all_neighbors_are_found_overall_and_all_in_a_part(store):
@@ -87,8 +92,9 @@ def test_nearly_all_neighbors_are_found_overall_and_all_in_a_part(store):
 
 
 def test_rows_that_the_index_misses_follow_in_exact_order(store):
-    exact = ranked(EXACT, store.as_of(), "7", N)
-    approximate = ranked(APPROXIMATE, store.as_of(), "7", N)
+    view = store.as_of()
+    exact = ranked(EXACT, view, "7", N)
+    approximate = ranked(APPROXIMATE, view, "7", N)
     assert sorted(approximate) == list(range(N))
     rest = approximate[MAX_RESULTS:]
     missed = set(rest)

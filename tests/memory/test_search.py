@@ -34,10 +34,11 @@ def store(encoder):
     """Five turns, one a day, each with a semantic memory and an episode of the same words."""
     with MemoryStore.in_memory(encoder) as store:
         for n, text in enumerate(TEXTS):
-            known = day(n) + timedelta(hours=1)
-            store.add_turn(Turn(day(n), text, "ok"))
+            time = day(n)
+            known_from = time + timedelta(hours=1)
+            store.add_turn(Turn(time, text, "ok"))
             store.add_semantic(fact(text, n, sources=(n,)))
-            store.add_episode(Episode(text, "", (n,), day(n), day(n), known))
+            store.add_episode(Episode(text, "", (n,), time, time, known_from))
         yield store
 
 
@@ -63,17 +64,22 @@ def test_the_best_match_outside_the_period_is_not_returned(store):
 def test_a_period_with_few_entries_is_not_filled_from_outside(store):
     retriever = Retriever()
     view = store.as_of()
-    assert contents(retriever.retrieve(view, "kai drink cola", days(2, 2))) == ["kai pet dog"]
-    assert retriever.retrieve(view, "kai", days(9, None)).ids == []
-    assert retriever.retrieve(view, "kai", days(3, 1)).ids == []  # ends before it starts
+    one_day = retriever.retrieve(view, "kai drink cola", days(2, 2))
+    assert contents(one_day) == ["kai pet dog"]
+    later = retriever.retrieve(view, "kai", days(9, None))
+    assert later.ids == []
+    ends_before_it_starts = retriever.retrieve(view, "kai", days(3, 1))
+    assert ends_before_it_starts.ids == []
 
 
 def test_results_are_oldest_first_regardless_of_rank(store):
-    retrieved = Retriever(top_k=TopK(0, 2, 2)).retrieve(store.as_of(), "job water")
+    retriever = Retriever(top_k=TopK(0, 2, 2))
+    retrieved = retriever.retrieve(store.as_of(), "job water")
     assert contents(retrieved) == ["kai drink water", "kai job baker"]
     assert retrieved.ids == ["semantic:3", "semantic:4", "episode:3", "episode:4"]
-    raw = [turn.user for episode in retrieved.episodic for turn in episode.raw]
-    assert raw == ["kai drink water", "kai job baker"]
+    first, second = retrieved.episodic
+    assert [turn.user for turn in first.raw] == ["kai drink water"]
+    assert [turn.user for turn in second.raw] == ["kai job baker"]
 
 
 def test_excluded_memories_are_not_returned_again(store):
@@ -94,10 +100,10 @@ def test_excluded_memories_are_not_returned_again(store):
 def test_memories_of_the_context_are_not_returned(store):
     store.add_semantic(fact("kai drink cola and dog", 5, sources=(0, 2)))
     retriever = Retriever(top_k=TopK(0, 9, 9))
-    ids = retriever.retrieve(store.as_of(), "kai", context_turns={0, 4}).ids
-    assert "semantic:0" not in ids
-    assert "episode:4" not in ids
-    assert "semantic:5" in ids  # turn 2 is not in the context
+    retrieved = retriever.retrieve(store.as_of(), "kai", context_turns={0, 4})
+    assert "semantic:0" not in retrieved.ids
+    assert "episode:4" not in retrieved.ids
+    assert "semantic:5" in retrieved.ids  # turn 2 is not in the context
 
 
 def test_memories_that_become_known_later_are_not_found(store):
@@ -106,13 +112,18 @@ def test_memories_that_become_known_later_are_not_found(store):
 
 
 def test_overlap_with_the_period_and_its_last_minute_count(store):
-    store.add_episode(Episode("a long journey", "", (0, 4), day(0), day(4), day(5)))
+    journey = Episode("a long journey", "", (0, 4), day(0), day(4), known_from=day(5))
+    store.add_episode(journey)
     episodes = Retriever(top_k=TopK(0, 0, 9))
-    retrieved = episodes.retrieve(store.as_of(), "journey", days(1.5, 1.6))
+    during = days(1.5, 1.6)
+    retrieved = episodes.retrieve(store.as_of(), "journey", during)
     assert summaries(retrieved) == ["a long journey"]
-    late = day(6) + timedelta(seconds=40)
-    store.add_semantic(SemanticMemory("late", "", late, day(7), day(7)))
-    assert Retriever().retrieve(store.as_of(), "late", days(5.5, 6)).ids == ["semantic:5"]
+    start = day(6) + timedelta(seconds=40)
+    late = SemanticMemory("late", "", start, day(7), known_from=day(7))
+    store.add_semantic(late)
+    until_that_minute = days(5.5, 6)
+    retrieved = Retriever().retrieve(store.as_of(), "late", until_that_minute)
+    assert retrieved.ids == ["semantic:5"]
 
 
 def test_procedural_entries_are_ranked_filtered_and_dated(store):
@@ -138,11 +149,16 @@ def test_bm25_ranks_procedural_entries_without_the_encoder(store, encoder):
     store.set_procedural(ProceduralMemory(habits, day(1)))
     encoder.batches.clear()
     one = Retriever(ranking="bm25", top_k=TopK(1, 0, 0))
-    for keywords, expected in (("who runs?", "run"), ("reading", "read"), ("DRINK", "tea")):
-        assert one.retrieve(store.as_of(), keywords).ids == [f"procedural:{expected}"]
+    best = {"who runs?": "procedural:run", "reading": "procedural:read", "DRINK": "procedural:tea"}
+    view = store.as_of()
+    for keywords, expected in best.items():
+        retrieved = one.retrieve(view, keywords)
+        assert retrieved.ids == [expected]
     two = Retriever(ranking="bm25", top_k=TopK(2, 0, 0))
-    assert two.retrieve(store.as_of(), "reads").ids == ["procedural:read", "procedural:run"]
-    assert two.retrieve(store.as_of(), "the").ids == ["procedural:run", "procedural:tea"]
+    best_and_first = two.retrieve(view, "reads")
+    assert best_and_first.ids == ["procedural:read", "procedural:run"]
+    only_stop_words = two.retrieve(view, "the")
+    assert only_stop_words.ids == ["procedural:run", "procedural:tea"]
     assert encoder.batches == []
 
 

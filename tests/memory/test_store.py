@@ -60,18 +60,21 @@ def write(store, event):
 def random_session_end(rng, n):
     """The writes of the session that ends with turn `n`."""
     time = day(n / 4)
+    start = time - timedelta(days=1)
     known = time + SESSION_GAP
-    episode = Episode(f"e{n}", "", tuple(range(n - 4, n + 1)), day(n / 4 - 1), time, known)
+    turns = tuple(range(n - 4, n + 1))
+    episode = Episode(f"e{n}", "", turns, start, time, known)
     human = {}
     for key in ("age", "city", "pet"):
         if rng.random() < 0.7:
             human[key] = str(rng.randint(0, 2))
     core = CoreMemory(human, {"job": str(n)}, known, (n - 1, n))
     habits = {key: f"at {n}" for key in ("run", "read") if rng.random() < 0.5}
+    procedural = ProceduralMemory(habits, known, (n,))
     rejected = RejectedUpdate("core", f"raw {n}", "bad", known, (n,))
     yield known, ("add_episode", episode)
     yield known, ("set_core", core)
-    yield known, ("set_procedural", ProceduralMemory(habits, known, (n,)))
+    yield known, ("set_procedural", procedural)
     yield known, ("append", "rejected", rejected)
 
 
@@ -80,7 +83,8 @@ def random_history(rng):
     events = []
     for n in range(25):
         time = day(n / 4)
-        events.append((time, ("add_turn", Turn(time, f"turn {n}", "ok"))))
+        turn = Turn(time, f"turn {n}", "ok")
+        events.append((time, ("add_turn", turn)))
         if rng.random() < 0.5:
             start = time - timedelta(days=rng.choice([0, 0, 2]))
             memory = SemanticMemory(f"fact {n}", f"f{n}", start, time, time, sources=(n,))
@@ -198,9 +202,10 @@ def test_a_transaction_takes_effect_as_a_whole_or_not_at_all(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(day(0), "one"))
         core = CoreMemory({"name": "Kai"}, {}, day(1))
+        bad_episode = Episode("e", "", (7,), day(0), day(0), day(1))
         with pytest.raises(ValueError, match="names turns \\[7\\]"), store.transaction():
             store.set_core(core)
-            store.add_episode(Episode("e", "", (7,), day(0), day(0), day(1)))
+            store.add_episode(bad_episode)
         assert store.as_of().core is None
         store.set_core(core)
         assert store.as_of().core.human == {"name": "Kai"}
@@ -210,7 +215,8 @@ def test_writes_of_another_process_are_seen(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as reader, MemoryStore(tmp_path, encoder) as writer:
         assert reader.as_of().turns == []
         writer.add_turn(Turn(day(0), "one"))
-        assert [turn.user for turn in reader.as_of().turns] == ["one"]
+        turns = reader.as_of().turns
+        assert [turn.user for turn in turns] == ["one"]
         second = reader.add_turn(Turn(day(1), "two"))
         assert second.index == 1
 

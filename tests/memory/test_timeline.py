@@ -90,10 +90,14 @@ def fill(store, contents):
     for n, content in enumerate(contents):
         store.add_turn(Turn(hour(n / 10), content.text, "ok"))
     for n, content in enumerate(contents):
-        end = content.start + content.length
-        times = (hour(content.start), hour(end), hour(end + content.delay))
-        store.add_semantic(SemanticMemory(content.text, "", *times, sources=(n,)))
-        store.add_episode(Episode(content.text, "", (n,), *times))
+        start = hour(content.start)
+        end = start + timedelta(hours=content.length)
+        known_from = end + timedelta(hours=content.delay)
+        times = (start, end, known_from)
+        memory = SemanticMemory(content.text, "", *times, sources=(n,))
+        episode = Episode(content.text, "", (n,), *times)
+        store.add_semantic(memory)
+        store.add_episode(episode)
 
 
 def overlaps(record, period: Period) -> bool:
@@ -230,9 +234,11 @@ def test_the_bm25_ranking_equals_a_plain_one(encoder, seed):
     words = ["red", "sea", "dog"]
     for word in words:
         matches = [row for row in inside if word in by_time.texts[row].split()]
-        idf = math.log(1 + (len(inside) - len(matches) + 0.5) / (len(matches) + 0.5))
+        frequency = len(matches)
+        idf = math.log(1 + (len(inside) - frequency + 0.5) / (frequency + 0.5))
         for row in matches:
-            scores[row] += idf * (K1 + 1) / (1 + K1 * (1 - B + B * lengths[row] / mean))
+            penalty = 1 - B + B * lengths[row] / mean
+            scores[row] += idf * (K1 + 1) / (1 + K1 * penalty)
     found = [row for row in inside if scores[row]]
     plain = sorted(found, key=lambda row: (-round(scores[row], 5), -row))
     with memories.store(encoder) as store:
@@ -283,10 +289,13 @@ def test_one_kind_of_semantic_memory_can_be_searched(encoder):
     with MemoryStore.in_memory(encoder) as store:
         for n, kind in enumerate(("directive", "fact", "preference", "concept", "fact")):
             store.add_semantic(fact("kai tea", n, kind))
-        facts = Retriever(kinds=("fact",))
-        assert facts.retrieve(store.as_of(), "kai").ids == ["semantic:1", "semantic:4"]
-        assert [memory.id for memory in store.as_of().of_kind("fact")] == [1, 4]
-        assert [memory.id for memory in store.as_of(hour(3)).of_kind("fact")] == [1]
+        view = store.as_of()
+        early = store.as_of(hour(3))
+        only_facts = Retriever(kinds=("fact",))
+        retrieved = only_facts.retrieve(view, "kai")
+        assert retrieved.ids == ["semantic:1", "semantic:4"]
+        assert [memory.id for memory in view.of_kind("fact")] == [1, 4]
+        assert [memory.id for memory in early.of_kind("fact")] == [1]
     with pytest.raises(ValueError, match="hearsay.*directive, fact"):
         fact("x", 0, "hearsay")
 
@@ -299,9 +308,11 @@ def test_search_with_selects_keywords_query_or_both(encoder, ranking):
         view = store.as_of()
         for search_with, expected in (("keywords", "semantic:0"), ("query", "semantic:1")):
             one = Retriever(top_k=TopK(0, 1, 0), ranking=ranking, search_with=search_with)
-            assert one.retrieve(view, "cola", query="dog").ids == [expected]
+            retrieved = one.retrieve(view, "cola", query="dog")
+            assert retrieved.ids == [expected]
         both = Retriever(top_k=TopK(0, 2, 0), ranking=ranking, search_with="both")
-        assert both.retrieve(view, "cola", query="dog").ids == ["semantic:0", "semantic:1"]
+        retrieved = both.retrieve(view, "cola", query="dog")
+        assert retrieved.ids == ["semantic:0", "semantic:1"]
 
 
 def test_an_old_view_ignores_rows_that_its_timeline_gets_later(encoder):
@@ -313,8 +324,10 @@ def test_an_old_view_ignores_rows_that_its_timeline_gets_later(encoder):
         for n in range(3, 40):
             store.add_turn(Turn(hour(n), f"tea {n}"))
             if n % 9 == 0:
-                assert len(retriever.rank_turns(store.as_of(), "tea", 99)) == n + 1
-        assert indices(retriever.rank_turns(before, "tea", 99)) == [0, 1, 2]
+                turns = retriever.rank_turns(store.as_of(), "tea", 99)
+                assert len(turns) == n + 1
+        turns = retriever.rank_turns(before, "tea", 99)
+        assert indices(turns) == [0, 1, 2]
 
 
 def test_a_rolled_back_row_leaves_no_word(encoder):
@@ -338,9 +351,10 @@ def test_best_first_equals_a_sort(scores, fetch):
     finite = [row for row, score in enumerate(scores) if score > -np.inf]
     plain = sorted(finite, key=lambda row: (-scores[row], -row))
     array = np.array(scores, np.float32)
-    assert list(_best_first(array, fetch)) == plain
-    first_three = islice(_best_first(array, fetch), 3)
-    assert list(first_three) == plain[:3]
+    rows = list(_best_first(array, fetch))
+    assert rows == plain
+    first_three = list(islice(_best_first(array, fetch), 3))
+    assert first_three == plain[:3]
 
 
 def test_growing_a_column_does_not_change_rows_handed_out_before():
