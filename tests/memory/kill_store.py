@@ -67,7 +67,8 @@ class Model:
         texts = " ".join(turn.user for turn in turns)
         tokens = TOKEN.findall(texts)
         words = " ".join(tokens)
-        indices = ", ".join(str(index) for index in range(len(turns)))
+        numbers = [str(number) for number in range(len(turns))]
+        indices = ", ".join(numbers)
         template = REPLIES[request.purpose]
         return template.format(words=words, last_words=words[-60:], indices=indices)
 
@@ -87,7 +88,8 @@ def draw(folder: Path, token: str) -> str:
     path = folder / "picture.png"
     text = PngImagePlugin.PngInfo()
     text.add_text("token", f"<{token}>")
-    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+    image = Image.new("RGB", (8, 8))
+    image.save(path, pnginfo=text)
     return str(path)
 
 

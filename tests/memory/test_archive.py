@@ -54,11 +54,12 @@ def store(tmp_path, encoder):
 
 def contents(store):
     """All rows with paths relative to the folder, the images' bytes, pending updates, next ids."""
-    rows = {}
+    folder = str(store.folder)
+    rows = []
     for kind in KINDS:
-        rows[kind] = []
         for row, record in store.rows(kind):
-            rows[kind].append((row, repr(record).replace(str(store.folder), "")))
+            text = repr(record).replace(folder, "")
+            rows.append((kind, row, text))
     pixels = {path.name: path.read_bytes() for path in store.images.iterdir()}
     next_ids = [store.next_id(kind) for kind in KINDS]
     return rows, pixels, store.pending(), next_ids
@@ -81,10 +82,12 @@ def test_a_round_trip_restores_an_equal_memory(store, tmp_path, encoder):
 
 def damaged(whole: bytes, rng: random.Random, truncate: bool) -> bytes:
     """A truncated copy, or one with one bit flipped."""
+    place = rng.randrange(len(whole))
     if truncate:
-        return whole[: rng.randrange(len(whole))]
+        return whole[:place]
+    bit = rng.randrange(8)
     copy = bytearray(whole)
-    copy[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+    copy[place] ^= 1 << bit
     return bytes(copy)
 
 

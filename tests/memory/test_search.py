@@ -53,11 +53,12 @@ def summaries(retrieved) -> list[str]:
 def test_the_best_match_outside_the_period_is_not_returned(store):
     top_k = TopK(0, 1, 1)
     period = days(1, 2)
-    inside = Retriever(top_k=top_k).retrieve(store.as_of(), "kai drink cola", period)
+    view = store.as_of()
+    inside = Retriever(top_k=top_k).retrieve(view, "kai drink cola", period)
     assert contents(inside) == ["kai drink tea"]
     assert summaries(inside) == ["kai drink tea"]
     released = Retriever(top_k=top_k, time_filter="released")
-    unfiltered = released.retrieve(store.as_of(), "kai drink cola", period)
+    unfiltered = released.retrieve(view, "kai drink cola", period)
     assert contents(unfiltered) == ["kai drink cola"]
 
 
@@ -84,6 +85,7 @@ def test_results_are_oldest_first_regardless_of_rank(store):
 
 def test_excluded_memories_are_not_returned_again(store):
     retriever = Retriever(top_k=TopK(0, 2, 0))
+    view = store.as_of()
     seen: set[str] = set()
     for expected in (
         ["semantic:0", "semantic:1"],
@@ -91,9 +93,9 @@ def test_excluded_memories_are_not_returned_again(store):
         ["semantic:4"],
         [],
     ):
-        ids = retriever.retrieve(store.as_of(), "kai drink cola tea", exclude=seen).ids
-        assert ids == expected
-        seen |= set(ids)
+        retrieved = retriever.retrieve(view, "kai drink cola tea", exclude=seen)
+        assert retrieved.ids == expected
+        seen.update(retrieved.ids)
     assert len(seen) == 5
 
 

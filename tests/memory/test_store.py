@@ -113,21 +113,25 @@ def test_as_of_equals_a_store_filled_up_to_that_moment(encoder, rng, days):
                 for time, event in history:
                     if time <= moment:
                         write(partial, event)
-                assert parts(whole.as_of(moment)) == parts(partial.as_of())
-                retrieved = retriever.retrieve(whole.as_of(moment), "fact 7 turn", period)
-                assert retrieved == retriever.retrieve(partial.as_of(), "fact 7 turn", period)
+                past = whole.as_of(moment)
+                expected = partial.as_of()
+                assert parts(past) == parts(expected)
+                retrieved = retriever.retrieve(past, "fact 7 turn", period)
+                assert retrieved == retriever.retrieve(expected, "fact 7 turn", period)
 
 
 def test_reopening_gives_an_equal_view_and_keeps_the_vectors(tmp_path, encoder):
     with MemoryStore(tmp_path / "kai", encoder) as store:
         for _, event in random_history(random.Random(0)):
             write(store, event)
-        before = parts(store.as_of())
-        retrieved = Retriever().retrieve(store.as_of(), "fact 3")
+        view = store.as_of()
+        before = parts(view)
+        retrieved = Retriever().retrieve(view, "fact 3")
     encoder.batches.clear()
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert parts(store.as_of()) == before
-        assert Retriever().retrieve(store.as_of(), "fact 3") == retrieved
+        view = store.as_of()
+        assert parts(view) == before
+        assert Retriever().retrieve(view, "fact 3") == retrieved
     assert encoder.batches == [1]  # only the query: all other vectors came from the disk
 
 
@@ -194,8 +198,9 @@ def test_later_writes_do_not_change_a_view(encoder):
         store.add_turn(Turn(day(0), "one"))
         view = store.as_of()
         store.add_turn(Turn(day(1), "two"))
+        later = store.as_of()
         assert [turn.user for turn in view.turns] == ["one"]
-        assert len(store.as_of().turns) == 2
+        assert len(later.turns) == 2
 
 
 def test_a_transaction_takes_effect_as_a_whole_or_not_at_all(encoder):

@@ -149,24 +149,30 @@ def test_a_read_only_memory_can_still_be_read(tmp_path, encoder):
 
 
 def test_an_impossible_folder_is_named_in_the_error(tmp_path, encoder):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "kai"):
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "kai"):
         with pytest.raises(StoreError, match=f"{folder.name} cannot be the folder of a memory"):
             MemoryStore(folder, encoder)
-    (tmp_path / "odd" / "memory.db").mkdir(parents=True)
+    odd = tmp_path / "odd"
+    (odd / "memory.db").mkdir(parents=True)
     with pytest.raises(StoreError, match="odd/memory.db cannot be opened"):
-        MemoryStore(tmp_path / "odd", encoder)
+        MemoryStore(odd, encoder)
     if Path("/proc/self").exists():  # a file system in which even root cannot create folders
         with pytest.raises(StoreError, match="/proc/kai cannot be the folder"):
             MemoryStore("/proc/kai", encoder)
 
 
 def test_create_false_does_not_create_an_unknown_user(tmp_path, encoder):
+    unknown = tmp_path / "kia"
+    known = tmp_path / "kai"
     with pytest.raises(StoreError, match="no user 'kia'"):
-        MemoryStore(tmp_path / "kia", encoder, create=False)
-    assert not (tmp_path / "kia").exists()
-    MemoryStore(tmp_path / "kai", encoder).close()
-    MemoryStore(tmp_path / "kai", encoder, create=False).close()
+        MemoryStore(unknown, encoder, create=False)
+    assert not unknown.exists()
+    with MemoryStore(known, encoder):
+        pass
+    with MemoryStore(known, encoder, create=False):
+        pass
 
 
 @pytest.mark.parametrize("bad", ["note.png", "cut.png", "gone.png"])
@@ -207,7 +213,8 @@ def test_an_invalid_time_is_rejected(encoder, bad):
 
 
 def test_an_end_before_its_start_is_rejected(encoder):
-    memory = SemanticMemory("x", "", NOON, NOON - timedelta(days=1), NOON)
+    before = NOON - timedelta(days=1)
+    memory = SemanticMemory("x", "", NOON, before, NOON)
     with MemoryStore.in_memory(encoder) as store:
         with pytest.raises(ValueError, match="ends before"):
             store.add_semantic(memory)
