@@ -46,7 +46,7 @@ class Ours:
         from personavlm_lib.memory.store import MemoryStore
 
         self.store = MemoryStore(folder, encoder)
-        self.store._db.execute("PRAGMA synchronous = FULL")
+        self.store.sql("PRAGMA synchronous = FULL")
         self.count = len(self.store.as_of().turns)
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
@@ -60,12 +60,14 @@ class Ours:
         self.searcher("dense")(next(iter(self.store.encoder.rows)), None, 0, 1)
 
     def searcher(self, variant: str) -> Search:
+        from personavlm_lib.memory.records import Period
         from personavlm_lib.memory.search import Retriever
 
         retriever, view = Retriever(ranking=variant, index=self.index), self.store.as_of()
 
         def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            found = retriever.rank_turns(view, text, K, moment(lo), moment(hi - 1), by_time=False)
+            period = Period(moment(lo), moment(hi - 1))
+            found = retriever.rank_turns(view, text, K, period, by_time=False)
             return [turn.index for turn in found]
 
         return search

@@ -13,7 +13,7 @@ from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import Step, parse_step
 from personavlm_lib.memory.images import turn_images
 from personavlm_lib.memory.personality import summarize_profile, trait_levels
-from personavlm_lib.memory.records import SESSION_GAP, BigFive, SemanticMemory, Turn
+from personavlm_lib.memory.records import SESSION_GAP, BigFive, Period, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
 from personavlm_lib.models.chat import ChatReply, ChatRequest, Trajectory
@@ -140,8 +140,7 @@ def respond(
         results = retriever.retrieve(
             view,
             step.retrieve.keywords,
-            step.retrieve.start,
-            step.retrieve.end,
+            Period(step.retrieve.start, step.retrieve.end),
             exclude=seen,
             context_turns=context_turns,
             top_k=settings.top_k,

@@ -1,6 +1,6 @@
-"""A memory as one portable file: a zip of JSON Lines by kind, the images, and a manifest with checksums.
+"""A memory as one portable file: a zip of JSON Lines, the images, and a manifest with checksums.
 
-Vectors are left out: they are derived, and another encoder would make others.
+Vectors are not included: they are derived data, and another encoder would compute others.
 """
 
 import hashlib
@@ -10,34 +10,56 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Record, from_json
-from personavlm_lib.memory.store import KINDS, SCHEMA, MemoryStore, StoreError
+from personavlm_lib.memory.schema import SCHEMA
+from personavlm_lib.memory.store import KINDS, MemoryStore, StoreError
 
 FORMAT = "personavlm memory"
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+class Content(NamedTuple):
+    """The verified content of an archive.
+
+    `records` are (kind, id, record), `updates` the rows of the journal, and `last_ids` the highest
+    id so far of each table.
+    """
+
+    records: list[tuple[str, int, Record]]
+    updates: list[list]
+    images: dict[str, bytes]
+    last_ids: dict[str, int]
 
 
 def export_archive(store: MemoryStore, path: str | Path) -> Path:
-    """Writes all that the store holds, pending work and receipts included, to `path`; an old file there is replaced."""
+    """Write the whole store, including pending updates and receipts, to `path`.
+
+    Replaces an existing file.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    sums: dict[str, str] = {}
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive, store.transaction():
-            files = {f"{kind}.jsonl": _lines(store, kind) for kind in KINDS}
-            files["journal.jsonl"] = "".join(
-                f"{json.dumps(job)}\n" for job in store.pending()
-            ).encode()
-            files |= {
-                f"images/{image.name}": image.read_bytes()
-                for image in sorted(store.images.iterdir())
-            }
-            for name, content in files.items():
+            checksums = {}
+            for name, content in _files(store).items():
                 archive.writestr(name, content)
-                sums[name] = hashlib.sha256(content).hexdigest()
-            last_ids = dict(store.sql("SELECT name, seq FROM sqlite_sequence"))
-            manifest = {"format": FORMAT, "schema": SCHEMA, "last_ids": last_ids, "sha256": sums}
+                checksums[name] = hashlib.sha256(content).hexdigest()
+            manifest = {
+                "format": FORMAT,
+                "schema": SCHEMA,
+                "last_ids": dict(store.sql("SELECT name, seq FROM sqlite_sequence")),
+                "sha256": checksums,
+            }
             archive.writestr("manifest.json", json.dumps(manifest, indent=2))
         os.replace(partial, path)
     finally:
@@ -45,89 +67,120 @@ def export_archive(store: MemoryStore, path: str | Path) -> Path:
     return path
 
 
-def _lines(store: MemoryStore, kind: str) -> bytes:
+def _files(store: MemoryStore) -> dict[str, bytes]:
+    files = {}
+    for kind in KINDS:
+        files[f"{kind}.jsonl"] = _record_lines(store, kind)
+    updates = [f"{json.dumps(update)}\n" for update in store.pending()]
+    files["journal.jsonl"] = "".join(updates).encode()
+    images = sorted(store.images.iterdir())
+    for image in images:
+        files[f"images/{image.name}"] = image.read_bytes()
+    return files
+
+
+def _record_lines(store: MemoryStore, kind: str) -> bytes:
     rows = store.sql(f"SELECT id, record FROM {kind} ORDER BY id")
-    return "".join(f'{{"id": {row}, "record": {record}}}\n' for row, record in rows).encode()
+    lines = [f'{{"id": {row}, "record": {record}}}\n' for row, record in rows]
+    return "".join(lines).encode()
 
 
 def import_archive(
     path: str | Path, folder: str | Path, encoder: Encoder | None = None
 ) -> MemoryStore:
-    """Makes the memory of an archive in `folder`, which must be new or empty, and opens it.
+    """Create the memory of an archive in `folder`, which must be new or empty, and open it.
 
-    StoreError, and nothing written, for an archive that is damaged, of a newer schema, or none of ours.
+    StoreError, and nothing written, if the archive is damaged, has a newer schema or belongs to
+    another program.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _is_empty_folder(folder):
         raise StoreError(f"{folder} is not empty: import into a new folder")
-    records, jobs, images, last_ids = _verified(Path(path))
+    content = _read_verified(Path(path))
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with MemoryStore(partial, encoder) as store, store.transaction():
-            for name, content in images.items():
-                (store.images / name).write_bytes(content)
-            for kind, row, record in records:
-                store._add(kind, row, record)  # ids and all
-            for job in jobs:
-                store.sql("INSERT INTO journal VALUES (?, ?, ?)", *job)
-            store.sql("DELETE FROM sqlite_sequence")
-            for last in last_ids.items():
-                store.sql("INSERT INTO sqlite_sequence VALUES (?, ?)", *last)
+            _fill(store, content)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return MemoryStore(folder, encoder)
 
 
-Content = tuple[list[tuple[str, int, Record]], list[list], dict[str, bytes], dict[str, int]]
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
-def _verified(path: Path) -> Content:
-    """Records, pending work, images and last ids of an archive that passed every check."""
+def _fill(store: MemoryStore, content: Content) -> None:
+    for name, pixels in content.images.items():
+        (store.images / name).write_bytes(pixels)
+    for kind, row, record in content.records:
+        store.insert(kind, row, record)
+    for update in content.updates:
+        store.sql("INSERT INTO journal VALUES (?, ?, ?)", *update)
+    store.sql("DELETE FROM sqlite_sequence")
+    for table, last in content.last_ids.items():
+        store.sql("INSERT INTO sqlite_sequence VALUES (?, ?)", table, last)
+
+
+def _read_verified(path: Path) -> Content:
+    """The content of an archive that passes every check. StoreError for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
-        manifest = json.loads(files.pop("manifest.json"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}")
-        if manifest["schema"] > SCHEMA:
-            raise ValueError(
-                f"its schema is {manifest['schema']}, this version reads up to {SCHEMA}"
-            )
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        if wrong := {name for name, _ in sums.items() ^ manifest["sha256"].items()}:
-            raise ValueError(f"{', '.join(sorted(wrong))}: not as the manifest says")
-        # JSON leaves characters such as U+2028 as they are, at which splitlines would split
-        lines = {
-            n: [json.loads(x) for x in c.split(b"\n")[:-1]]
-            for n, c in files.items()
-            if n.endswith(".jsonl")
-        }
-        records = [
-            (kind, line["id"], from_json(KINDS[kind], json.dumps(line["record"])))
-            for kind in KINDS
-            for line in lines[f"{kind}.jsonl"]
-        ]
-        images = {
-            Path(name).name: content
-            for name, content in files.items()
-            if name.startswith("images/")
-        }
-        return records, lines["journal.jsonl"], images, manifest["last_ids"]
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+        return _parse(files)
+    except UNREADABLE as error:
         raise StoreError(
             f"{path} cannot be read as an archive ({error}): nothing was imported"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"missing {error}"
         raise StoreError(
-            f"{path} is no archive of a memory, or is damaged ({what}): nothing was imported"
+            f"{path} is not an archive of a memory, or it is damaged ({reason}): "
+            "nothing was imported"
         ) from error
+
+
+def _parse(files: dict[str, bytes]) -> Content:
+    manifest = json.loads(files.pop("manifest.json"))
+    _check_manifest(manifest, files)
+    last_ids = manifest["last_ids"]
+    if "refused.jsonl" in files:  # the name of the kind up to schema 2
+        files["rejected.jsonl"] = files.pop("refused.jsonl")
+        if "refused" in last_ids:
+            last_ids["rejected"] = last_ids.pop("refused")
+    records = []
+    for kind, record_type in KINDS.items():
+        for line in _json_lines(files[f"{kind}.jsonl"]):
+            record = from_json(record_type, json.dumps(line["record"]))
+            records.append((kind, line["id"], record))
+    images = {}
+    for name, content in files.items():
+        if name.startswith("images/"):
+            images[Path(name).name] = content
+    return Content(records, _json_lines(files["journal.jsonl"]), images, last_ids)
+
+
+def _check_manifest(manifest: dict, files: dict[str, bytes]) -> None:
+    archive_format = manifest["format"]
+    if archive_format != FORMAT:
+        raise ValueError(f"its format is {archive_format!r}")
+    schema = manifest["schema"]
+    if schema > SCHEMA:
+        raise ValueError(f"its schema is {schema}, this version reads up to {SCHEMA}")
+    checksums = {}
+    for name, content in files.items():
+        checksums[name] = hashlib.sha256(content).hexdigest()
+    differences = checksums.items() ^ manifest["sha256"].items()
+    if differences:
+        names = {name for name, _ in differences}
+        listing = ", ".join(sorted(names))
+        raise ValueError(f"{listing}: does not match the manifest")
+
+
+def _json_lines(content: bytes) -> list:
+    # not splitlines: it also splits at characters such as U+2028, which JSON leaves as they are
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]

@@ -1,16 +1,20 @@
-"""The SQLite file under a memory: transactions, errors in words, the journal of pending work, and clean erasure."""
+"""The SQLite file of a memory: transactions, readable errors, pending updates and erasure."""
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-TROUBLE = {
-    "SQLITE_BUSY": "another process has been writing all the while; nothing was written here: try again later",
-    "SQLITE_FULL": "the disk is full; nothing was written: make room, then try again",
-    "SQLITE_READONLY": "it may not be written to; nothing was written: mind its permissions and its disk's",
+REMEDIES = {
+    "SQLITE_BUSY": (
+        "another process held the write lock all this time; nothing was written: try again later"
+    ),
+    "SQLITE_FULL": "the disk is full; nothing was written: free some space and try again",
+    "SQLITE_READONLY": (
+        "the file is read-only; nothing was written: check the permissions of the file and its disk"
+    ),
 }
 
 
@@ -19,7 +23,10 @@ class StoreError(RuntimeError):
 
 
 class PendingUpdate(NamedTuple):
-    """Work that a turn still waits for: "turn" (lines 17-19 of Algorithm 1) or "session" (lines 1-3)."""
+    """An update that a turn still waits for.
+
+    `work` is "turn" (lines 17-19 of Algorithm 1) or "session" (lines 1-3).
+    """
 
     id: int
     work: str
@@ -27,66 +34,85 @@ class PendingUpdate(NamedTuple):
 
 
 class Database:
-    """One file, one connection, for all threads of a process; other processes may have theirs.
+    """One SQLite file and one connection, shared by all threads of a process.
 
-    WAL, so that readers and a writer do not wait for each other, and `synchronous = FULL`: the WAL is on the disk when
-    a commit returns. A subclass says in `_create` what is in a file of its `schema`, and lets go of what it holds in
-    memory in `_forget_loaded`.
+    Other processes may open the same file. In WAL mode, readers and a writer do not wait for each
+    other; with `synchronous = FULL`, the WAL is on the disk when a commit returns.
+
+    `prepare(database)` runs in a transaction before the first use and creates or migrates the
+    tables. `on_rollback()` runs after each failed transaction. StoreError if the file cannot be
+    opened or is not a memory database.
     """
 
-    schema: int
-
-    def __init__(self, path: str, wait: float) -> None:
+    def __init__(
+        self,
+        path: str,
+        wait: float,
+        schema: int,
+        prepare: Callable[["Database"], None],
+        on_rollback: Callable[[], None],
+    ) -> None:
         self.path = path
-        self._lock, self._depth = threading.RLock(), 0
-        self._copied: list[Path] = []  # files that go if the open transaction fails
+        self.lock = threading.RLock()
+        self._on_rollback = on_rollback
+        self._depth = 0  # of nested transactions
+        self._new_files: list[Path] = []  # deleted if the open transaction fails
         try:
-            self._db = sqlite3.connect(
+            self._connection = sqlite3.connect(
                 path, timeout=wait, isolation_level=None, check_same_thread=False
             )
         except sqlite3.OperationalError as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error
         try:
-            self.sql("PRAGMA secure_delete = ON")
-            self.sql("PRAGMA synchronous = FULL")
-            if self.sql("PRAGMA user_version")[0][0] != self.schema:
-                with self.transaction():
-                    self._create()
-            self.sql("PRAGMA journal_mode = WAL")
-        except (sqlite3.DatabaseError, StoreError) as error:
-            self._db.close()
-            if isinstance(error, StoreError):
-                raise
+            self._configure(schema, prepare)
+        except sqlite3.DatabaseError as error:
+            self.close()
             raise StoreError(f"{path} cannot be read as a memory database: {error}") from error
+        except StoreError:
+            self.close()
+            raise
 
-    def _create(self) -> None:
-        raise NotImplementedError
+    def _configure(self, schema: int, prepare: Callable[["Database"], None]) -> None:
+        self.sql("PRAGMA secure_delete = ON")
+        self.sql("PRAGMA synchronous = FULL")
+        if self.schema != schema:
+            with self.transaction():
+                prepare(self)
+        self.sql("PRAGMA journal_mode = WAL")
 
-    def _forget_loaded(self) -> None:
-        raise NotImplementedError
+    @property
+    def schema(self) -> int:
+        """The schema number that is stored in the file; 0 for a new file."""
+        return self.sql("PRAGMA user_version")[0][0]
 
     def close(self) -> None:
-        self._db.close()
+        self._connection.close()
 
     def sql(self, statement: str, *values: object) -> list[tuple]:
-        """The rows of one statement."""
-        with self._lock:
-            return self._db.execute(statement, values).fetchall()
+        """Run one statement and return its rows."""
+        with self.lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def sql_many(self, statement: str, rows: Iterable[tuple]) -> None:
+        """Run one statement once per row of values."""
+        self._connection.executemany(statement, rows)
 
     def meta(self, key: str) -> str | None:
-        found = self.sql("SELECT value FROM meta WHERE key = ?", key)
-        return found[0][0] if found else None
+        """The value that is stored under `key`, or None."""
+        rows = self.sql("SELECT value FROM meta WHERE key = ?", key)
+        return rows[0][0] if rows else None
 
     def set_meta(self, key: str, value: str) -> None:
         self.sql("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside happen together or, after an exception, not at all. May be nested.
+        """All writes inside take effect together or, after an exception, not at all. Nestable.
 
-        StoreError where the database cannot be written: another process is at it for too long, or the disk is full.
+        StoreError if the database cannot be written, for example because another process keeps
+        the write lock for too long or the disk is full.
         """
-        with self._lock, self._explained():
+        with self.lock, self._readable_errors():
             outermost = self._depth == 0
             self._depth += 1
             try:
@@ -97,74 +123,93 @@ class Database:
                     self.sql("COMMIT")
             except BaseException:
                 if outermost:
-                    self._undo()
+                    self._roll_back()
                 raise
             finally:
                 self._depth -= 1
                 if outermost:
-                    self._copied.clear()
+                    self._new_files.clear()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            code = "_".join(
-                error.sqlite_errorname.split("_")[:2]
-            )  # SQLITE_READONLY_DBMOVED and its like
-            raise StoreError(
-                f"{self.path}: {error}; {TROUBLE.get(code, 'nothing was written')}"
-            ) from error
+            # extended codes such as SQLITE_READONLY_DBMOVED start with the primary code
+            parts = error.sqlite_errorname.split("_")
+            code = "_".join(parts[:2])
+            remedy = REMEDIES.get(code, "nothing was written")
+            raise StoreError(f"{self.path}: {error}; {remedy}") from error
 
-    def _undo(self) -> None:
-        if self._db.in_transaction:  # SQLite may have rolled back by itself
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite may have rolled back by itself
             self.sql("ROLLBACK")
-        self._forget_loaded()
-        for path in self._copied:
+        self._on_rollback()
+        for path in self._new_files:
             path.unlink(missing_ok=True)
 
-    # Pending work: written with the turn that needs it, and taken off with what the work leaves
+    def delete_on_rollback(self, path: Path) -> None:
+        """Delete the file at `path` if the open transaction fails."""
+        self._new_files.append(path)
+
+    # Pending updates: written with the turn that needs them, deleted with the results of the update
 
     def add_pending(self, turn: int) -> None:
+        """Note that the turn waits for both kinds of update."""
         for work in ("turn", "session"):
             self.sql("INSERT INTO journal (work, turn) VALUES (?, ?)", work, turn)
 
     def pending(self) -> list[PendingUpdate]:
-        """What the turns still wait for, oldest turn first."""
-        return [
-            PendingUpdate(*row)
-            for row in self.sql("SELECT id, work, turn FROM journal ORDER BY turn, id")
-        ]
+        """The updates that the turns still wait for, oldest turn first."""
+        rows = self.sql("SELECT id, work, turn FROM journal ORDER BY turn, id")
+        return [PendingUpdate(*row) for row in rows]
 
-    def finish(self, jobs: Iterable[PendingUpdate]) -> bool:
-        """Takes jobs off, in the transaction that writes what they led to. False, and then write nothing: one is not
-        there any more, because another process did it or something was forgotten meanwhile."""
+    def finish(self, updates: Iterable[PendingUpdate]) -> bool:
+        """Delete pending updates; call it in the transaction that writes their results.
+
+        False if one of them no longer exists, because another process finished it or its turn was
+        forgotten: then do not write the results.
+        """
+        complete = True
         with self.transaction():
-            return all(
-                [
-                    self._db.execute("DELETE FROM journal WHERE id = ?", (job.id,)).rowcount
-                    for job in jobs
-                ]
-            )
+            for update in updates:
+                statement = "DELETE FROM journal WHERE id = ?"
+                cursor = self._connection.execute(statement, (update.id,))
+                if cursor.rowcount == 0:
+                    complete = False
+        return complete
 
     def drop_pending(self, turns: Iterable[int]) -> int:
-        """Takes the work for forgotten turns off: how many jobs. What is left becomes new jobs, so that nothing which
-        a model is just writing, with the forgotten before its eyes, is taken over."""
+        """Delete the updates of forgotten turns and return how many there were.
+
+        The remaining updates get new ids, so that a result which a model is writing right now,
+        with the forgotten turns in its context, is not accepted by `finish`.
+        """
+        forgotten = set(turns)
         with self.transaction():
-            jobs, gone = self.pending(), set(turns)
-            kept = [(job.work, job.turn) for job in jobs if job.turn not in gone]
+            updates = self.pending()
+            kept = [
+                (update.work, update.turn) for update in updates if update.turn not in forgotten
+            ]
             self.sql("DELETE FROM journal")
-            self._db.executemany("INSERT INTO journal (work, turn) VALUES (?, ?)", kept)
-            return len(jobs) - len(kept)
+            self.sql_many("INSERT INTO journal (work, turn) VALUES (?, ?)", kept)
+            return len(updates) - len(kept)
 
     def erase(self) -> None:
-        """Takes what was deleted off free pages and out of the WAL. StoreError where that must wait."""
+        """Remove deleted content from free pages and from the WAL.
+
+        StoreError if that must wait for another process.
+        """
         try:
             self.sql("VACUUM")
-            if self.sql("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-                raise sqlite3.OperationalError("another process still reads")
+            busy = self.sql("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
         except sqlite3.OperationalError as error:
-            raise StoreError(
-                f"{self.path}: forgotten, but free pages and {self.path}-wal may hold some of it until the memory is "
-                f"opened once more ({error})"
-            ) from error
+            raise self._not_erased(str(error)) from error
+        if busy:
+            raise self._not_erased("another process still reads")
+
+    def _not_erased(self, reason: str) -> StoreError:
+        return StoreError(
+            f"{self.path}: forgotten, but free pages and {self.path}-wal may hold some of the "
+            f"content until the memory is opened again ({reason})"
+        )

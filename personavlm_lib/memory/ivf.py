@@ -1,40 +1,57 @@
-"""An approximate index over the vectors of a timeline, for who has so many that reading all of them takes too long."""
+"""An approximate index over the vectors of a timeline that is too long to compare all of them."""
 
 from math import isqrt
+from typing import Any
 
 import faiss
 import numpy as np
 
-# Of 100k rows, 316 cells: a search reads a twentieth. At most so many are found; who asks further gets the exact order.
-PROBES, FOUND = 16, 256
+PROBES = 16  # cells per search: of 100k rows in 316 cells, a twentieth is read
+MAX_RESULTS = 256  # per search; the timeline ranks all further rows exactly
 
 
 class IvfIndex:
-    """Vectors in the cells of a k-means (FAISS's IVF); a search reads the cells nearest the query and no others.
+    """FAISS's IVF: vectors in the cells of a k-means; a search reads only the cells nearest to it.
 
-    Holds a second copy of the vectors. The cells are found when first searched (100k rows: a second of processor time)
-    and anew when the rows have doubled. Few rows are all read: then it is exact.
+    Holds a second copy of the vectors. The cells are trained at the first search (100k rows: one
+    second of processor time) and again whenever the number of rows has doubled. With few rows all
+    cells are read and the result is exact.
     """
 
     def __init__(self) -> None:
-        self._index, self._trained_on = None, 0
+        self._index: Any = None  # a faiss.IndexIVF; its type stubs lack most attributes
+        self._trained_on = 0
 
     def search(self, vectors: np.ndarray, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
-        """(hi - lo,) cosines of rows lo to hi, of several queries the nearest's; -inf for those that it did not find.
+        """(hi - lo,) cosines of rows lo to hi to the nearest query; -inf for rows not found.
 
         `vectors` (rows, width) may only grow from one call to the next.
         """
-        if len(vectors) > 2 * self._trained_on:
-            cells = f"IVF{isqrt(len(vectors))},Flat"
-            self._index = faiss.index_factory(vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-            self._index.cp.niter, self._index.cp.min_points_per_centroid = 10, 1
-            self._index.cp.max_points_per_centroid = 64
-            self._index.train(vectors)
-            self._trained_on = len(vectors)
-        if self._index.ntotal < len(vectors):
-            self._index.add(vectors[self._index.ntotal :])
-        window = faiss.SearchParametersIVF(nprobe=PROBES, sel=faiss.IDSelectorRange(lo, hi))
-        likeness, rows = self._index.search(queries, min(FOUND, hi - lo), params=window)
+        self._grow(vectors)
+        selector = faiss.IDSelectorRange(lo, hi)
+        window = faiss.SearchParametersIVF(nprobe=PROBES, sel=selector)  # type: ignore[call-arg]
+        count = min(MAX_RESULTS, hi - lo)
+        cosines, rows = self._index.search(queries, count, params=window)
+        found = rows >= 0  # the index pads with -1
+        places = rows[found] - lo
         scores = np.full(hi - lo, -np.inf, np.float32)
-        np.maximum.at(scores, rows[rows >= 0] - lo, likeness[rows >= 0])
+        np.maximum.at(scores, places, cosines[found])
         return scores.round(6)
+
+    def _grow(self, vectors: np.ndarray) -> None:
+        if len(vectors) > 2 * self._trained_on:
+            self._index = _train(vectors)
+            self._trained_on = len(vectors)
+        indexed = self._index.ntotal
+        if indexed < len(vectors):
+            self._index.add(vectors[indexed:])
+
+
+def _train(vectors: np.ndarray) -> Any:
+    cells = f"IVF{isqrt(len(vectors))},Flat"
+    index: Any = faiss.index_factory(vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = 64
+    index.train(vectors)
+    return index

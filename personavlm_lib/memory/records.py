@@ -44,6 +44,14 @@ class BigFive:
 
 
 @dataclass(frozen=True)
+class Period:
+    """A span of time from `start` to `end`, inclusive; None leaves that side open."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Turn:
     """One exchange. `images` are file paths, in the order of the `<img>` marks in `user`."""
 

@@ -1,28 +1,30 @@
-"""Timeline-based retrieval (Appendix A.2): first the period isolates, then a ranking chooses within it.
+"""Timeline-based retrieval (Appendix A.2): filter by period, then rank within it.
 
-The paper ranks by dense similarity alone. That is `PAPER`, which the chain uses; by itself a `Retriever` ranks by the
-hybrid, because it finds the evidence of far more questions.
+The paper ranks by dense similarity alone. That is `PAPER_RETRIEVER`, which the study uses. The
+default of a `Retriever` is the hybrid ranking, because it finds the evidence of far more questions.
 """
 
+import sqlite3
 from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import islice
 
 import numpy as np
 
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import SEMANTIC_KINDS, Episode, SemanticMemory, Turn
+from personavlm_lib.memory.records import SEMANTIC_KINDS, Episode, Period, SemanticMemory, Turn
 from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
 from personavlm_lib.memory.view import MemoryView
 
 SEARCH_WITH = ("keywords", "query", "both")
 INDICES = ("exact", "approximate")
+ANY_TIME = Period()
 
 
 @dataclass(frozen=True)
 class TopK:
-    """How many of each type a retrieval brings back (Appendix A.2)."""
+    """How many memories of each type a retrieval returns (Appendix A.2)."""
 
     procedural: int = 2
     semantic: int = 4
@@ -31,14 +33,14 @@ class TopK:
 
 @dataclass(frozen=True)
 class RetrievedEpisode(Episode):
-    """An episode with its raw turns: the release shows the model these, not the summary (findings D13)."""
+    """An episode with its raw turns, which the released code shows instead of the summary (D13)."""
 
     raw: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one retrieval brought back, each type in order of time, oldest first."""
+    """The results of one retrieval, each type in order of time, oldest first."""
 
     procedural: list[tuple[str, str]] = field(default_factory=list)  # (key, sentence)
     semantic: list[SemanticMemory] = field(default_factory=list)
@@ -47,23 +49,37 @@ class Retrieved:
     @property
     def ids(self) -> list[str]:
         """Stable names, such as "procedural:morning run", "semantic:12", "episode:3"."""
-        return [
-            *(f"procedural:{key}" for key, _ in self.procedural),
-            *(f"semantic:{memory.id}" for memory in self.semantic),
-            *(f"episode:{episode.id}" for episode in self.episodic),
-        ]
+        ids = [f"procedural:{key}" for key, _ in self.procedural]
+        for record in (*self.semantic, *self.episodic):
+            ids.append(_name(record))
+        return ids
+
+
+def _name(record: SemanticMemory | Episode) -> str:
+    kind = "episode" if isinstance(record, Episode) else "semantic"
+    return f"{kind}:{record.id}"
+
+
+def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{setting} is {value!r}; choose {' or '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """The parallel search of three memory types (Appendix A.2).
+    """Parallel search of three memory types (Appendix A.2).
 
-    `encoder`: None takes the store's own; another than the store's is refused. `time_filter`: "paper" isolates the
-    period first, "released" filters nothing (findings D1). `filter_procedural`: also leave out habits and goals that
-    were first known after the period's end. `ranking`: "dense" (the paper's), "bm25" or "hybrid". `search_with`: the
-    model's "keywords" (the paper), the user's "query" as it stands, or "both", of which the nearer counts (D13).
-    `kinds`: the kinds of semantic memory that are searched. `index`: "exact", or for a dense ranking "approximate",
-    which pays from some ten thousand entries on: fewer vectors are read, and now and then a near one is missed.
+    - `encoder`: None for the store's encoder; must have the same name as the store's.
+    - `time_filter`: "paper" filters by the period first, "released" does not filter (findings D1).
+    - `filter_procedural`: also omit habits and goals that became known after the period's end.
+    - `ranking`: "dense" (the paper's), "bm25" or "hybrid". "bm25" needs no text encoder.
+    - `search_with`: the model's "keywords" (the paper), the user's "query" as written, or "both",
+      where the nearer of the two counts (findings D13).
+    - `kinds`: the kinds of semantic memory to search.
+    - `index`: "exact", or "approximate" for a dense ranking, which pays off from about ten thousand
+      entries: it reads fewer vectors and sometimes misses a near one.
+
+    ValueError for unknown settings.
     """
 
     encoder: Encoder | None = None
@@ -76,65 +92,57 @@ class Retriever:
     index: str = "exact"
 
     def __post_init__(self) -> None:
-        choices = {
-            "time_filter": ("paper", "released"),
-            "ranking": RANKINGS,
-            "search_with": SEARCH_WITH,
-            "index": INDICES,
-        }
-        for setting, known in choices.items():
-            if getattr(self, setting) not in known:
-                raise ValueError(
-                    f"{setting} is {getattr(self, setting)!r}; choose {' or '.join(known)}"
-                )
+        _check_choice("time_filter", self.time_filter, ("paper", "released"))
+        _check_choice("ranking", self.ranking, RANKINGS)
+        _check_choice("search_with", self.search_with, SEARCH_WITH)
+        _check_choice("index", self.index, INDICES)
         if self.index == "approximate" and self.ranking != "dense":
             raise ValueError(
-                f"index 'approximate' serves ranking 'dense' alone; {self.ranking!r} takes index 'exact'"
+                "index 'approximate' is only for ranking 'dense'; "
+                f"ranking {self.ranking!r} needs index 'exact'"
             )
-        if unknown := set(self.kinds) - set(SEMANTIC_KINDS):
-            raise ValueError(
-                f"kinds has {', '.join(sorted(unknown))}; choose from {', '.join(SEMANTIC_KINDS)}"
-            )
+        unknown = set(self.kinds) - set(SEMANTIC_KINDS)
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise ValueError(f"kinds has {names}; choose from {', '.join(SEMANTIC_KINDS)}")
 
     def retrieve(
         self,
         view: MemoryView,
         keywords: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        period: Period = ANY_TIME,
         exclude: Collection[str] = frozenset(),
         context_turns: Collection[int] = frozenset(),
         top_k: TopK | None = None,
         query: str = "",
     ) -> Retrieved:
-        """Algorithm 1, line 10: search each type for `keywords` among what lies in the period [start, end].
+        """Algorithm 1, line 10: search each memory type for `keywords` within `period`.
 
-        Nothing named in `exclude` (ids as in `Retrieved.ids`) comes back, nor a memory all of whose turns are in
-        `context_turns`: the model has those before its eyes. `query` is what the user said, for `search_with`.
+        Omits memories whose id (as in `Retrieved.ids`) is in `exclude`, and memories all of whose
+        turns are in `context_turns`, because the model already sees those. `query` is the user's
+        message, for `search_with`. ImportError if the ranking needs a text encoder and none is
+        installed.
         """
         if self.time_filter == "released":
-            start = end = None
-        k, context = top_k or self.top_k, set(context_turns)
-        texts = {"keywords": [keywords], "query": [query], "both": [keywords, query]}[
-            self.search_with
-        ]
-        sought = self._query(view, [text for text in texts if text.strip()] or [keywords])
+            period = Period()
+        k = top_k or self.top_k
+        texts = self._search_texts(keywords, query)
+        not_blank = [text for text in texts if text.strip()]
+        prepared = self._prepare(view, not_blank or [keywords])
+        context = set(context_turns)
 
-        def barred(record: SemanticMemory | Episode) -> bool:
-            episode = isinstance(record, Episode)
-            if not episode and record.kind not in self.kinds:
+        def excluded(record: SemanticMemory | Episode) -> bool:
+            if isinstance(record, SemanticMemory) and record.kind not in self.kinds:
                 return True
-            name = f"{'episode' if episode else 'semantic'}:{record.id}"
-            return name in exclude or (bool(record.sources) and context.issuperset(record.sources))
+            if _name(record) in exclude:
+                return True
+            return bool(record.sources) and context.issuperset(record.sources)
 
-        episodes = _best(view, "episodic", sought, k.episodic, start, end, barred)
+        episodes = _best(view, "episodic", prepared, k.episodic, period, excluded)
         return Retrieved(
-            self._procedural(view, texts, k.procedural, end, exclude),
-            _best(view, "semantic", sought, k.semantic, start, end, barred),
-            [
-                RetrievedEpisode(**vars(e), raw=tuple(view.turn(i) for i in e.turns))
-                for e in episodes
-            ],
+            procedural=self._procedural(view, texts, k.procedural, period, exclude),
+            semantic=_best(view, "semantic", prepared, k.semantic, period, excluded),
+            episodic=[_with_turns(view, episode) for episode in episodes],
         )
 
     def rank_turns(
@@ -142,50 +150,76 @@ class Retriever:
         view: MemoryView,
         query: str,
         k: int,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        period: Period = ANY_TIME,
         exclude_turns: Collection[int] = frozenset(),
         by_time: bool = True,
     ) -> list[Turn]:
-        """Raw turns as units (the RAG baselines): the best `k` for `query`, in order of time, or else best first."""
-        sought = self._query(view, [query])
-        return _best(
-            view, "turns", sought, k, start, end, lambda turn: turn.index in exclude_turns, by_time
-        )
+        """The best `k` raw turns for `query` (the RAG baselines).
+
+        In order of time; best first without `by_time`. ImportError as in `retrieve`.
+        """
+        prepared = self._prepare(view, [query])
+
+        def excluded(turn: Turn) -> bool:
+            return turn.index in exclude_turns
+
+        return _best(view, "turns", prepared, k, period, excluded, by_time)
+
+    def _search_texts(self, keywords: str, query: str) -> list[str]:
+        if self.search_with == "keywords":
+            return [keywords]
+        if self.search_with == "query":
+            return [query]
+        return [keywords, query]
 
     def _procedural(
         self,
         view: MemoryView,
         texts: list[str],
         k: int,
-        end: datetime | None,
+        period: Period,
         exclude: Collection[str],
     ) -> list[tuple[str, str]]:
-        since, known = view.procedural_since, view.procedural.entries if view.procedural else {}
-        entries = [(key, text) for key, text in known.items() if f"procedural:{key}" not in exclude]
-        if self.filter_procedural and end is not None:
-            entries = [(key, text) for key, text in entries if since[key] <= end]
-        if (
-            len(entries) > k
-        ):  # else there is nothing to rank; five sentences at most are ranked by likeness alone
-            encode = self._encoder(view).encode
-            scores = (encode([f"{text} {key}" for key, text in entries]) @ encode(texts).T).max(1)
-            best = np.argsort(-scores, kind="stable")[:k]
-            entries = [entries[row] for row in best]
+        if view.procedural is None:
+            return []
+        since = view.procedural_since
+        entries = []
+        for key, sentence in view.procedural.entries.items():
+            too_late = period.end is not None and since[key] > period.end
+            if self.filter_procedural and too_late:
+                continue
+            if f"procedural:{key}" not in exclude:
+                entries.append((key, sentence))
+        if len(entries) > k:
+            candidates = [f"{sentence} {key}" for key, sentence in entries]
+            if self.ranking == "bm25":
+                order = _order_by_words(candidates, texts)
+            else:
+                order = _order_by_similarity(candidates, texts, self._encoder(view))
+            entries = [entries[row] for row in order[:k]]
         return sorted(entries, key=lambda entry: since[entry[0]])
 
-    def _query(self, view: MemoryView, texts: list[str]) -> Query:
+    def _prepare(self, view: MemoryView, texts: list[str]) -> Query:
         encoder = self._encoder(view)
-        vectors = None if self.ranking == "bm25" else encoder.encode(texts)
-        words = [] if self.ranking == "dense" else search_words(" ".join(texts))
+        words: list[str] = []
+        vectors = None
+        if self.ranking != "bm25":
+            vectors = _encode(encoder, texts)
+        if self.ranking != "dense":
+            words = search_words(" ".join(texts))
         return Query(self.ranking, words, vectors, self.index == "approximate")
 
     def _encoder(self, view: MemoryView) -> Encoder:
-        if self.encoder and self.encoder.name != view.encoder.name:
+        if self.encoder is None:
+            return view.encoder
+        name = self.encoder.name
+        stored_name = view.encoder.name
+        if name != stored_name:
             raise ValueError(
-                f"the retriever encodes with {self.encoder.name}, the store with {view.encoder.name}"
+                f"the retriever encodes with {name}, the store with {stored_name}: "
+                "use the same encoder for both"
             )
-        return self.encoder or view.encoder
+        return self.encoder
 
 
 PAPER_RETRIEVER = Retriever(ranking="dense")
@@ -196,15 +230,61 @@ def _best(
     kind: str,
     query: Query,
     k: int,
-    start: datetime | None,
-    end: datetime | None,
-    barred: Callable[..., bool],
+    period: Period,
+    excluded: Callable[..., bool],
     by_time: bool = True,
 ) -> list:
-    """The `k` best records of one type that are in the period, known, and not barred."""
+    """The `k` best records of one kind that are in the period, known and not excluded."""
     table = view.table(kind)
     if not table.records or k < 1:
         return []
-    ranked = table.timeline.rank(table.records, query, start, end, view.time)
-    rows = list(islice((row for row in ranked if not barred(table.records[row])), k))
-    return [table.records[row] for row in (sorted(rows) if by_time else rows)]
+    assert table.timeline is not None
+    ranked = table.timeline.rank(table.records, query, period, view.time)
+    allowed = (row for row in ranked if not excluded(table.records[row]))
+    rows = list(islice(allowed, k))
+    if by_time:
+        rows.sort()
+    return [table.records[row] for row in rows]
+
+
+def _with_turns(view: MemoryView, episode: Episode) -> RetrievedEpisode:
+    turns = tuple(view.turn(index) for index in episode.turns)
+    return RetrievedEpisode(**vars(episode), raw=turns)
+
+
+def _encode(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    try:
+        return encoder.encode(texts)
+    except ImportError as error:
+        raise ImportError(
+            f"the text encoder {encoder.name} is not installed: "
+            "run pip install 'personavlm[dense]', or search with ranking 'bm25'"
+        ) from error
+
+
+def _order_by_similarity(candidates: list[str], texts: list[str], encoder: Encoder) -> list[int]:
+    """Candidate numbers by decreasing cosine to the nearest text."""
+    vectors = _encode(encoder, candidates)
+    text_vectors = _encode(encoder, texts)
+    cosines = vectors @ text_vectors.T
+    nearest = cosines.max(1)
+    order = np.argsort(-nearest, kind="stable")
+    return order.tolist()
+
+
+def _order_by_words(candidates: list[str], texts: list[str]) -> list[int]:
+    """Candidate numbers by decreasing BM25 (FTS5's own); those without a word of the texts last."""
+    words = search_words(" ".join(texts))
+    rows = range(len(candidates))
+    if not words:
+        return list(rows)
+    quoted = [f'"{word}"' for word in words]
+    match = " OR ".join(quoted)
+    create = "CREATE VIRTUAL TABLE candidates USING fts5(text, tokenize = 'porter unicode61')"
+    insert = "INSERT INTO candidates (rowid, text) VALUES (?, ?)"
+    select = "SELECT rowid FROM candidates WHERE candidates MATCH ? ORDER BY rank, rowid"
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(create)
+        connection.executemany(insert, enumerate(candidates))
+        found = [row for (row,) in connection.execute(select, (match,))]
+    return found + [row for row in rows if row not in found]

@@ -1,10 +1,15 @@
-"""The searchable side of a table: its times, vectors and words in order of time, and the rankings over a window of it.
+"""The searchable side of a table: times, vectors and words in order of time, and the rankings.
 
-The rows of a period are one contiguous range, so the filter comes before the ranking and makes it cheaper. Three
-rankings: "dense", the paper's (cosine, exact, FAISS's kernel); "bm25", over the words in SQLite's FTS5; "hybrid", the
-z-scores of both added, where a raw turn is also found by what the turns around it say. All statistics (mean, spread,
-document frequency) are of the rows in the window that are known, so a view as of a moment ranks as the store of that
-moment would. Measured with `python -m personavlm_lib locomo`.
+The rows of a period are one contiguous range, so the filter runs before the ranking and makes it
+cheaper. There are three rankings:
+
+- "dense", the paper's: exact cosine similarity, computed by FAISS.
+- "bm25": BM25 over the words in SQLite's FTS5.
+- "hybrid": the sum of both z-scores, where a raw turn is also found by the turns around it.
+
+All statistics (mean, standard deviation, document frequency) are of the rows in the window that are
+known, so a view as of a moment ranks exactly as the store of that moment would. Measured with
+`python -m personavlm_lib locomo`.
 """
 
 import math
@@ -18,47 +23,54 @@ import faiss
 import numpy as np
 
 from personavlm_lib.memory.ivf import IvfIndex
-from personavlm_lib.memory.records import Episode, SemanticMemory, Turn
+from personavlm_lib.memory.records import Episode, Period, SemanticMemory, Turn
 
+Searchable = Turn | SemanticMemory | Episode
 RANKINGS = ("dense", "bm25", "hybrid")
-# Anserini's BM25. The records are short, so a word counts once in each, however often it stands there.
-K1, B = 0.9, 0.4
-# What a word or a likeness counts for a turn when it is found one, two, three turns away. A flat optimum: other falling
-# weights, or a bound at the session's end, change the recall on LoCoMo by about a point; chosen on four conversations
-# of five and measured on the fifth, it is the same.
-NEAR_WORDS, NEAR_SENSE = (0.75, 0.5, 0.25), (0.5, 0.25)
+# BM25 with Anserini's parameters. The records are short, so a word counts once per record, however
+# often it occurs there.
+K1 = 0.9
+B = 0.4
+# Weights of a word or a similarity that is found one, two, three turns away. A flat optimum: other
+# decreasing weights, or stopping at the end of a session, change the recall on LoCoMo by about one
+# point. Chosen on four conversations of five and measured on the fifth, the recall is the same.
+NEIGHBOR_WORDS = (0.75, 0.5, 0.25)
+NEIGHBOR_COSINES = (0.5, 0.25)
 STOP_WORDS = frozenset(
-    """a about above after again all am an and any are as at be because been before being below between both but by can
-    could d did do does doing don down during each few for from further had has have having he her here hers herself him
-    himself his how i if in into is it its itself just ll m me more most my myself no nor not now of off on once only or
-    other our ours ourselves out over own re s same she should so some such t than that the their theirs them themselves
-    then there these they this those through to too under until up ve very was we were what when where which while who
-    whom why will with would you your yours yourself yourselves""".split()
+    """a about above after again all am an and any are as at be because been before being below
+    between both but by can could d did do does doing don down during each few for from further had
+    has have having he her here hers herself him himself his how i if in into is it its itself just
+    ll m me more most my myself no nor not now of off on once only or other our ours ourselves out
+    over own re s same she should so some such t than that the their theirs them themselves then
+    there these they this those through to too under until up ve very was we were what when where
+    which while who whom why will with would you your yours yourself yourselves""".split()
 )
 
 
-def search_text(record: Turn | SemanticMemory | Episode) -> str:
-    """What of a record is searched: an entry with its keywords, a turn with both its sides."""
+def search_text(record: Searchable) -> str:
+    """The searchable text of a record: content and keywords, or both sides of a turn."""
     if isinstance(record, Turn):
-        return f"{record.user.replace('<img>', ' ')} {record.assistant}".strip()
-    content = record.summary if isinstance(record, Episode) else record.content
-    return f"{content} {record.keywords}".strip()
+        user = record.user.replace("<img>", " ")
+        text = f"{user} {record.assistant}"
+    elif isinstance(record, Episode):
+        text = f"{record.summary} {record.keywords}"
+    else:
+        text = f"{record.content} {record.keywords}"
+    return text.strip()
 
 
 def search_words(text: str) -> list[str]:
-    """The words of a query that say something, each once. Stems are FTS5's affair."""
-    return [
-        word
-        for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
-        if word not in STOP_WORDS
-    ]
+    """The distinct words of a query without stop words. FTS5 does the stemming."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: `vectors` (texts, width) for a dense or hybrid `ranking`, `words` for a lexical or hybrid.
+    """A prepared query.
 
-    `approximate`: a dense ranking may begin with what an approximate index finds.
+    `vectors` (texts, width) are for a dense or hybrid `ranking`, `words` for a lexical or hybrid
+    one. With `approximate`, a dense ranking may start with the results of an approximate index.
     """
 
     ranking: str
@@ -68,27 +80,50 @@ class Query:
 
 
 class Column:
-    """An array that grows at its end. What was handed out of it stays as it was, also while another thread appends."""
+    """An array that grows at its end.
+
+    `rows` that were handed out do not change, even while another thread appends.
+    """
 
     def __init__(self) -> None:
-        self.rows, self._buffer = np.empty(0), np.empty(0)
+        self.rows = np.empty(0)
+        self._buffer = np.empty(0)
 
     def extend(self, new: np.ndarray) -> None:
-        start, stop = len(self.rows), len(self.rows) + len(new)
-        if stop > len(self._buffer) or not start:
-            self._buffer = np.empty((max(stop, 2 * start), *new.shape[1:]), new.dtype)
-            if start:
+        start = len(self.rows)
+        stop = start + len(new)
+        if stop > len(self._buffer) or start == 0:
+            capacity = max(stop, 2 * start)
+            self._buffer = np.empty((capacity, *new.shape[1:]), new.dtype)
+            if start > 0:
                 self._buffer[:start] = self.rows
         self._buffer[start:stop] = new
         self.rows = self._buffer[:stop]
 
 
-class Timeline:
-    """Columns over the records of one type in order of time, filled when first searched.
+@dataclass(frozen=True)
+class Window:
+    """The rows [lo, hi) that a period can contain, and which of them are `visible`.
 
-    One timeline serves a table and all that grow from it by appending: each search says which records are its own.
-    `encode`: records to vectors. `matches(word, after)`: ids, above `after`, of the rows that hold the word. `near`:
-    whether neighbours say something about each other. `lock` guards the columns' growth.
+    A row is visible if it overlaps the period and is known at the time of the view.
+    """
+
+    lo: int
+    hi: int
+    visible: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.hi - self.lo
+
+
+class Timeline:
+    """Columns over the records of one kind in order of time, filled at the first search.
+
+    One timeline serves a table and all tables that grow from it by appending: each search states
+    which records are its own. `encode` turns records into vectors. `matches(word, after)` returns
+    the ids above `after` of the rows that contain the word. `use_neighbors`: a hybrid ranking also
+    considers the rows around each row. `lock` guards the growth of the columns.
     """
 
     def __init__(
@@ -96,174 +131,232 @@ class Timeline:
         encode: Callable[[tuple], np.ndarray],
         matches: Callable[[str, int], np.ndarray],
         lock: AbstractContextManager,
-        near: bool = False,
+        use_neighbors: bool = False,
     ) -> None:
-        self._encode, self._matches, self._lock, self._near = encode, matches, lock, near
-        self._starts, self._ends, self._latest_end, self._known = (
-            Column(),
-            Column(),
-            Column(),
-            Column(),
-        )
-        self._ids, self._lengths, self._vectors, self._cells = (
-            Column(),
-            Column(),
-            Column(),
-            IvfIndex(),
-        )
-        self._postings: dict[
-            str, tuple[int, np.ndarray]
-        ] = {}  # word -> rows looked through, rows that hold it
+        self._encode = encode
+        self._matches = matches
+        self._lock = lock
+        self._use_neighbors = use_neighbors
+        self._starts = Column()
+        self._ends = Column()
+        self._latest_end = Column()  # of all rows up to each row
+        self._known = Column()
+        self._ids = Column()
+        self._lengths = Column()
+        self._vectors = Column()
+        self._ivf = IvfIndex()
+        # word -> (number of rows searched, rows that contain it)
+        self._postings: dict[str, tuple[int, np.ndarray]] = {}
 
-    def rank(
-        self,
-        records: tuple,
-        query: Query,
-        start: datetime | None,
-        end: datetime | None,
-        time: datetime,
-    ) -> Iterator[int]:
-        """Rows of `records` that overlap the period and are known at `time`, best first, for as long as one asks.
+    def rank(self, records: tuple, query: Query, period: Period, time: datetime) -> Iterator[int]:
+        """Yield the rows of `records` that overlap the period and are known at `time`, best first.
 
-        None leaves a side open. Periods are written to the minute (Appendix A.2), so `end` includes its whole minute.
-        Of rows that score alike (to six places: the same words told twice) the newer come first. "bm25" gives only
-        rows that hold a word of the query. Where most rows are visible, an approximate query first gives what its index
-        finds, then the others in their exact order; where few are, it is exact.
+        Periods are given to the minute (Appendix A.2), so the end includes its whole minute. Of
+        rows with equal scores (to six decimals: the same words), the newer come first. "bm25"
+        yields only rows that contain a word of the query. Where most rows are visible, an
+        approximate query first yields the results of its index, then all other rows in exact
+        order; where few are visible, it is exact.
         """
         self._grow(records)
-        lo, hi, visible = self._window(len(records), start, end, time)
+        window = self._window(len(records), period, time)
+        visible = window.visible
         if query.approximate and 2 * np.count_nonzero(visible) > len(records):
-            with self._lock:
-                scores = self._cells.search(self._all_vectors(records), query.vectors, lo, hi)
+            scores = self._approximate(records, query, window)
             scores[~visible] = -np.inf
-            yield from (lo + row for row in _best_first(scores))
+            for row in _best_first(scores):
+                yield window.lo + row
             visible &= np.isneginf(scores)
         if visible.any():
-            scores = self._scores(records, query, lo, hi, visible)
+            scores = self._scores(records, query, window)
             if not visible.all():
                 scores[~visible] = -np.inf
-            yield from (lo + row for row in _best_first(scores))
+            for row in _best_first(scores):
+                yield window.lo + row
 
     def _grow(self, records: tuple) -> None:
         with self._lock:
-            if not (new := records[len(self._ids.rows) :]):
+            new = records[len(self._ids.rows) :]
+            if not new:
                 return
-            ends = _micros(record.happened_to for record in new)
-            latest = np.maximum.accumulate(
-                np.append(self._latest_end.rows[-1:].astype(ends.dtype), ends)
-            )[-len(new) :]
-            self._starts.extend(_micros(record.happened_from for record in new))
-            self._known.extend(_micros(record.known_from for record in new))
-            self._lengths.extend(np.array([len(search_text(record)) for record in new], np.float32))
+            starts = _microseconds(record.happened_from for record in new)
+            ends = _microseconds(record.happened_to for record in new)
+            known = _microseconds(record.known_from for record in new)
+            previous = self._latest_end.rows[-1:].astype(ends.dtype)
+            latest_end = np.maximum.accumulate(np.append(previous, ends))
+            lengths = [len(search_text(record)) for record in new]
+            ids = [record.id for record in new]
+            self._starts.extend(starts)
+            self._known.extend(known)
+            self._lengths.extend(np.array(lengths, np.float32))
             self._ends.extend(ends)
-            self._latest_end.extend(latest)
-            self._ids.extend(np.array([record.id for record in new]))
+            self._latest_end.extend(latest_end[-len(new) :])
+            self._ids.extend(np.array(ids))
 
-    def _window(
-        self, n: int, start: datetime | None, end: datetime | None, time: datetime
-    ) -> tuple[int, int, np.ndarray]:
-        """The range [lo, hi) that the period can reach, and which rows of it are known and overlap the period."""
-        end = end and end.replace(second=59, microsecond=999_999)
-        first, last, now = _micros((start or datetime.min, end or datetime.max, time))
-        hi = int(self._starts.rows[:n].searchsorted(last, "right"))
-        lo = int(self._latest_end.rows[:hi].searchsorted(first))
+    def _window(self, rows: int, period: Period, time: datetime) -> Window:
+        start = period.start
+        if start is None:
+            start = datetime.min
+        end = period.end
+        if end is None:
+            end = datetime.max
+        else:
+            end = end.replace(second=59, microsecond=999_999)
+        first, last, now = _microseconds((start, end, time))
+        starts = self._starts.rows[:rows]
+        hi = int(starts.searchsorted(last, "right"))
+        latest_end = self._latest_end.rows[:hi]
+        lo = int(latest_end.searchsorted(first))
         visible = self._known.rows[lo:hi] <= now
         visible &= self._ends.rows[lo:hi] >= first
-        return lo, hi, visible
+        return Window(lo, hi, visible)
 
-    def _scores(
-        self, records: tuple, query: Query, lo: int, hi: int, visible: np.ndarray
-    ) -> np.ndarray:
-        if query.ranking == "dense":
-            return self._dense(records, query.vectors, lo, hi)
-        near = NEAR_WORDS if self._near and query.ranking == "hybrid" else ()
-        words = self._lexical(query.words, lo, hi, visible, near)
-        if query.ranking == "bm25":
-            return np.where(words > 0, words, -np.inf)
-        sense = self._dense(records, query.vectors, lo, hi)
-        sense -= sense.mean(where=visible)
-        sense[~visible] = 0  # what is outside lends nothing to its neighbours
-        around = sense.copy()
-        for distance, weight in enumerate(NEAR_SENSE if self._near else (), 1):
-            around[distance:] += weight * sense[:-distance]
-            around[:-distance] += weight * sense[distance:]
-        return _standardised(around, visible) + _standardised(words, visible)
-
-    def _dense(self, records: tuple, queries: np.ndarray, lo: int, hi: int) -> np.ndarray:
-        """(hi - lo,) cosines in whole millionths, of several queries the nearest's."""
+    def _approximate(self, records: tuple, query: Query, window: Window) -> np.ndarray:
+        """(window size,) cosines; -inf for rows that the index does not find."""
+        assert query.vectors is not None
         with self._lock:
-            vectors = self._all_vectors(records)[lo:hi]
-        found = np.empty((len(queries), hi - lo), np.float32)
-        for query, scores in zip(np.ascontiguousarray(queries, np.float32), found, strict=True):
-            pointers = (faiss.swig_ptr(array) for array in (scores, query, vectors))
-            faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], hi - lo)
-        scores = found[0] if len(found) == 1 else found.max(0)
-        scores *= 1e6  # in place, and rounded there: no copy of the whole window
-        return np.rint(scores, out=scores)
+            vectors = self._all_vectors(records)
+            return self._ivf.search(vectors, query.vectors, window.lo, window.hi)
+
+    def _scores(self, records: tuple, query: Query, window: Window) -> np.ndarray:
+        """(window size,) scores; -inf for rows that "bm25" does not find."""
+        if query.ranking == "dense":
+            return self._cosines(records, query, window)
+        if query.ranking == "bm25":
+            scores = self._bm25(query.words, window, ())
+            return np.where(scores > 0, scores, -np.inf)
+        visible = window.visible
+        word_weights = NEIGHBOR_WORDS if self._use_neighbors else ()
+        words = self._bm25(query.words, window, word_weights)
+        cosines = self._cosines(records, query, window)
+        cosines -= cosines.mean(where=visible)
+        cosines[~visible] = 0  # hidden rows add nothing to their neighbors
+        total = self._with_neighbors(cosines) if self._use_neighbors else cosines
+        return _z_scores(total, visible) + _z_scores(words, visible)
+
+    def _with_neighbors(self, cosines: np.ndarray) -> np.ndarray:
+        total = cosines.copy()
+        for distance, weight in enumerate(NEIGHBOR_COSINES, 1):
+            total[distance:] += weight * cosines[:-distance]
+            total[:-distance] += weight * cosines[distance:]
+        return total
+
+    def _cosines(self, records: tuple, query: Query, window: Window) -> np.ndarray:
+        """(window size,) cosines to the nearest vector of the query, in whole millionths."""
+        assert query.vectors is not None
+        queries = np.ascontiguousarray(query.vectors, np.float32)
+        with self._lock:
+            vectors = self._all_vectors(records)[window.lo : window.hi]
+        cosines = np.empty((len(queries), window.size), np.float32)
+        width = vectors.shape[1]
+        inner_products = faiss.fvec_inner_products_ny  # type: ignore[attr-defined]
+        for vector, scores in zip(queries, cosines, strict=True):
+            pointers = [faiss.swig_ptr(array) for array in (scores, vector, vectors)]
+            inner_products(*pointers, width, window.size)
+        nearest = cosines[0] if len(cosines) == 1 else cosines.max(0)
+        nearest *= 1e6  # scaled and rounded in place, without a copy of the whole window
+        return np.rint(nearest, out=nearest)
 
     def _all_vectors(self, records: tuple) -> np.ndarray:
-        """(rows, width) of at least `records`."""
-        if new := records[len(self._vectors.rows) :]:
+        """(rows, width) vectors of at least `records`."""
+        new = records[len(self._vectors.rows) :]
+        if new:
             self._vectors.extend(self._encode(new))
         return self._vectors.rows
 
-    def _lexical(
-        self, words: list[str], lo: int, hi: int, visible: np.ndarray, near: tuple[float, ...]
+    def _bm25(
+        self, words: list[str], window: Window, neighbor_weights: tuple[float, ...]
     ) -> np.ndarray:
-        """(hi - lo,) BM25; with `near` a word also counts, for less, where only a neighbour says it."""
-        total, count = np.zeros(hi - lo, np.float32), np.count_nonzero(visible)
-        lengths = self._lengths.rows[lo:hi]
-        weights = (K1 + 1) / (1 + K1 * (1 - B + B * lengths / max(1.0, lengths[visible].mean())))
+        """(window size,) BM25; rows also get the weighted score of a word in a neighbor row."""
+        total = np.zeros(window.size, np.float32)
+        count = np.count_nonzero(window.visible)
+        lengths = self._lengths.rows[window.lo : window.hi]
+        mean_length = max(1.0, lengths[window.visible].mean())
+        length_penalty = 1 - B + B * lengths / mean_length
+        weights = (K1 + 1) / (1 + K1 * length_penalty)
         for word in words:
-            rows = self._rows(word)
-            rows = rows[np.searchsorted(rows, lo) : np.searchsorted(rows, hi)] - lo
-            rows = rows[visible[rows]]
-            if not len(rows):
+            rows = self._visible_rows(word, window)
+            frequency = len(rows)
+            if frequency == 0:
                 continue
-            said = np.zeros(hi - lo, np.float32)
-            said[rows] = weights[rows] * math.log(1 + (count - len(rows) + 0.5) / (len(rows) + 0.5))
-            heard = said.copy()
-            for distance, weight in enumerate(near, 1):
-                np.maximum(heard[distance:], weight * said[:-distance], out=heard[distance:])
-                np.maximum(heard[:-distance], weight * said[distance:], out=heard[:-distance])
-            total += heard
+            idf = math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
+            own = np.zeros(window.size, np.float32)
+            own[rows] = weights[rows] * idf
+            total += _best_of_neighbors(own, neighbor_weights)
         return total
 
+    def _visible_rows(self, word: str, window: Window) -> np.ndarray:
+        """The visible rows that contain the word, counted from the start of the window."""
+        rows = self._rows(word)
+        first = np.searchsorted(rows, window.lo)
+        last = np.searchsorted(rows, window.hi)
+        inside = rows[first:last] - window.lo
+        visible = window.visible[inside]
+        return inside[visible]
+
     def _rows(self, word: str) -> np.ndarray:
-        """All rows that hold the word, in order. Kept, because common words are asked for again and take long to read;
-        all words' rows together are no larger than the texts."""
+        """All rows that contain the word, in order.
+
+        Cached, because queries repeat common words and those take long to read. The rows of all
+        words together are no larger than the texts.
+        """
         with self._lock:
-            seen, rows = self._postings.get(word, (0, np.empty(0, np.int32)))
-            if seen < len(ids := self._ids.rows):
-                found = self._matches(word, int(ids[:seen].max(initial=-1)))
-                here = np.flatnonzero(np.isin(ids[seen:], found))
-                rows = np.append(rows, (seen + here).astype(np.int32))
-                self._postings[word] = len(ids), rows
+            ids = self._ids.rows
+            nothing = np.empty(0, np.int32)
+            searched, rows = self._postings.get(word, (0, nothing))
+            if searched < len(ids):
+                last_id = int(ids[:searched].max(initial=-1))
+                matching_ids = self._matches(word, last_id)
+                matches = np.isin(ids[searched:], matching_ids)
+                new_rows = searched + np.flatnonzero(matches)
+                rows = np.append(rows, new_rows.astype(np.int32))
+                self._postings[word] = (len(ids), rows)
             return rows
 
 
-def _micros(times: Iterable[datetime]) -> np.ndarray:
-    """As whole numbers, which are compared ten times as fast as times are."""
+def _microseconds(times: Iterable[datetime]) -> np.ndarray:
+    """Times as integers, which compare ten times as fast."""
     return np.array(list(times), "datetime64[us]").view(np.int64)
 
 
-def _standardised(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    known = scores if visible.all() else scores[visible]  # a copy is what takes the time here
+def _best_of_neighbors(own: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    """The best of each row's own score and the weighted scores of the rows around it."""
+    best = own.copy()
+    for distance, weight in enumerate(weights, 1):
+        following = best[distance:]
+        preceding = best[:-distance]
+        np.maximum(following, weight * own[:-distance], out=following)
+        np.maximum(preceding, weight * own[distance:], out=preceding)
+    return best
+
+
+def _z_scores(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Standardized scores; mean and standard deviation are those of the visible rows."""
+    known = scores if visible.all() else scores[visible]  # the copy is the slow part
     return (scores - known.mean()) / (known.std() or 1)
 
 
 def _best_first(scores: np.ndarray, fetch: int = 32) -> Iterator[int]:
-    """Row numbers by falling score, the later of equals first, without -inf; sorted in parts, as far as one asks."""
+    """Yield row numbers by decreasing score, the later of equals first, without those of -inf.
+
+    Sorts only as far as the caller iterates: the best `fetch` rows, then eight times as many.
+    """
     done = 0
     while True:
         fetch = min(fetch, len(scores))
-        # at least `fetch` rows reach what `fetch` of the columns reach: nearly as good a bound, and far sooner found
-        width = min(8 * fetch, len(scores))
-        tops = scores[: len(scores) // width * width].reshape(-1, width).max(0)
-        least = np.partition(tops, -fetch)[-fetch]
-        candidates = np.flatnonzero(scores >= least if least > -np.inf else scores > least)
-        best = candidates[np.lexsort((candidates, scores[candidates]))[::-1]]
+        # Of 8 * fetch columns of rows, the maxima of `fetch` columns reach the bound, so at least
+        # `fetch` rows do. It is nearly as tight as the bound over all rows and found much faster.
+        columns = min(8 * fetch, len(scores))
+        whole = len(scores) // columns * columns
+        maxima = scores[:whole].reshape(-1, columns).max(0)
+        bound = np.partition(maxima, -fetch)[-fetch]
+        if bound > -np.inf:
+            candidates = np.flatnonzero(scores >= bound)
+        else:
+            candidates = np.flatnonzero(scores > bound)
+        ascending = np.lexsort((candidates, scores[candidates]))
+        best = candidates[ascending[::-1]]
         yield from best[done:].tolist()
-        if fetch == len(scores) or np.isneginf(least):
+        if fetch == len(scores) or np.isneginf(bound):
             return
-        done, fetch = len(best), 8 * fetch
+        done = len(best)
+        fetch = 8 * fetch

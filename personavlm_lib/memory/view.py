@@ -1,4 +1,4 @@
-"""What was known at a moment: the tables of a memory, and a read-only view of them (Appendix A.3)."""
+"""The tables of a memory and a read-only view of them as of a moment (Appendix A.3)."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -13,13 +13,14 @@ from personavlm_lib.memory.records import (
     ForgetReceipt,
     PersonalityState,
     ProceduralMemory,
+    Record,
     RejectedUpdate,
     SemanticMemory,
     Turn,
 )
 from personavlm_lib.memory.timeline import Timeline
 
-KINDS = {
+KINDS: dict[str, type[Record]] = {
     "turns": Turn,
     "semantic": SemanticMemory,
     "episodic": Episode,
@@ -30,16 +31,15 @@ KINDS = {
     "receipts": ForgetReceipt,
 }
 HIDEABLE = ("core", "semantic", "episodic", "procedural", "personality")
-TIMELINES = (
-    "turns",
-    "semantic",
-    "episodic",
-)  # these are searched by likeness; the others are dated versions
+TIMELINES = ("turns", "semantic", "episodic")  # searchable; the others are dated versions
 
 
 @dataclass(frozen=True)
 class Table:
-    """All records of one type in order of time, and what searches them, shared with the tables that grow from it."""
+    """All records of one kind in order of time, and the timeline that searches them.
+
+    The timeline is shared with all tables that grow from this one.
+    """
 
     records: tuple
     timeline: Timeline | None = None
@@ -47,31 +47,41 @@ class Table:
 
 @dataclass(frozen=True)
 class MemoryView:
-    """What was known at `time`: read-only, and unmoved by what the store learns later. Lists are oldest first."""
+    """The memory as known at `time`: read-only and unaffected by later writes.
+
+    Lists are oldest first.
+    """
 
     time: datetime
     tables: dict[str, Table]
     encoder: Encoder
 
     def table(self, kind: str) -> Table:
-        """All rows of "turns", "semantic" or "episodic"; who searches must leave out those not known at `time`."""
+        """All rows of "turns", "semantic" or "episodic", also those not yet known at `time`."""
         return self.tables[kind]
 
     def turn(self, index: int) -> Turn:
-        """The turn with that index. LookupError for one that was never there, or was forgotten."""
+        """The turn with that index. LookupError if it never existed or was forgotten."""
         turns = self.tables["turns"].records
         row = bisect_left(turns, index, key=attrgetter("index"))
-        if row == len(turns) or turns[row].index != index:
-            raise LookupError(f"no turn {index}: it was never there, or was forgotten")
-        return turns[row]
+        if row < len(turns):
+            turn = turns[row]
+            if turn.index == index:
+                return turn
+        raise LookupError(f"no turn {index}: it never existed or was forgotten")
 
     def without(self, *kinds: str) -> "MemoryView":
-        """The view of an ablation. ValueError for anything but core, semantic, episodic, procedural, personality."""
-        if unknown := set(kinds) - set(HIDEABLE):
-            raise ValueError(
-                f"no memory type {', '.join(sorted(unknown))}; choose from {', '.join(HIDEABLE)}"
-            )
-        return replace(self, tables=self.tables | dict.fromkeys(kinds, Table(())))
+        """The view of an ablation, with these memory types empty.
+
+        ValueError for anything but core, semantic, episodic, procedural and personality.
+        """
+        unknown = set(kinds) - set(HIDEABLE)
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            choices = ", ".join(HIDEABLE)
+            raise ValueError(f"no memory type {names}; choose from {choices}")
+        hidden = dict.fromkeys(kinds, Table(()))
+        return replace(self, tables=self.tables | hidden)
 
     def _known(self, kind: str) -> list:
         return [record for record in self.tables[kind].records if record.known_from <= self.time]
@@ -85,7 +95,7 @@ class MemoryView:
         return self._known("semantic")
 
     def of_kind(self, kind: str) -> list[SemanticMemory]:
-        """The semantic memories of one of `SEMANTIC_KINDS`."""
+        """The semantic memories of one kind, one of `SEMANTIC_KINDS`."""
         return [memory for memory in self.semantic if memory.kind == kind]
 
     @cached_property
@@ -106,15 +116,21 @@ class MemoryView:
 
     @property
     def core(self) -> CoreMemory | None:
-        return next(reversed(self._known("core")), None)
+        """The version in force."""
+        versions = self._known("core")
+        return versions[-1] if versions else None
 
     @property
     def procedural(self) -> ProceduralMemory | None:
-        return next(reversed(self._known("procedural")), None)
+        """The version in force."""
+        versions = self._known("procedural")
+        return versions[-1] if versions else None
 
     @property
     def personality(self) -> PersonalityState | None:
-        return next(reversed(self.personality_history), None)
+        """The latest state."""
+        history = self.personality_history
+        return history[-1] if history else None
 
     @cached_property
     def procedural_since(self) -> dict[str, datetime]:
@@ -122,9 +138,10 @@ class MemoryView:
         since: dict[str, datetime] = {}
         before: dict[str, str] = {}  # the entries of the version before
         for version in self._known("procedural"):
-            entries = version.entries.items()
-            since = {
-                k: since[k] if before.get(k) == text else version.known_from for k, text in entries
-            }
+            updated = {}
+            for key, sentence in version.entries.items():
+                unchanged = before.get(key) == sentence
+                updated[key] = since[key] if unchanged else version.known_from
+            since = updated
             before = version.entries
         return since

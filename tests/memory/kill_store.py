@@ -1,11 +1,13 @@
-"""Kills a process that writes a memory, again and again, and looks whether anything is lost, doubled or still there.
+"""Kill a process that writes a memory, again and again, and check that nothing is lost.
 
     python tests/memory/kill_store.py --kills 200
 
-A child chats (with a worker that remembers behind it), appends in batches, edits, forgets, and now and then migrates a
-memory of schema 1. It says what it begins, and what it has done once that is committed; SIGKILL comes at any moment.
-Then the memory is opened: every turn that was acknowledged is there once, what was forgotten is in no byte, a batch is
-whole or absent, each turn was remembered once, and a search finds what an index made anew finds.
+A child process chats (with a worker that updates the memory in the background), appends in batches,
+edits, forgets, and sometimes migrates a memory of schema 1. It reports what it begins, and what it
+has done once that is committed; SIGKILL comes at any moment. Then the memory is opened and checked:
+every acknowledged turn is there exactly once, no byte contains a forgotten turn, a batch is there
+as a whole or not at all, each turn was processed once, and a search gives the same results as with
+a new index.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,94 +38,133 @@ from personavlm_lib.memory.store import TIMELINES, MemoryStore
 from personavlm_lib.models.chat import ChatReply
 
 TOKEN = re.compile(r"q\d+x[\dy]+z")
+TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+REPLIES = {
+    "respond": "<think>hm</think>\n<answer>heard {words}</answer>",
+    "personality": "\n".join(f'"{trait}": 4' for trait in TRAITS),
+    "semantic": ('"reason": new\n"decision": true\n"content": fact {words}\n"keywords": fact'),
+    "core": '"name": Kai\n"last": {last_words}',
+    "procedural": '"habit": says {last_words}',
+    "episodic": (
+        '"topic_summary": of {words}\n"keywords": talk\n"source_dialog_indices": {indices}'
+    ),
+}
 
 
 class Model:
-    """Answers at once and always the same to the same."""
+    """Replies at once, and always the same to the same request."""
 
     def start(self) -> None:
         return None
 
-    def reply(self, asked: list) -> list[ChatReply]:
-        return [ChatReply(self._reply(ask)) for _, ask in asked]
+    def reply(self, requests: list) -> list[ChatReply]:
+        return [ChatReply(self._reply(request)) for _, request in requests]
 
-    def _reply(self, ask) -> str:
-        turns = ask.subject if isinstance(ask.subject, list) else [ask.subject]
-        words = " ".join(TOKEN.findall(" ".join(turn.user for turn in turns)))
-        indices = ", ".join(map(str, range(len(turns))))
-        traits = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
-        return {
-            "respond": f"<think>hm</think>\n<answer>heard {words}</answer>",
-            "personality": "\n".join(f'"{trait}": 4' for trait in traits),
-            "semantic": f'"reason": new\n"decision": true\n"content": fact {words}\n"keywords": fact',
-            "core": f'"name": Kai\n"last": {words[-60:]}',
-            "procedural": f'"habit": says {words[-60:]}',
-            "episodic": f'"topic_summary": of {words}\n"keywords": talk\n"source_dialog_indices": {indices}',
-        }[ask.purpose]
+    def _reply(self, request) -> str:
+        turns = request.subject
+        if not isinstance(turns, list):
+            turns = [turns]
+        texts = " ".join(turn.user for turn in turns)
+        tokens = TOKEN.findall(texts)
+        words = " ".join(tokens)
+        numbers = [str(number) for number in range(len(turns))]
+        indices = ", ".join(numbers)
+        template = REPLIES[request.purpose]
+        return template.format(words=words, last_words=words[-60:], indices=indices)
 
 
 def assistant(store: MemoryStore) -> PersonaVLM:
     return PersonaVLM(store, Model(), PromptSet("nano"), name="m")
 
 
-def child(folder: Path, number: int, say) -> None:
-    rng = random.Random(number)
-    say("begin open")
-    store = MemoryStore(folder, WordEncoder())
-    say("done open")
-    with assistant(store) as kai:
-        moment = max((turn.time for turn in store.as_of().turns), default=NOON)
-        for n in itertools.count():
-            moment += timedelta(minutes=rng.choice([1, 1, 1, 1, 90]))
-            token, dice = f"q{number}x{n}z", rng.random()
-            if dice < 0.5:
-                say(f"begin chat {token}")
-                picture = draw(folder.parent, token) if rng.random() < 0.3 else None
-                kai.chat(
-                    f"tell {token}{' <img>' if picture else ''}",
-                    [picture] if picture else [],
-                    moment,
-                )
-                say(f"done chat {token}")
-            elif dice < 0.75:
-                tokens = [f"q{number}x{n}y{i}z" for i in range(6)]
-                say(f"begin batch {' '.join(tokens)}")
-                kai._now = moment
-                with store.transaction():
-                    for one in tokens:
-                        store.add_turn(Turn(moment, f"batch {one}", f"heard {one}"), pending=True)
-                say(f"done batch {' '.join(tokens)}")
-            elif dice < 0.85:
-                say("begin edit")
-                store.set_core(CoreMemory({"name": "Kai", "count": str(n)}, {}, moment))
-                say("done edit")
-            elif turns := store.as_of().turns:
-                turn = rng.choice(turns)
-                say(
-                    f"begin forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}"
-                )
-                forget(store, f"turn:{turn.index}")
-                say(
-                    f"done forget {TOKEN.search(turn.user)[0] if TOKEN.search(turn.user) else turn.user}"
-                )
+def name_of(turn: Turn) -> str:
+    """The token in the turn's text, or the text of a turn without a token."""
+    match = TOKEN.search(turn.user)
+    return match[0] if match else turn.user
 
 
 def draw(folder: Path, token: str) -> str:
-    """A picture that holds the token in its bytes."""
-    path, text = folder / "picture.png", PngImagePlugin.PngInfo()
+    """The path of a picture that contains the token in its bytes."""
+    path = folder / "picture.png"
+    text = PngImagePlugin.PngInfo()
     text.add_text("token", f"<{token}>")
-    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+    image = Image.new("RGB", (8, 8))
+    image.save(path, pnginfo=text)
     return str(path)
 
 
-def kill(folder: Path, number: int, after: float) -> list[str]:
-    """What a child said until it was killed, `after` seconds from its start."""
+@dataclass
+class Child:
+    """The process that is killed: random actions, each reported before and after."""
+
+    folder: Path
+    number: int
+    report: Callable[[str], object]
+
+    def run(self) -> None:
+        rng = random.Random(self.number)
+        self.report("begin open")
+        store = MemoryStore(self.folder, WordEncoder())
+        self.report("done open")
+        with assistant(store) as kai:
+            moment = max((turn.time for turn in store.as_of().turns), default=NOON)
+            for n in itertools.count():
+                moment += timedelta(minutes=rng.choice([1, 1, 1, 1, 90]))
+                action = rng.random()
+                if action < 0.5:
+                    self.chat(kai, n, moment, with_picture=rng.random() < 0.3)
+                elif action < 0.75:
+                    self.append_batch(kai, store, n, moment)
+                elif action < 0.85:
+                    self.edit(store, n, moment)
+                else:
+                    self.forget_one(store, rng)
+
+    def chat(self, kai, n, moment, with_picture) -> None:
+        token = f"q{self.number}x{n}z"
+        self.report(f"begin chat {token}")
+        text = f"tell {token}"
+        images = []
+        if with_picture:
+            text += " <img>"
+            images = [draw(self.folder.parent, token)]
+        kai.chat(text, images, moment)
+        self.report(f"done chat {token}")
+
+    def append_batch(self, kai, store, n, moment) -> None:
+        tokens = [f"q{self.number}x{n}y{i}z" for i in range(6)]
+        names = " ".join(tokens)
+        self.report(f"begin batch {names}")
+        kai._now = moment
+        with store.transaction():
+            for token in tokens:
+                turn = Turn(moment, f"batch {token}", f"heard {token}")
+                store.add_turn(turn, pending=True)
+        self.report(f"done batch {names}")
+
+    def edit(self, store, n, moment) -> None:
+        self.report("begin edit")
+        store.set_core(CoreMemory({"name": "Kai", "count": str(n)}, {}, moment))
+        self.report("done edit")
+
+    def forget_one(self, store, rng) -> None:
+        turns = store.as_of().turns
+        if not turns:
+            return
+        turn = rng.choice(turns)
+        self.report(f"begin forget {name_of(turn)}")
+        forget(store, f"turn:{turn.index}")
+        self.report(f"done forget {name_of(turn)}")
+
+
+def kill_child(folder: Path, number: int, after: float) -> list[str]:
+    """Start a child, kill it after so many seconds and return its reports."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
         try:
-            child(folder, number, lambda line: os.write(writing, f"{line}\n".encode()))
+            Child(folder, number, lambda line: os.write(writing, f"{line}\n".encode())).run()
         except BaseException as error:
             os.write(writing, f"failed {error!r}\n".encode())
         os._exit(1)
@@ -133,91 +176,139 @@ def kill(folder: Path, number: int, after: float) -> list[str]:
         return pipe.read().splitlines()
 
 
-def name_of(turn: Turn) -> str:
-    return (TOKEN.search(turn.user) or [turn.user])[0]
+class Expected:
+    """What the memory must contain after the reports of a child, given the `before` names."""
+
+    def __init__(self, before: set[str], reports: list[str]) -> None:
+        assert not [line for line in reports if line.startswith("failed")], reports[-3:]
+        self.required = set(before)
+        self.forgotten: set[str] = set()
+        self.perhaps_forgotten: set[str] = set()
+        self.perhaps_chats: list[set[str]] = []
+        self.perhaps_batches: list[set[str]] = []
+        done = {line.removeprefix("done ") for line in reports if line.startswith("done ")}
+        for action in done:
+            kind, _, names = action.partition(" ")
+            if kind in ("chat", "batch"):
+                self.required.update(names.split())
+            elif kind == "forget":
+                self.forgotten.add(names)
+        for line in reports:
+            action = line.removeprefix("begin ")
+            if line.startswith("begin ") and action not in done:
+                self._add_interrupted(action)
+
+    def _add_interrupted(self, action: str) -> None:
+        kind, _, names = action.partition(" ")
+        if kind == "forget":
+            self.perhaps_forgotten.add(names)
+        elif kind == "chat":
+            self.perhaps_chats.append(set(names.split()))
+        elif kind == "batch":
+            self.perhaps_batches.append(set(names.split()))
+
+    def check(self, names: set[str]) -> None:
+        """AssertionError if a turn is missing, was not removed, or was never written."""
+        missing = self.required - self.forgotten - self.perhaps_forgotten - names
+        assert not missing, missing
+        assert not self.forgotten & names
+        extra = names - self.required
+        for batch in self.perhaps_batches:
+            assert extra & batch in (set(), batch)
+        for tokens in self.perhaps_batches + self.perhaps_chats:
+            extra -= tokens
+        assert not extra, extra
 
 
-def check(folder: Path, there: set[str], said: list[str]) -> set[str]:
-    """Compares the memory with what was there and what was said since: the names of the turns that are there now."""
-    assert not [line for line in said if line.startswith("failed")], said[-3:]
-    lines = [line.split() for line in said]
-    done = [tuple(line[1:]) for line in lines if line[0] == "done"]
-    begun = [line[1:] for line in lines if line[0] == "begin" and tuple(line[1:]) not in done]
-    must = there | {
-        token for what, *tokens in done if what in ("chat", "batch") for token in tokens
-    }
-    gone = {" ".join(rest) for what, *rest in done if what == "forget"}
-    perhaps_gone = {" ".join(rest) for what, *rest in begun if what == "forget"}
+def check(folder: Path, before: set[str], reports: list[str]) -> set[str]:
+    """Compare the memory with the names `before` and the reports since; return its names now."""
+    expected = Expected(before, reports)
     with MemoryStore(folder, WordEncoder()) as store:
         assert store.sql("PRAGMA integrity_check") == [("ok",)]
-        found = Counter(map(name_of, store.as_of().turns))
-        assert set(found.values()) <= {1}, found.most_common(3)
-        assert must - gone - perhaps_gone <= set(found), must - gone - perhaps_gone - set(found)
-        assert not gone & set(found)
-        extra = set(found) - must
-        for what, *tokens in begun:
-            assert what != "batch" or extra & set(tokens) in (set(), set(tokens))
-            extra -= set(tokens)
-        assert not extra, extra
+        names = Counter(name_of(turn) for turn in store.as_of().turns)
+        assert set(names.values()) <= {1}, names.most_common(3)
+        expected.check(set(names))
         with assistant(store) as kai:
             kai.flush()
-        raw = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-        for token in {token for token in gone | perhaps_gone if TOKEN.fullmatch(token)} - set(
-            found
-        ):
-            assert token.encode() not in raw, token
-        view = store.as_of()
-        indices = {turn.index for turn in view.turns}
-        for records in (view.semantic, view.personality_history):
-            counts = Counter(record.sources[0] for record in records)
-            assert set(counts) == indices and set(counts.values()) <= {1}, indices ^ set(counts)
-        topics = Counter(turn for episode in view.episodes for turn in episode.turns)
-        assert set(topics) <= indices and set(topics.values()) <= {1}
-        search = [
-            Retriever().retrieve(store.as_of(), f"fact {token} turn").ids
-            for token in sorted(found)[:20]
-        ]
-        for kind in TIMELINES:
-            store.sql(f"UPDATE {kind} SET vector = NULL")
-            # raises where the index and its rows differ
-            store.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('integrity-check')")
-            assert store.sql(f"SELECT rowid FROM {kind}_text") == store.sql(
-                f"SELECT id FROM {kind}"
-            )
-        with MemoryStore(folder, WordEncoder()) as anew:
-            again = [
-                Retriever().retrieve(anew.as_of(), f"fact {token} turn").ids
-                for token in sorted(found)[:20]
-            ]
-        assert search == again
-        images = {Path(path).name for turn in view.turns for path in turn.images}
+        gone = (expected.forgotten | expected.perhaps_forgotten) - set(names)
+        check_erased(folder, gone)
+        check_processed_once(store)
+        check_indexes(store, folder, sorted(names)[:20])
+        images = {Path(path).name for turn in store.as_of().turns for path in turn.images}
         assert images <= {path.name for path in store.images.iterdir()}
-        return set(found)
+        return set(names)
+
+
+def check_erased(folder: Path, names: set[str]) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    for name in names:
+        if TOKEN.fullmatch(name):
+            assert name.encode() not in content, name
+
+
+def check_processed_once(store: MemoryStore) -> None:
+    view = store.as_of()
+    indices = {turn.index for turn in view.turns}
+    for records in (view.semantic, view.personality_history):
+        counts = Counter(record.sources[0] for record in records)
+        assert set(counts) == indices, indices ^ set(counts)
+        assert set(counts.values()) <= {1}
+    topics = Counter(turn for episode in view.episodes for turn in episode.turns)
+    assert set(topics) <= indices
+    assert set(topics.values()) <= {1}
+
+
+def check_indexes(store: MemoryStore, folder: Path, names: list[str]) -> None:
+    """The stored indexes must match their rows and find what new indexes find."""
+    before = search_all(store, names)
+    for kind in TIMELINES:
+        store.sql(f"UPDATE {kind} SET vector = NULL")
+        # raises an error if the index and its rows differ
+        store.sql(f"INSERT INTO {kind}_text ({kind}_text) VALUES ('integrity-check')")
+        indexed = store.sql(f"SELECT rowid FROM {kind}_text")
+        assert indexed == store.sql(f"SELECT id FROM {kind}")
+    with MemoryStore(folder, WordEncoder()) as reopened:
+        assert search_all(reopened, names) == before
+
+
+def search_all(store: MemoryStore, names: list[str]) -> list[list[str]]:
+    view = store.as_of()
+    return [Retriever().retrieve(view, f"fact {name} turn").ids for name in names]
 
 
 def main(kills: int, seed: int) -> Counter:
-    """What the children were at when they were killed -> how often. AssertionError where the memory is not right."""
-    rng, moments = random.Random(seed), Counter()
+    """Count what the children were doing when killed, and what they acknowledged.
+
+    AssertionError if a memory is not as it must be.
+    """
+    rng = random.Random(seed)
+    counts: Counter[str] = Counter()
+    names: set[str] = set()
     with tempfile.TemporaryDirectory() as home:
-        there: set[str] = set()
+        folder = Path(home) / "kai"
         for number in range(kills):
-            folder, old = Path(home) / "kai", number % 5 == 0
-            if old:
+            migrates = number % 5 == 0
+            if migrates:
                 shutil.rmtree(folder, ignore_errors=True)
                 write_first_schema(folder, 200)
-                there = {"turn 1 in Rome", *(f"turn {n}" for n in range(200) if n != 1)}
-            said = kill(folder, seed * 1000 + number, rng.uniform(0.0, 0.03 if old else 0.4))
-            there = check(folder, there, said)
-            last = said[-1].split()[:2] if said else ["begin", "open"]
-            moments[
-                "migrate"
-                if old and last == ["begin", "open"]
-                else last[1]
-                if last[0] == "begin"
-                else "between"
-            ] += 1
-            moments["acknowledged"] += sum(line.startswith("done") for line in said)
-    return moments
+                names = {f"turn {n}" for n in range(200) if n != 1}
+                names.add("turn 1 in Rome")
+            delay = rng.uniform(0.0, 0.03 if migrates else 0.4)
+            reports = kill_child(folder, seed * 1000 + number, delay)
+            names = check(folder, names, reports)
+            counts[last_action(reports, migrates)] += 1
+            counts["acknowledged"] += sum(line.startswith("done") for line in reports)
+    return counts
+
+
+def last_action(reports: list[str], migrates: bool) -> str:
+    last = reports[-1] if reports else "begin open"
+    if migrates and last == "begin open":
+        return "migrate"
+    if last.startswith("begin "):
+        return last.split()[1]
+    return "between"
 
 
 if __name__ == "__main__":
@@ -226,8 +317,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    print(
-        dict(main(arguments.kills, arguments.seed)),
-        f"{time.perf_counter() - start:.0f} s",
-        file=sys.stdout,
-    )
+    counts = main(arguments.kills, arguments.seed)
+    print(dict(counts), f"{time.perf_counter() - start:.0f} s", file=sys.stdout)

@@ -1,4 +1,4 @@
-"""What an approximate index may miss, and what it may not."""
+"""The approximate index: which results may be missing and which may not."""
 
 from datetime import datetime, timedelta
 
@@ -7,25 +7,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personavlm_lib.memory.ivf import FOUND, IvfIndex
-from personavlm_lib.memory.records import Turn
-from personavlm_lib.memory.search import Retriever
+from personavlm_lib.memory.ivf import MAX_RESULTS, IvfIndex
+from personavlm_lib.memory.records import Period, Turn
+from personavlm_lib.memory.search import ANY_TIME, Retriever
 from personavlm_lib.memory.store import MemoryStore
 
-N, START = 3000, datetime(2024, 5, 1)
-EXACT, APPROXIMATE = Retriever(ranking="dense"), Retriever(ranking="dense", index="approximate")
+N = 3000
+START = datetime(2024, 5, 1)
+EXACT = Retriever(ranking="dense")
+APPROXIMATE = Retriever(ranking="dense", index="approximate")
 
 
 class Grouped:
-    """The text "n" is a vector near the centre of its group, one of forty."""
+    """An encoder for which the text "n" is a vector near the center of one of forty groups."""
 
     name = "grouped"
 
     def encode(self, texts) -> np.ndarray:
         rng = np.random.default_rng(0)
-        vectors = np.tile(rng.normal(size=(40, 64)), (N // 40, 1)) + 0.7 * rng.normal(size=(N, 64))
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors[[int(text) for text in texts]].astype(np.float32)
+        centers = rng.normal(size=(40, 64))
+        noise = rng.normal(size=(N, 64))
+        vectors = np.tile(centers, (N // 40, 1)) + 0.7 * noise
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / norms
+        rows = [int(text) for text in texts]
+        return vectors[rows].astype(np.float32)
 
 
 def moment(n: int) -> datetime:
@@ -41,10 +47,9 @@ def store():
         yield store
 
 
-def found(retriever, view, text, k, *period, exclude=frozenset()) -> list[int]:
-    return [
-        turn.index for turn in retriever.rank_turns(view, text, k, *period, exclude, by_time=False)
-    ]
+def ranked(retriever, view, query, k, period=ANY_TIME, exclude=frozenset()) -> list[int]:
+    turns = retriever.rank_turns(view, query, k, period, exclude, by_time=False)
+    return [turn.index for turn in turns]
 
 
 rows = st.integers(0, N - 1)
@@ -55,58 +60,61 @@ rows = st.integers(0, N - 1)
     first=rows,
     last=rows,
     known=rows,
-    asked=rows,
+    query=rows,
     k=st.integers(1, 600),
-    barred=st.sets(rows, max_size=400),
+    exclude=st.sets(rows, max_size=400),
 )
-def test_nothing_from_outside_and_as_many_as_asked_for(store, first, last, known, asked, k, barred):
-    ids = found(
-        APPROXIMATE,
-        store.as_of(moment(known)),
-        str(asked),
-        k,
-        moment(first),
-        moment(last),
-        exclude=barred,
-    )
-    allowed = set(range(first, min(last, known) + 1)) - barred
-    assert set(ids) <= allowed and len(set(ids)) == len(ids) == min(k, len(allowed))
+def test_only_allowed_rows_and_as_many_as_requested(store, first, last, known, query, k, exclude):
+    view = store.as_of(moment(known))
+    period = Period(moment(first), moment(last))
+    ids = ranked(APPROXIMATE, view, str(query), k, period, exclude)
+    last_visible = min(last, known)
+    allowed = set(range(first, last_visible + 1)) - exclude
+    distinct = set(ids)
+    assert distinct <= allowed
+    assert len(distinct) == len(ids)
+    assert len(ids) == min(k, len(allowed))
 
 
-def test_it_finds_nearly_all_over_all_and_all_in_a_part(store):
-    view, hits = store.as_of(), 0
-    for asked in range(0, N, 60):
-        exact, near = (found(retriever, view, str(asked), 10) for retriever in (EXACT, APPROXIMATE))
-        assert near[0] == asked
-        hits += len(set(exact) & set(near))
-        period = moment(1600), None
-        assert found(APPROXIMATE, view, str(asked), 10, *period) == found(
-            EXACT, view, str(asked), 10, *period
-        )
+def test_nearly_all_neighbors_are_found_overall_and_all_in_a_part(store):
+    view = store.as_of()
+    part = Period(start=moment(1600))
+    hits = 0
+    for row in range(0, N, 60):
+        query = str(row)
+        exact = ranked(EXACT, view, query, 10)
+        approximate = ranked(APPROXIMATE, view, query, 10)
+        assert approximate[0] == row
+        hits += len(set(exact) & set(approximate))
+        in_part = ranked(APPROXIMATE, view, query, 10, part)
+        assert in_part == ranked(EXACT, view, query, 10, part)
     assert hits > 0.9 * 10 * N / 60
 
 
-def test_what_the_index_did_not_find_follows_in_exact_order(store):
-    ids, exact = (found(retriever, store.as_of(), "7", N) for retriever in (APPROXIMATE, EXACT))
-    assert sorted(ids) == list(range(N))
-    rest = ids[FOUND:]
-    assert rest == [row for row in exact if row in set(rest)]
+def test_rows_that_the_index_misses_follow_in_exact_order(store):
+    view = store.as_of()
+    exact = ranked(EXACT, view, "7", N)
+    approximate = ranked(APPROXIMATE, view, "7", N)
+    assert sorted(approximate) == list(range(N))
+    rest = approximate[MAX_RESULTS:]
+    missed = set(rest)
+    assert rest == [row for row in exact if row in missed]
 
 
-def test_cells_grow_with_the_rows():
-    rng, cells = np.random.default_rng(0), IvfIndex()
+def test_the_index_grows_with_the_rows():
+    rng = np.random.default_rng(0)
+    index = IvfIndex()
     vectors = rng.normal(size=(2000, 16)).astype(np.float32)
     for n in (1, 5, 900, 1000, 2000):
-        scores = cells.search(vectors[:n], vectors[n - 1 : n], 0, n)
-        assert scores.shape == (n,) and scores[n - 1] == pytest.approx(
-            vectors[n - 1] @ vectors[n - 1], rel=1e-5
-        )
+        last = vectors[n - 1]
+        scores = index.search(vectors[:n], last[None], 0, n)
+        assert scores.shape == (n,)
+        assert scores[n - 1] == pytest.approx(last @ last, rel=1e-5)
 
 
-def test_only_a_dense_ranking_takes_it():
-    with pytest.raises(
-        ValueError, match="index 'approximate' serves ranking 'dense' alone; 'hybrid' takes"
-    ):
+def test_the_approximate_index_is_for_the_dense_ranking_only():
+    message = "index 'approximate' is only for ranking 'dense'; ranking 'hybrid' needs"
+    with pytest.raises(ValueError, match=message):
         Retriever(index="approximate")
     with pytest.raises(ValueError, match="index is 'quick'; choose exact or approximate"):
         Retriever(index="quick")

@@ -1,4 +1,4 @@
-"""The store: exact at any moment, the same after reopening, and clear about what it refuses."""
+"""The store: exact as of any moment, unchanged by reopening, and clear about invalid input."""
 
 import random
 import shutil
@@ -16,6 +16,7 @@ from personavlm_lib.memory.records import (
     BigFive,
     CoreMemory,
     Episode,
+    Period,
     PersonalityState,
     ProceduralMemory,
     RejectedUpdate,
@@ -39,8 +40,12 @@ PARTS = (
 
 
 def day(n: float) -> datetime:
-    """The moment `n` days after the life begins."""
+    """The moment `n` days after the start."""
     return datetime(2024, 5, 1, 9) + timedelta(days=n)
+
+
+def fact(text: str, time: datetime) -> SemanticMemory:
+    return SemanticMemory(text, "", time, time, time)
 
 
 def parts(view):
@@ -52,50 +57,43 @@ def write(store, event):
     getattr(store, name)(*arguments)
 
 
-def random_life(rng):
-    """Writes of every kind in the order in which they become known, some about times long before."""
+def random_session_end(rng, n):
+    """The writes of the session that ends with turn `n`."""
+    time = day(n / 4)
+    start = time - timedelta(days=1)
+    known = time + SESSION_GAP
+    turns = tuple(range(n - 4, n + 1))
+    episode = Episode(f"e{n}", "", turns, start, time, known)
+    human = {}
+    for key in ("age", "city", "pet"):
+        if rng.random() < 0.7:
+            human[key] = str(rng.randint(0, 2))
+    core = CoreMemory(human, {"job": str(n)}, known, (n - 1, n))
+    habits = {key: f"at {n}" for key in ("run", "read") if rng.random() < 0.5}
+    procedural = ProceduralMemory(habits, known, (n,))
+    rejected = RejectedUpdate("core", f"raw {n}", "bad", known, (n,))
+    yield known, ("add_episode", episode)
+    yield known, ("set_core", core)
+    yield known, ("set_procedural", procedural)
+    yield known, ("append", "rejected", rejected)
+
+
+def random_history(rng):
+    """Writes of every kind in the order in which they become known, some about earlier times."""
     events = []
     for n in range(25):
-        t = day(n / 4)
-        events.append((t, ("add_turn", Turn(t, f"turn {n}", "ok"))))
+        time = day(n / 4)
+        turn = Turn(time, f"turn {n}", "ok")
+        events.append((time, ("add_turn", turn)))
         if rng.random() < 0.5:
-            about = t - timedelta(days=rng.choice([0, 0, 2]))
-            events.append(
-                (
-                    t,
-                    (
-                        "add_semantic",
-                        SemanticMemory(f"fact {n}", f"f{n}", about, t, t, sources=(n,)),
-                    ),
-                )
-            )
-        scores = BigFive(*(rng.randint(1, 5) for _ in range(5)))
-        events.append((t, ("add_personality", PersonalityState(scores, None, n, n + 1, t))))
-        known = t + SESSION_GAP
+            start = time - timedelta(days=rng.choice([0, 0, 2]))
+            memory = SemanticMemory(f"fact {n}", f"f{n}", start, time, time, sources=(n,))
+            events.append((time, ("add_semantic", memory)))
+        scores = [rng.randint(1, 5) for _ in range(5)]
+        state = PersonalityState(BigFive(*scores), None, n, n + 1, time)
+        events.append((time, ("add_personality", state)))
         if n % 5 == 4:
-            events.append(
-                (
-                    known,
-                    (
-                        "add_episode",
-                        Episode(f"e{n}", "", tuple(range(n - 4, n + 1)), day(n / 4 - 1), t, known),
-                    ),
-                )
-            )
-            human = {
-                key: str(rng.randint(0, 2)) for key in ("age", "city", "pet") if rng.random() < 0.7
-            }
-            events.append(
-                (known, ("set_core", CoreMemory(human, {"job": str(n)}, known, (n - 1, n))))
-            )
-            habits = {key: f"at {n}" for key in ("run", "read") if rng.random() < 0.5}
-            events.append((known, ("set_procedural", ProceduralMemory(habits, known, (n,)))))
-            events.append(
-                (
-                    known,
-                    ("append", "rejected", RejectedUpdate("core", f"raw {n}", "bad", known, (n,))),
-                )
-            )
+            events.extend(random_session_end(rng, n))
     return sorted(events, key=lambda event: event[0])
 
 
@@ -103,55 +101,55 @@ def random_life(rng):
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_as_of_is_what_a_store_filled_only_up_to_then_holds(encoder, rng, days):
-    life = random_life(rng)
+def test_as_of_equals_a_store_filled_up_to_that_moment(encoder, rng, days):
+    history = random_history(rng)
+    retriever = Retriever()
+    period = Period(day(0), day(5))
     with MemoryStore.in_memory(encoder) as whole:
-        for _, event in life:
+        for _, event in history:
             write(whole, event)
-        for moment in (day(days), rng.choice(life)[0]):
+        for moment in (day(days), rng.choice(history)[0]):
             with MemoryStore.in_memory(encoder) as partial:
-                for time, event in life:
+                for time, event in history:
                     if time <= moment:
                         write(partial, event)
-                assert parts(whole.as_of(moment)) == parts(partial.as_of())
-                find = (Retriever(), "fact 7 turn", day(0), day(5))
-                assert find[0].retrieve(whole.as_of(moment), *find[1:]) == find[0].retrieve(
-                    partial.as_of(), *find[1:]
-                )
+                past = whole.as_of(moment)
+                expected = partial.as_of()
+                assert parts(past) == parts(expected)
+                retrieved = retriever.retrieve(past, "fact 7 turn", period)
+                assert retrieved == retriever.retrieve(expected, "fact 7 turn", period)
 
 
 def test_reopening_gives_an_equal_view_and_keeps_the_vectors(tmp_path, encoder):
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        for _, event in random_life(random.Random(0)):
+        for _, event in random_history(random.Random(0)):
             write(store, event)
-        before = parts(store.as_of())
-        found = Retriever().retrieve(store.as_of(), "fact 3")
+        view = store.as_of()
+        before = parts(view)
+        retrieved = Retriever().retrieve(view, "fact 3")
     encoder.batches.clear()
     with MemoryStore(tmp_path / "kai", encoder) as store:
-        assert parts(store.as_of()) == before
-        assert Retriever().retrieve(store.as_of(), "fact 3") == found
-    assert encoder.batches == [1]  # the query alone: all other vectors came from disk
+        view = store.as_of()
+        assert parts(view) == before
+        assert Retriever().retrieve(view, "fact 3") == retrieved
+    assert encoder.batches == [1]  # only the query: all other vectors came from the disk
 
 
-def test_vectors_are_made_in_one_batch_and_for_new_rows_only(encoder):
+def test_vectors_are_computed_in_one_batch_and_for_new_rows_only(encoder):
     with MemoryStore.in_memory(encoder) as store:
         for n in range(10):
-            store.add_semantic(SemanticMemory(f"fact {n}", "", day(n), day(n), day(n)))
+            store.add_semantic(fact(f"fact {n}", day(n)))
         assert encoder.batches == []
         Retriever().retrieve(store.as_of(), "fact 1")
-        store.add_semantic(
-            SemanticMemory("fact 10", "", day(3), day(3), day(3))
-        )  # out of order, as a late writer's
-        assert Retriever().retrieve(store.as_of(), "10", day(2.5), day(3.5)).ids == [
-            "semantic:3",
-            "semantic:10",
-        ]
+        store.add_semantic(fact("fact 10", day(3)))  # out of order, as of a late writer
+        retrieved = Retriever().retrieve(store.as_of(), "10", Period(day(2.5), day(3.5)))
+        assert retrieved.ids == ["semantic:3", "semantic:10"]
     assert encoder.batches == [1, 10, 1, 1]
 
 
-def test_vectors_of_another_encoder_are_made_anew(tmp_path, encoder):
+def test_vectors_of_another_encoder_are_replaced(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
-        store.add_semantic(SemanticMemory("fact", "", day(0), day(0), day(0)))
+        store.add_semantic(fact("fact", day(0)))
         Retriever().retrieve(store.as_of(), "fact")
 
     class Narrow:
@@ -164,7 +162,7 @@ def test_vectors_of_another_encoder_are_made_anew(tmp_path, encoder):
         assert Retriever().retrieve(store.as_of(), "fact").ids == ["semantic:0"]
 
 
-def test_a_store_is_opened_with_the_encoder_that_it_was_made_with(tmp_path, encoder):
+def test_a_store_is_opened_with_the_encoder_it_was_created_with(tmp_path, encoder):
     with MemoryStore(tmp_path / "other", encoder):
         pass
     with MemoryStore(tmp_path / "other") as store, MemoryStore(tmp_path / "usual") as usual:
@@ -178,12 +176,15 @@ def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
     with MemoryStore(tmp_path / "kai", encoder) as store:
         turn = store.add_turn(Turn(day(0), "look <img>", images=(str(picture),)))
         concept = VisualConcept("Rex", "dog", str(picture))
-        store.add_semantic(SemanticMemory("Rex", "dog", day(0), day(0), day(0), "concept", concept))
-        assert turn.index == 0 and turn.images == (str(store.images / "turn00000_0.png"),)
+        memory = SemanticMemory("Rex", "dog", day(0), day(0), day(0), "concept", concept)
+        store.add_semantic(memory)
+        assert turn.index == 0
+        assert turn.images == (str(store.images / "turn00000_0.png"),)
     picture.unlink()
     shutil.move(tmp_path / "kai", tmp_path / "moved")
     with MemoryStore(tmp_path / "moved", encoder) as store:
-        for path in (store.as_of().turns[0].images[0], store.as_of().semantic[0].concept.crop):
+        view = store.as_of()
+        for path in (view.turns[0].images[0], view.semantic[0].concept.crop):
             assert path.startswith(str(tmp_path / "moved"))
             with open(path, "rb") as file:
                 assert file.read() == pixels
@@ -192,69 +193,73 @@ def test_images_are_copied_and_the_folder_can_be_moved(tmp_path, encoder):
         assert len(store.as_of().turns) == 1
 
 
-def test_a_view_does_not_move_when_the_store_learns_more(encoder):
+def test_later_writes_do_not_change_a_view(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(day(0), "one"))
         view = store.as_of()
         store.add_turn(Turn(day(1), "two"))
-        assert [turn.user for turn in view.turns] == ["one"] and len(store.as_of().turns) == 2
+        later = store.as_of()
+        assert [turn.user for turn in view.turns] == ["one"]
+        assert len(later.turns) == 2
 
 
-def test_several_writes_happen_together_or_not_at_all(encoder):
+def test_a_transaction_takes_effect_as_a_whole_or_not_at_all(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(day(0), "one"))
+        core = CoreMemory({"name": "Kai"}, {}, day(1))
+        bad_episode = Episode("e", "", (7,), day(0), day(0), day(1))
         with pytest.raises(ValueError, match="names turns \\[7\\]"), store.transaction():
-            store.set_core(CoreMemory({"name": "Kai"}, {}, day(1)))
-            store.add_episode(Episode("e", "", (7,), day(0), day(0), day(1)))
+            store.set_core(core)
+            store.add_episode(bad_episode)
         assert store.as_of().core is None
-        store.set_core(CoreMemory({"name": "Kai"}, {}, day(1)))
+        store.set_core(core)
         assert store.as_of().core.human == {"name": "Kai"}
 
 
-def test_another_process_writing_is_noticed(tmp_path, encoder):
+def test_writes_of_another_process_are_seen(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as reader, MemoryStore(tmp_path, encoder) as writer:
         assert reader.as_of().turns == []
         writer.add_turn(Turn(day(0), "one"))
-        assert [turn.user for turn in reader.as_of().turns] == ["one"]
-        assert reader.add_turn(Turn(day(1), "two")).index == 1
+        turns = reader.as_of().turns
+        assert [turn.user for turn in turns] == ["one"]
+        second = reader.add_turn(Turn(day(1), "two"))
+        assert second.index == 1
 
 
-def test_turns_come_in_order_of_time(encoder):
+def test_turns_must_be_in_order_of_time(encoder):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(day(1), "one"))
-        with pytest.raises(
-            ValueError, match="2024-05-01 09:00:00 after one of 2024-05-02 09:00:00"
-        ):
+        message = "2024-05-01 09:00:00 after 2024-05-02 09:00:00"
+        with pytest.raises(ValueError, match=message):
             store.add_turn(Turn(day(0), "earlier"))
 
 
-def test_an_ablation_hides_a_type_and_nothing_else(encoder):
+def test_an_ablation_hides_one_memory_type_and_nothing_else(encoder):
+    hidden_parts = {
+        "core": {"core"},
+        "semantic": {"semantic"},
+        "episodic": {"episodes"},
+        "procedural": {"procedural"},
+        "personality": {"personality", "personality_history"},
+    }
     with MemoryStore.in_memory(encoder) as store:
-        for _, event in random_life(random.Random(1)):
+        for _, event in random_history(random.Random(1)):
             write(store, event)
         view = store.as_of()
-        names = {
-            "core": "core",
-            "semantic": "semantic",
-            "episodic": "episodes",
-            "procedural": "procedural",
-        }
-        for kind, part in (names | {"personality": "personality"}).items():
-            hidden = view.without(kind)
-            assert not getattr(hidden, part) and getattr(view, part)
-            changed = {p for p in PARTS if getattr(hidden, p) != getattr(view, p)}
-            assert changed == (
-                {"personality", "personality_history"} if kind == "personality" else {part}
-            )
+        for kind, expected in hidden_parts.items():
+            ablated = view.without(kind)
+            for part in expected:
+                assert getattr(view, part)
+                assert not getattr(ablated, part)
+            changed = {part for part in PARTS if getattr(ablated, part) != getattr(view, part)}
+            assert changed == expected
         with pytest.raises(ValueError, match="episodes"):
             view.without("episodes")
 
 
-def test_a_newer_schema_a_foreign_file_and_a_damaged_one_are_refused(tmp_path):
-    for name, statement in (
-        ("newer", "PRAGMA user_version = 99"),
-        ("foreign", "CREATE TABLE t (x)"),
-    ):
+def test_newer_foreign_and_damaged_files_are_rejected(tmp_path):
+    statements = {"newer": "PRAGMA user_version = 99", "foreign": "CREATE TABLE t (x)"}
+    for name, statement in statements.items():
         (tmp_path / name).mkdir()
         db = sqlite3.connect(tmp_path / name / "memory.db", isolation_level=None)
         db.execute(statement)
@@ -270,14 +275,12 @@ def test_a_newer_schema_a_foreign_file_and_a_damaged_one_are_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_row_names_its_file_and_table(tmp_path):
+def test_a_damaged_row_is_reported_with_its_file_and_table(tmp_path):
     with MemoryStore(tmp_path) as store:
         store.add_turn(Turn(day(0), "one"))
     db = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
     db.execute("UPDATE turns SET record = 'x'")
     db.close()
-    with (
-        MemoryStore(tmp_path) as store,
-        pytest.raises(StoreError, match="memory.db: a row of turns"),
-    ):
+    message = "memory.db: a row of turns"
+    with MemoryStore(tmp_path) as store, pytest.raises(StoreError, match=message):
         store.as_of()
