@@ -69,8 +69,8 @@ def test_what_may_pass_is_tried_again(served):
     [
         (503, "request refused", 2), (429, "request refused", 2), (2.5, "timeout", 2), (None, "unreachable", 2),
         (401, "key refused", 1), (403, "key refused", 1), (404, "unknown model", 1), (400, "request refused", 1),
-        (b"<html>hello</html>", "nonsense", 1), (b"[]", "nonsense", 1), (b'{"choices": []}', "nonsense", 1),
-        (b'{"choices": [{"message": {"content": null}}]}', "nonsense", 1), (b"", "nonsense", 1),
+        (b"<html>hello</html>", "invalid response", 1), (b"[]", "invalid response", 1), (b'{"choices": []}', "invalid response", 1),
+        (b'{"choices": [{"message": {"content": null}}]}', "invalid response", 1), (b"", "invalid response", 1),
     ],
 )  # fmt: skip
 def test_a_failed_ask_fails_alone_and_says_what_to_do(

@@ -207,7 +207,7 @@ def test_a_server_that_dies_half_way_is_left_alone_and_gone_on_with(served, plan
 
 
 @pytest.mark.parametrize(
-    "said, kind", [(b"<html>", "nonsense"), (1.5, "timeout"), (500, "request refused")]
+    "said, kind", [(b"<html>", "invalid response"), (1.5, "timeout"), (500, "request refused")]
 )
 def test_a_server_that_fails_is_reported_with_counts(served, plans, tmp_path, said, kind):
     with served(lambda body: said) as (source, _):
