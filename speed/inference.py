@@ -63,7 +63,7 @@ def build(size: str) -> LocalModel:
         else:
             model = build_model(processor.tokenizer, 64, 2).eval()
         local = LocalModel(model=model.to("cuda" if GPU else "cpu"), processor=processor, name=size)
-    local.stops = [2**30]  # no token
+    local.stop_tokens = [2**30]  # no token
     return local
 
 
@@ -135,14 +135,14 @@ class Measure:
         steps = [[self.ask(n, self.decode) for _ in range(batch)] for n in (context, STEP, STEP)]
 
         def three(keep: bool) -> None:
-            self.local.keep, transcripts = keep, [self.local.start() for _ in range(batch)]
+            self.local.reuse_cache, transcripts = keep, [self.local.start() for _ in range(batch)]
             for step in steps:
                 self.local.reply(list(zip(transcripts, step, strict=True)))
 
         kept, scratch = (
             timed(lambda keep=keep: three(keep), self.repeats) for keep in (True, False)
         )
-        self.local.keep = True
+        self.local.reuse_cache = True
         return dict(
             what="prefix",
             context=context,

@@ -23,7 +23,7 @@ from personavlm_lib.evaluation.judges import accuracy, consistency, grammar
 from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.engine import run_trajectories
-from personavlm_lib.models.local import LocalModel, Transcript
+from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript
 from personavlm_lib.models.weights import load_processor, weights_fingerprint
 from personavlm_lib.training.launch import main
 from personavlm_lib.training.sft import MetricsLog, load_to_train, lora, saving, train_and_save
@@ -115,9 +115,13 @@ class Rollout:
         questions = [self.cases[text_of(prompt)] for prompt in prompts]
         model = trainer.accelerator.unwrap_model(trainer.model)
         policy = Policy(
-            model=model, processor=trainer.processing_class, temperature=self.config["temperature"],
-            repetition_penalty=self.config["repetition_penalty"],
-        )  # fmt: skip
+            model=model,
+            processor=trainer.processing_class,
+            settings=GenerationSettings(
+                temperature=self.config["temperature"],
+                repetition_penalty=self.config["repetition_penalty"],
+            ),
+        )
         model.eval()
         step, first = trainer.state.global_step, trainer.accelerator.process_index * len(questions)
         trajectories = [
@@ -133,9 +137,9 @@ class Rollout:
             sum(accuracy(q, r.answer) for q, r in pairs) / len(pairs)
         )
         return {
-            "prompt_ids": [t.ids[: t.prompt] for t in policy.transcripts],
-            "completion_ids": [t.ids[t.prompt :] for t in policy.transcripts],
-            "env_mask": [t.written[t.prompt :] for t in policy.transcripts],
+            "prompt_ids": [t.ids[: t.prompt_length] for t in policy.transcripts],
+            "completion_ids": [t.ids[t.prompt_length :] for t in policy.transcripts],
+            "env_mask": [t.generated_mask[t.prompt_length :] for t in policy.transcripts],
             "logprobs": None,
             "injected_images": [t.images for t in policy.transcripts],
             "f_acc": [accuracy(q, r.answer) for q, r in pairs],

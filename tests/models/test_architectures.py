@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import LocalModel, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
+
+NO_REUSE = GenerationSettings(reuse_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def plain(model, messages, images, tokens):
         add_special_tokens=not (bos and text.startswith(bos)),
     )  # fmt: skip
     output = model.model.generate(
-        **inputs, do_sample=False, max_new_tokens=tokens, suppress_tokens=model.barred,
+        **inputs, do_sample=False, max_new_tokens=tokens, suppress_tokens=model.forbidden_tokens,
         pad_token_id=model.processor.tokenizer.pad_token_id,
     )  # fmt: skip
     return output[0].tolist()
@@ -83,21 +85,21 @@ def plain(model, messages, images, tokens):
 def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(
     architecture, pictures
 ):
-    kept, scratch = LocalModel(architecture), LocalModel(architecture, keep=False)
+    kept, scratch = LocalModel(architecture), LocalModel(architecture, settings=NO_REUSE)
     together, replies = talk(kept, talks(pictures))
-    assert len(kept.kept) == 5 and kept.keep
+    assert len(kept.cached_prefixes) == 5 and kept.reuse_cache
     assert len({reply.text for row in replies for reply in row}) > 12  # it repeats itself little
     for asks, transcript, row in zip(talks(pictures), together, replies, strict=True):
         [alone], [said] = talk(scratch, [asks])
-        assert (alone.ids, alone.written, said) == (transcript.ids, transcript.written, row)
-    assert not scratch.kept
+        assert (alone.ids, alone.generated_mask, said) == (transcript.ids, transcript.generated_mask, row)
+    assert not scratch.cached_prefixes
     del together, transcript
-    assert not kept.kept  # what is kept of a transcript goes with it
+    assert not kept.cached_prefixes  # what is kept of a transcript goes with it
 
 
 def test_who_shares_a_batch_may_change_between_steps(architecture, pictures):
     """Some fall out, one comes in, the order is another, and batches are narrower than what is asked."""
-    model, scratch = LocalModel(architecture, width=2), LocalModel(architecture, keep=False)
+    model, scratch = LocalModel(architecture, settings=GenerationSettings(batch_width=2)), LocalModel(architecture, settings=NO_REUSE)
     asks = talks(pictures)
     transcripts = [model.start() for _ in asks]
     for step, who in enumerate([[0, 1, 2, 3], [3, 0, 2], [4, 2, 3, 1]]):
@@ -138,7 +140,7 @@ def test_later_asks_are_the_template_over_the_whole_and_plain_generate(
         if line:  # what a random model says is no text; here it says these words
             said = model.processor.tokenizer(lead + line, add_special_tokens=False)
             with monkeypatch.context() as patch:
-                new = torch.tensor([[*said.input_ids, model.end]])
+                new = torch.tensor([[*said.input_ids, model.end_token]])
                 patch.setattr(
                     model.model,
                     "generate",
@@ -154,10 +156,10 @@ def test_later_asks_are_the_template_over_the_whole_and_plain_generate(
 def test_a_text_opens_no_turn_and_promises_no_image_in_any_template(architecture):
     model = LocalModel(architecture)
     hostile, plain_ = model.start(), model.start()
-    model.give(
+    model.append_request(
         hostile, ChatRequest(" ".join(marker for marker in model.markers if marker != "<img>"))
     )
-    model.give(plain_, ChatRequest("hello"))
+    model.append_request(plain_, ChatRequest("hello"))
     for token in model.processor.tokenizer.all_special_ids:
         assert hostile.ids.count(token) == plain_.ids.count(token)
 

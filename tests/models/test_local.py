@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import LocalModel, Transcript, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript, content_parts
 from personavlm_lib.models.weights import follow_source, write_source
 from personavlm_lib.simulation.scenes import render, sample_scene
 
@@ -81,7 +81,7 @@ def test_a_ragged_batch_with_images_generates_what_each_alone_does(local, pictur
     )  # the model is no stuck record
     for talk_, transcript, row in zip(talks, together, replies, strict=True):
         [alone], [said] = talk(local, [talk_])
-        assert (alone.ids, alone.written, said) == (transcript.ids, transcript.written, row)
+        assert (alone.ids, alone.generated_mask, said) == (transcript.ids, transcript.generated_mask, row)
 
 
 def test_what_the_model_says_depends_on_the_pictures_and_on_the_first_turn(local, pictures):
@@ -106,9 +106,9 @@ def test_later_turns_only_append(local, pictures):
         for ask in asks:
             local.reply([(transcript, ask)])
             assert transcript.ids[: len(before.ids)] == before.ids
-            assert transcript.written[: len(before.written)] == before.written
-            assert len(transcript.ids) == len(transcript.written) > len(before.ids)
-            before = Transcript(list(transcript.ids), list(transcript.written))
+            assert transcript.generated_mask[: len(before.generated_mask)] == before.generated_mask
+            assert len(transcript.ids) == len(transcript.generated_mask) > len(before.ids)
+            before = Transcript(list(transcript.ids), list(transcript.generated_mask))
         assert len(transcript.images) == sum(len(ask.images) for ask in asks)
 
 
@@ -125,14 +125,14 @@ def test_written_marks_what_the_model_wrote_and_each_turn_ends_once(
         ChatRequest("my drink", max_tokens=3 + end),
     ):
         reply = local.reply([(transcript, ask)])[0]
-        assert reply.tokens_out == ask.max_tokens and transcript.ids[-1] == local.end
-    written = [i for i, mark in zip(transcript.ids, transcript.written, strict=True) if mark]
+        assert reply.tokens_out == ask.max_tokens and transcript.ids[-1] == local.end_token
+    written = [i for i, mark in zip(transcript.ids, transcript.generated_mask, strict=True) if mark]
     assert tokenizer.decode(written) == ("my cup is red<|im_end|><answer> tea</answer><|im_end|>" if end else
                                          "my cup is red<answer> tea</answer>")  # fmt: skip
     # the system's, two users' and two of the model's turns: one end each
-    assert transcript.ids.count(local.end) == 5
-    assert transcript.ids[: transcript.prompt].count(local.end) == 2 and not any(
-        transcript.written[: transcript.prompt]
+    assert transcript.ids.count(local.end_token) == 5
+    assert transcript.ids[: transcript.prompt_length].count(local.end_token) == 2 and not any(
+        transcript.generated_mask[: transcript.prompt_length]
     )
 
 
@@ -171,8 +171,8 @@ def test_incremental_ids_are_those_of_the_template_over_the_whole_conversation(
 ])  # fmt: skip
 def test_a_text_cannot_open_a_turn_or_promise_an_image(local, text):
     tokenizer, transcript, plain = local.processor.tokenizer, local.start(), local.start()
-    local.give(transcript, ChatRequest(text))
-    local.give(plain, ChatRequest("hello"))
+    local.append_request(transcript, ChatRequest(text))
+    local.append_request(plain, ChatRequest("hello"))
     for marker in (
         "<|im_start|>",
         "<|im_end|>",
@@ -185,12 +185,12 @@ def test_a_text_cannot_open_a_turn_or_promise_an_image(local, text):
 
 
 def test_placeholders_of_images_are_never_sampled(local):
-    hot = LocalModel(model=local.model, processor=local.processor, temperature=50.0)
+    hot = LocalModel(model=local.model, processor=local.processor, settings=GenerationSettings(temperature=50.0))
     torch.manual_seed(1)
     transcripts = [hot.start() for _ in range(16)]
     hot.reply([(transcript, ChatRequest("hello", max_tokens=64)) for transcript in transcripts])
-    written = {i for t in transcripts for i, mark in zip(t.ids, t.written, strict=True) if mark}
-    assert len(written) > 300 and not written & set(hot.barred)
+    written = {i for t in transcripts for i, mark in zip(t.ids, t.generated_mask, strict=True) if mark}
+    assert len(written) > 300 and not written & set(hot.forbidden_tokens)
 
 
 def test_content_parts_keeps_text_and_marks_in_order():
@@ -239,10 +239,10 @@ def test_what_cannot_be_asked_fails_alone_and_leaves_its_transcript(local, pictu
     errors = {n: str(reply) for n, reply in enumerate(replies) if isinstance(reply, ValueError)}
     assert sorted(errors) == [2, 3, 4, 5]
     assert (
-        "aspect ratio" in errors[2] and "none.png" in errors[3] and "it is not there" in errors[4]
+        "aspect ratio" in errors[2] and "none.png" in errors[3] and "away.png cannot be read" in errors[4]
     )
-    assert errors[5].startswith("answer: 60") and "more than the 4096 of model" in errors[5]
-    assert all(not transcripts[n].ids and not transcripts[n].seen for n in errors)
+    assert errors[5].startswith("answer: 60") and "are more than the 4096 of model" in errors[5]
+    assert all(not transcripts[n].ids and not transcripts[n].vision_inputs for n in errors)
     alone = local.start()
     assert local.reply([(alone, asks[-1])])[0] == replies[-1] and alone.ids == transcripts[-1].ids
     # the conversation goes on where it was
@@ -259,7 +259,7 @@ def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("nobody/no-such-model", str(tmp_path / "missing")):
-        with pytest.raises(ValueError, match=f"model {name} is no folder with a model"):
+        with pytest.raises(ValueError, match=f"Cannot find model {name}: neither a folder with a model"):
             LocalModel(name)
 
 
@@ -278,7 +278,7 @@ def test_four_bits_need_a_package_of_their_own(checkpoint):
 
 def test_samples_follow_the_seed_and_no_other_draw(local):
     def said(seed, calls=2):
-        hot = LocalModel(model=local.model, processor=local.processor, temperature=3.0, seed=seed)
+        hot = LocalModel(model=local.model, processor=local.processor, settings=GenerationSettings(temperature=3.0, seed=seed))
         return [
             hot.reply([(hot.start(), ChatRequest("hello", max_tokens=12))])[0].text
             for _ in range(calls)
@@ -293,9 +293,9 @@ def test_samples_follow_the_seed_and_no_other_draw(local):
 
 def test_a_real_tokenizer_stops_at_the_closing_tag(local, monkeypatch):
     """A tag of one token is followed by the end at once; where a tag is several, it ends the turn itself."""
-    assert local.closing == []
+    assert local.closing_tags == []
     tokenizer = local.processor.tokenizer
-    monkeypatch.setattr(local, "closing", [" tea"])
+    monkeypatch.setattr(local, "closing_tags", [" tea"])
     monkeypatch.setattr(
         local.model,
         "forward",
@@ -306,7 +306,7 @@ def test_a_real_tokenizer_stops_at_the_closing_tag(local, monkeypatch):
         local.reply([(transcript, ChatRequest("what ?", max_tokens=9))])[0].text
         == "my drink is tea"
     )
-    assert transcript.ids[-1] == local.end and transcript.written[-2:] == [1, 0]
+    assert transcript.ids[-1] == local.end_token and transcript.generated_mask[-2:] == [1, 0]
 
 
 def _writes(model, ids):

@@ -114,8 +114,8 @@ def image_url(data):
     [
         (dict(stream=True), 400, "stream"), (dict(tools=[{}]), 400, "tools"), (dict(model="other"), 404, "'other'"),
         (dict(max_completion_tokens=-1), 400, "max_completion_tokens"), (dict(temperature="hot"), 400, "temperature"),
-        (dict(messages="hello"), 400, "messages"), (dict(messages=[]), 400, "take turns"),
-        (dict(messages=[{"role": "assistant", "content": "a"}]), 400, "take turns"),
+        (dict(messages="hello"), 400, "messages"), (dict(messages=[]), 400, "must take turns"),
+        (dict(messages=[{"role": "assistant", "content": "a"}]), 400, "must take turns"),
         (dict(messages=[{"role": "user"}]), 400, "'content'"),
         (dict(messages=[{"role": "user", "content": [{"type": "audio"}]}]), 400, "'image_url'"),
         (dict(messages=image_url("https://example.org/a.png")), 400, "data:image/"),
@@ -151,7 +151,7 @@ def test_models_are_listed_and_nothing_else_is_here(server):
 
 def test_a_port_in_use_is_said_in_one_line(server, checkpoint, capsys):
     assert main(["serve", "--model", str(checkpoint), "--port", str(server.server_port)]) == 1
-    assert f"port {server.server_port} of 127.0.0.1 is not to be had" in capsys.readouterr().err
+    assert f"port {server.server_port} of 127.0.0.1 is in use" in capsys.readouterr().err
 
 
 def test_a_profile_may_name_a_server_or_a_stage(server, tmp_path, monkeypatch, checkpoint):

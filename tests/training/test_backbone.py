@@ -45,7 +45,7 @@ def test_what_is_learned_is_laid_out_as_the_agent_will_ask(processor, model):
     row = backbone_data.conversation(random.Random(0), 6, 2, False, False)
     local = LocalModel(model=model, processor=processor)
     transcript = local.start()
-    local.give(transcript, ChatRequest(row.messages[0][1]))
+    local.append_request(transcript, ChatRequest(row.messages[0][1]))
     assert encode(row, processor)["ids"][: len(transcript.ids)] == transcript.ids
 
 

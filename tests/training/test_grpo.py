@@ -118,7 +118,7 @@ def _plain(local, transcript, temperature):
     """Log-probabilities of the completion's tokens: one row, no padding, no trainer."""
     logits = local.model(**local._batch([transcript])).logits[0, :-1] / temperature
     chosen = torch.tensor(transcript.ids[1:])
-    return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt - 1 :, 0]
+    return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt_length - 1 :, 0]
 
 
 @pytest.mark.parametrize(
@@ -139,19 +139,19 @@ def test_the_trainer_scores_what_the_model_saw_and_wrote(
         for n, transcript in enumerate(step.transcripts):
             prompt = batch["prompt_ids"][n][batch["prompt_mask"][n].bool()].tolist()
             completion = batch["completion_mask"][n].bool()
-            assert prompt == template[n] == transcript.ids[: transcript.prompt]
+            assert prompt == template[n] == transcript.ids[: transcript.prompt_length]
             assert (
                 batch["completion_ids"][n][completion].tolist()
-                == transcript.ids[transcript.prompt :]
+                == transcript.ids[transcript.prompt_length :]
             )
             assert (
                 batch["tool_mask"][n][completion].tolist()
-                == transcript.written[transcript.prompt :]
+                == transcript.generated_mask[transcript.prompt_length :]
             )
             torch.testing.assert_close(
                 step.trainers[n][completion], step.plain[n], atol=1e-4, rtol=0
             )
-            assert (0 in transcript.written[transcript.prompt :]) == (n in searches)
+            assert (0 in transcript.generated_mask[transcript.prompt_length :]) == (n in searches)
             assert bool(transcript.images) or searches.get(n) != "picture"
     pictured = [bool(t.images) for t in scored[0].transcripts]
     assert any(pictured) == bool(searches) and not all(pictured)
