@@ -91,7 +91,11 @@ def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(
     assert len({reply.text for row in replies for reply in row}) > 12  # it repeats itself little
     for asks, transcript, row in zip(talks(pictures), together, replies, strict=True):
         [alone], [said] = talk(scratch, [asks])
-        assert (alone.ids, alone.generated_mask, said) == (transcript.ids, transcript.generated_mask, row)
+        assert (alone.ids, alone.generated_mask, said) == (
+            transcript.ids,
+            transcript.generated_mask,
+            row,
+        )
     assert not scratch.cached_prefixes
     del together, transcript
     assert not kept.cached_prefixes  # what is kept of a transcript goes with it
@@ -99,7 +103,10 @@ def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(
 
 def test_who_shares_a_batch_may_change_between_steps(architecture, pictures):
     """Some fall out, one comes in, the order is another, and batches are narrower than what is asked."""
-    model, scratch = LocalModel(architecture, settings=GenerationSettings(batch_width=2)), LocalModel(architecture, settings=NO_REUSE)
+    model, scratch = (
+        LocalModel(architecture, settings=GenerationSettings(batch_width=2)),
+        LocalModel(architecture, settings=NO_REUSE),
+    )
     asks = talks(pictures)
     transcripts = [model.start() for _ in asks]
     for step, who in enumerate([[0, 1, 2, 3], [3, 0, 2], [4, 2, 3, 1]]):
