@@ -33,9 +33,10 @@ class ChatRequest:
 
     def __post_init__(self):
         marks = self.text.count("<img>")
-        if marks != len(self.images):
+        images = len(self.images)
+        if marks != images:
             name = self.purpose or "request"
-            raise ValueError(f"{name}: {marks} <img> marks, {len(self.images)} images")
+            raise ValueError(f"{name}: {marks} <img> marks, {images} images")
 
 
 @dataclass(frozen=True)

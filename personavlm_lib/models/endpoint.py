@@ -103,7 +103,8 @@ class EndpointModel:
         name: str = "",
     ):
         self.url, _, self.model = source.partition("#")
-        if "@" in urlsplit(self.url).netloc:
+        address = urlsplit(self.url).netloc
+        if "@" in address:
             raise ValueError(
                 "The address of a server must not contain a user name or a password: "
                 f"remove them, and set {API_KEY_VARIABLE}"

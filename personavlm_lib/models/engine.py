@@ -123,11 +123,14 @@ class Recorder:
     def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
         inner = [(transcript, request) for (transcript, _), request in asked]
         replies = self.model.reply(inner)
-        for ((_, sample), request), reply in zip(asked, replies, strict=True):
+        for (transcript, request), reply in zip(asked, replies, strict=True):
             if isinstance(reply, Exception):
                 continue
-            sample["purpose"] = sample["purpose"] or request.purpose
-            sample["messages"].append({"role": "user", "content": request.text})
-            sample["messages"].append({"role": "assistant", "content": reply.text})
+            _, sample = transcript
+            if not sample["purpose"]:
+                sample["purpose"] = request.purpose
+            user = {"role": "user", "content": request.text}
+            assistant = {"role": "assistant", "content": reply.text}
+            sample["messages"] += [user, assistant]
             sample["images"] += request.images
         return replies

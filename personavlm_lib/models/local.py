@@ -23,6 +23,8 @@ from personavlm_lib.memory.images import read_image
 from personavlm_lib.models.chat import ChatReply, ChatRequest
 from personavlm_lib.models.weights import load_model, load_processor
 
+logger = logging.getLogger(__name__)
+
 # A rendered example conversation shows what the template puts before and after a turn.
 EXAMPLE_REPLY = "REPLY"
 EXAMPLE_MESSAGES = [
@@ -105,16 +107,18 @@ class LocalModel:
         if model is None:
             adapters = [adapter] if adapter else []
             model = load_model(source, *adapters, four_bit=four_bit)
-            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model = model.to(device)
         self.model = model
-        self.name = name or str(adapter or source)
+        location = adapter or source
+        self.name = name or str(location)
         self.settings = settings
         self.config = model.config.get_text_config(decoder=True)
         self._set_special_tokens()
         self.cached_prefixes: CachedPrefixes = WeakKeyDictionary()
         self.reuse_cache = settings.reuse_cache and self._has_plain_cache()
         if settings.reuse_cache and not self.reuse_cache:
-            logging.getLogger(__name__).warning(
+            logger.warning(
                 "%s: the KV cache is not reused between requests, because the model has "
                 "sliding-window or recurrent layers",
                 self.name,
@@ -130,11 +134,11 @@ class LocalModel:
         self.end_token = eos[0] if turn_end is None else turn_end
         self.stop_tokens = sorted({self.end_token, *eos})
         # A sampled image placeholder would stand for an image that does not exist.
-        placeholders = {
-            getattr(self.processor, "image_token_id", None),
-            getattr(self.processor, "video_token_id", None),
-        }
-        self.forbidden_tokens = list(placeholders - {None})
+        self.forbidden_tokens: list[int] = []
+        for name in ("image_token_id", "video_token_id"):
+            placeholder = getattr(self.processor, name, None)
+            if placeholder is not None:
+                self.forbidden_tokens.append(placeholder)
         special: set[str] = set()
         for token in tokenizer.added_tokens_decoder.values():
             if token.special:
@@ -174,14 +178,7 @@ class LocalModel:
         images = [read_image(path) for path in request.images]
         inputs = self._tokenize(request, images, is_first=position == 0)
         ids = inputs["input_ids"][0].tolist()
-        length = position + len(ids) + request.max_tokens
-        longest = self.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(
-                f"{request.purpose or 'request'}: {length} tokens ({request.max_tokens} of them "
-                f"reserved for the reply) are more than the {longest} of model {self.name}: "
-                "shorten the request or lower max_tokens"
-            )
+        self._check_length(request, position + len(ids) + request.max_tokens)
         transcript.append(ids, generated=False)
         transcript.images += images
         if position == 0:
@@ -189,6 +186,15 @@ class LocalModel:
         if images:
             vision_inputs = {key: inputs[key] for key in inputs if key not in PER_TOKEN_INPUTS}
             transcript.vision_inputs.append((position, vision_inputs))
+
+    def _check_length(self, request: ChatRequest, length: int) -> None:
+        longest = self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(
+                f"{request.purpose or 'request'}: {length} tokens ({request.max_tokens} of them "
+                f"reserved for the reply) are more than the {longest} of model {self.name}: "
+                "shorten the request or lower max_tokens"
+            )
 
     def _tokenize(self, request: ChatRequest, images: list[Image.Image], is_first: bool) -> Any:
         """The processor's output for a request, framed by the template as a first or later turn."""
@@ -225,6 +231,11 @@ class LocalModel:
 
         A request that cannot be appended (see `append_request`) has its ValueError as its reply.
         """
+
+        def length(n: int) -> int:
+            transcript, _ = asked[n]
+            return len(transcript.ids)
+
         replies: dict[int, ChatReply | Exception] = {}
         valid = []
         for n, (transcript, request) in enumerate(asked):
@@ -236,12 +247,12 @@ class LocalModel:
                 valid.append(n)
         previous = self.cached_prefixes
         self.cached_prefixes = WeakKeyDictionary()
-        valid.sort(key=lambda n: len(asked[n][0].ids))
+        valid.sort(key=length)
         width = self.settings.batch_width
         for start in range(0, len(valid), width):
-            rows = valid[start : start + width]
-            batch_replies = self._generate([asked[n] for n in rows], previous)
-            replies.update(zip(rows, batch_replies, strict=True))
+            batch = valid[start : start + width]
+            batch_replies = self._generate([asked[n] for n in batch], previous)
+            replies.update(zip(batch, batch_replies, strict=True))
         return [replies[n] for n in range(len(asked))]
 
     def _generate(
@@ -270,8 +281,12 @@ class LocalModel:
         self, transcripts: list[Transcript], previous: CachedPrefixes
     ) -> tuple[DynamicCache, list[int]]:
         """A cache that holds the transcripts' cached prefixes, and the length of each prefix."""
-        prefixes = [previous.pop(transcript, None) for transcript in transcripts]
-        lengths = [len(prefix.columns) if prefix else 0 for prefix in prefixes]
+        prefixes = []
+        lengths = []
+        for transcript in transcripts:
+            prefix = previous.pop(transcript, None)
+            prefixes.append(prefix)
+            lengths.append(len(prefix.columns) if prefix else 0)
         cache = DynamicCache(config=self.config)
         if any(lengths):
             fill_cache(cache, prefixes)
@@ -329,25 +344,25 @@ class LocalModel:
         """
         if cached_lengths is None:
             cached_lengths = [0] * len(transcripts)
+        processor = self.processor
         mask = _padding_mask(transcripts, cached_lengths)
-        ids = torch.full_like(mask, self.processor.tokenizer.pad_token_id)
+        ids = torch.full_like(mask, processor.tokenizer.pad_token_id)
         all_ids = []
         for transcript in transcripts:
             all_ids += transcript.ids
         ids[mask.bool()] = torch.tensor(all_ids)
         batch = {"input_ids": ids, "attention_mask": mask}
-        if getattr(self.processor, "return_mm_token_type_ids", False):
+        if getattr(processor, "return_mm_token_type_ids", False):
             # Without token types, positions silently fall back from three dimensions to one.
-            token_types = self.processor.create_mm_token_type_ids(ids.tolist())
+            token_types = processor.create_mm_token_type_ids(ids.tolist())
             batch["mm_token_type_ids"] = torch.tensor(token_types)
         batch = {key: value.to(self.model.device) for key, value in batch.items()}
         if any(cached_lengths):
             # Computed from all images; by default, `generate` would continue from the positions of
             # another batch.
-            whole = batch | self._vision_inputs(transcripts, [0] * len(transcripts))
-            batch["position_ids"] = self.model._prepare_position_ids_for_generation(
-                batch["input_ids"], whole
-            )
+            all_images = self._vision_inputs(transcripts, [0] * len(transcripts))
+            prepare_position_ids = self.model._prepare_position_ids_for_generation
+            batch["position_ids"] = prepare_position_ids(batch["input_ids"], batch | all_images)
         return batch | self._vision_inputs(transcripts, cached_lengths)
 
     def _vision_inputs(
@@ -377,8 +392,10 @@ def _padding_mask(transcripts: list[Transcript], cached_lengths: list[int]) -> t
     most_new = max(new_lengths)
     rows = []
     for cached, new in zip(cached_lengths, new_lengths, strict=True):
-        row = [0] * (most_cached - cached) + [1] * cached
-        row += [0] * (most_new - new) + [1] * new
+        row = [0] * (most_cached - cached)
+        row += [1] * cached
+        row += [0] * (most_new - new)
+        row += [1] * new
         rows.append(row)
     return torch.tensor(rows)
 
@@ -386,7 +403,8 @@ def _padding_mask(transcripts: list[Transcript], cached_lengths: list[int]) -> t
 def _cached_columns(cache: DynamicCache, prompt_mask: torch.Tensor, generated: int) -> torch.Tensor:
     """The columns of a cache that hold one row's tokens; the last one is usually not cached yet."""
     start = len(prompt_mask)
-    stop = min(start + generated, cache.get_seq_length())
+    length = cache.get_seq_length()
+    stop = min(start + generated, length)
     prompt_columns = prompt_mask.nonzero()[:, 0]
     generated_columns = torch.arange(start, stop, device=prompt_mask.device)
     return torch.cat([prompt_columns, generated_columns])
@@ -419,8 +437,10 @@ def _padded_states(prefixes: list[CachedPrefix], layer: int, name: str) -> torch
     """The "keys" or "values" of a layer: (prefixes, heads, tokens, d), padded on the left."""
     rows = []
     for prefix in prefixes:
-        states = getattr(prefix.cache.layers[layer], name)[prefix.row]  # (heads, tokens, d)
-        rows.append(states.transpose(0, 1)[prefix.columns])
+        cache_layer = prefix.cache.layers[layer]
+        states = getattr(cache_layer, name)  # (rows, heads, tokens, d)
+        by_token = states[prefix.row].transpose(0, 1)
+        rows.append(by_token[prefix.columns])
     padded = pad_sequence(rows, batch_first=True, padding_side="left")
     return padded.transpose(1, 2)
 
@@ -437,6 +457,7 @@ def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict[str, Any]
     first, *rest = text.split("<img>")
     parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
     for part in rest:
-        parts.append({"type": "image", "text": None})
+        image = {"type": "image", "text": None}
+        parts.append(image)
         parts.append({"type": "text", "text": part})
     return [part for part in parts if part["text"] != ""]

@@ -233,8 +233,9 @@ def _init_lookup_heads(model: Qwen2_5_VLForConditionalGeneration) -> None:
     config: Any = model.config.text_config
     width = config.hidden_size
     head_size = width // config.num_attention_heads
-    exponents = -torch.arange(head_size // 2) / (head_size // 2)
-    frequencies = config.rope_parameters["rope_theta"] ** exponents  # radians a word, fastest first
+    half = head_size // 2
+    base = config.rope_parameters["rope_theta"]
+    frequencies = base ** (-torch.arange(half) / half)  # radians a word, fastest first
     # The subspaces of the word itself and of the words one, two, ... before it.
     subspaces = _random_orthogonal(width).split(head_size, dim=1)
     first, second = model.model.language_model.layers[:2]
@@ -256,13 +257,14 @@ def _init_previous_word_heads(
     half = len(frequencies)
     head_size = 2 * half
     # With this strength, the attention logit of a neighboring position is five lower.
-    strength = (5 * head_size**0.5 / (1 - frequencies.cos()).sum()) ** 0.5
+    drop_per_position = (1 - frequencies.cos()).sum()
+    strength = (5 * head_size**0.5 / drop_per_position) ** 0.5
+    key = torch.cat([torch.ones(half), torch.zeros(half)])
     for head in range(3):
         rows = slice(head * head_size, (head + 1) * head_size)
         distance = head + 1
         angles = distance * frequencies
         query = torch.cat([angles.cos(), -angles.sin()])
-        key = torch.cat([torch.ones(half), torch.zeros(half)])
         attention.q_proj.bias[rows] = strength * query
         attention.k_proj.bias[rows] = strength * key
         attention.v_proj.weight[rows] = subspaces[0].T
@@ -281,8 +283,9 @@ def _init_matching_heads(
     head_size = 2 * half
     width = attention.o_proj.weight.shape[0]
     # Dimensions that hardly rotate within 1,000 words: they compare words at any distance.
-    slow = [i for i in range(half) if frequencies[i] < 1.1e-3]
-    slow += [half + i for i in slow]
+    first_half = [i for i in range(half) if frequencies[i] < 1.1e-3]
+    second_half = [half + i for i in first_half]
+    slow = first_half + second_half
     copied = _random_orthogonal(width)
     for head in range(width // head_size):
         rows = slice(head * head_size, (head + 1) * head_size)
@@ -290,9 +293,12 @@ def _init_matching_heads(
         key_rows = attention.k_proj.weight[rows]
         for distance in range(3):
             projection = torch.randn(len(slow), head_size) / len(slow) ** 0.5
-            # The present word counts for less: two matching words before it outweigh one.
-            weight = 0.67 if distance == 0 else 1
-            query_rows[slow] += projection @ subspaces[distance].T * weight
-            key_rows[slow] += projection @ subspaces[distance + 1].T
+            query = projection @ subspaces[distance].T
+            key = projection @ subspaces[distance + 1].T
+            if distance == 0:
+                # The present word counts for less: two matching words before it outweigh one.
+                query *= 0.67
+            query_rows[slow] += query
+            key_rows[slow] += key
         attention.v_proj.weight[rows] = copied[rows]
         attention.o_proj.weight[:, rows] = copied[rows].T

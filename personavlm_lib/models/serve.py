@@ -87,8 +87,9 @@ class ChatServer(ThreadingHTTPServer):
         jobs = jobs[: self.width]
         self.model.settings = replace(self.model.settings, temperature=temperature)
         replies: list[ChatReply | Exception]
+        asked = [(job.transcript, job.chat_request) for job in jobs]
         try:
-            replies = self.model.reply([(job.transcript, job.chat_request) for job in jobs])
+            replies = self.model.reply(asked)
         except Exception as error:  # reported to every client of the batch; the server continues
             replies = [error] * len(jobs)
         for job, reply in zip(jobs, replies, strict=True):
@@ -110,14 +111,16 @@ def read_messages(request: Request, model: LocalModel, folder: Path) -> QueuedRe
             "messages: after an optional system message, user and assistant must take turns, and "
             "the last message must be the user's"
         )
+    earlier = turns[:-1]
+    _, last = turns[-1]
     transcript = model.start()
-    for role, turn in turns[:-1]:
+    tokenizer = model.processor.tokenizer
+    for role, turn in earlier:
         if role == "user":
             model.append_request(transcript, turn)
         else:
-            tokens = model.processor.tokenizer(turn.text, add_special_tokens=False).input_ids
+            tokens = tokenizer(turn.text, add_special_tokens=False).input_ids
             transcript.append([*tokens, model.end_token], generated=False)
-    _, last = turns[-1]
     return QueuedRequest(transcript, last, request.temperature)
 
 
@@ -170,9 +173,8 @@ class Handler(BaseHTTPRequestHandler):
             model = {"id": self.server.model.name, "object": "model"}
             self._send(200, object="list", data=[model])
         else:
-            self._send_error(
-                404, f"no such path: {self.path}; there are /v1/models and /v1/chat/completions"
-            )
+            paths = "/v1/models and /v1/chat/completions"
+            self._send_error(404, f"no such path: {self.path}; there are {paths}")
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -204,10 +206,12 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(reply, ChatReply)
         # A cut reply is as long as allowed, and its end token is not the model's own.
         ended_by_model = job.transcript.generated_mask[-1] == 1
+        is_full = reply.tokens_out >= request.max_tokens
         finish_reason = "stop"
-        if reply.tokens_out >= request.max_tokens and not ended_by_model:
+        if is_full and not ended_by_model:
             finish_reason = "length"
         message = {"role": "assistant", "content": reply.text}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
         usage = {
             "prompt_tokens": reply.tokens_in,
             "completion_tokens": reply.tokens_out,
@@ -219,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             object="chat.completion",
             created=int(time.time()),
             model=request.model,
-            choices=[{"index": 0, "message": message, "finish_reason": finish_reason}],
+            choices=[choice],
             usage=usage,
         )
 
