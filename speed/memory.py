@@ -1,18 +1,21 @@
-"""How fast the memory is, beside what is physically possible and beside what people would use instead.
+"""Measure the speed of the memory, of the physical limit, and of other memory systems.
 
-    pip install -e ".[speed]" && python speed/memory.py --json results/speed/memory.json --plot figures/speed_memory
+    pip install -e ".[speed]"
+    python speed/memory.py --json results/speed/memory.json --plot figures/speed_memory
 
-Every system holds the same texts (twelve words of a Zipf-like vocabulary, so that very common words occur), the same
-random unit vectors (384 wide) and the same times, one entry a minute. Each is written by one process and read by a
-fresh one, on the same machine, one after another. Searches are timed without encoding, over windows of 1%, 10% and 100%
-of the timeline. `limit` is FAISS's flat index over the rows of the window, and beside it the lexical query of SQLite's
-FTS5 as it comes. Writes are durable: the disk has been waited for (SQLite's synchronous = FULL in ours), but for the
-batches of Qdrant and mem0. Beside the clock stands the processor time, which is what remains comparable where other
-work runs on the same machine.
+All systems hold the same texts (twelve words of a Zipf-like vocabulary, so that very common words
+occur), the same random unit vectors (384 wide) and the same times, one entry a minute. Each system
+is written by one process and read by a fresh one, on the same machine, one system after another.
+Searches are timed without encoding, over windows of 1%, 10% and 100% of the timeline. `limit` is
+FAISS's flat index over the rows of the window, and the lexical query of SQLite's FTS5 without
+changes. Writes are durable: they return when the data is on the disk (SQLite's synchronous = FULL
+in ours), except for the batches of Qdrant and mem0. Next to wall-clock time stands processor time,
+which stays comparable when other work runs on the same machine.
 
-`approximate` is ours with an approximate index. Random vectors are the worst case for every such index: all are nearly
-equally far from each other, so that no cell holds the neighbours. With `--clusters 1000` the vectors lie around so many
-random centres (cosine to the centre 0.7), as those of texts do that share their subjects.
+`approximate` is our memory with an approximate index. Random vectors are the worst case for such an
+index: all are almost equally far from each other, so that no cell holds the neighbors. With
+`--clusters 1000`, the vectors lie around that many random centers (cosine to the center 0.7), as
+the vectors of texts with common subjects do.
 """
 
 import argparse
@@ -28,47 +31,56 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
-from systems import SYSTEMS, WIDTH, Given, K
+from systems import SYSTEMS, WIDTH, K, LookupEncoder, Search
 
-BATCH, ONE_BY_ONE = 1000, 200
+BATCH = 1000
+SINGLE_WRITES = 200
 WINDOWS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
-SEARCHES = {
-    "ours": 60,
-    "limit": 60,
-    "approximate": 60,
-}  # a peer is asked 15 times: some take seconds
+SEARCHES = {"ours": 60, "limit": 60, "approximate": 60}
+OTHER_SEARCHES = 15  # some of the other systems take seconds
 PACKAGES = dict(chroma="chromadb", qdrant="qdrant-client", lancedb="lancedb", mem0="mem0ai")
+LEXICAL = ("bm25", "hybrid", "fts5")  # their results are not compared with exact vector search
 
 
-def clustered(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors; with CLUSTERS in the environment each about as far from a centre as that is long."""
-    centres = _unit(
-        np.random.default_rng(2).normal(size=(int(os.environ.get("CLUSTERS", 0)), WIDTH))
-    )
-    if not len(centres):
-        return _unit(vectors)
-    chosen = np.random.default_rng(len(vectors)).integers(len(centres), size=len(vectors))
-    return _unit(centres[chosen].astype(np.float32) + _unit(vectors))
+def cluster(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors, moved to random centers if there are CLUSTERS in the environment.
+
+    A vector and its center have the same weight, so their cosine is about 0.7.
+    """
+    count = int(os.environ.get("CLUSTERS", 0))
+    if count == 0:
+        return _normalize(vectors)
+    normal = np.random.default_rng(2).normal(size=(count, WIDTH))
+    centers = _normalize(normal)
+    chosen = np.random.default_rng(len(vectors)).integers(count, size=len(vectors))
+    offsets = _normalize(vectors)
+    return _normalize(centers[chosen].astype(np.float32) + offsets)
 
 
-def entries(n: int) -> tuple[list[str], np.ndarray]:
-    """Texts, each with its number so that none is there twice, and unit vectors (n, WIDTH)."""
+def generate_entries(n: int) -> tuple[list[str], np.ndarray]:
+    """Texts, each unique by its number, and unit vectors (n, WIDTH)."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
-    chosen = _zipf(rng, (n, 12))
-    return [f"{' '.join(f'w{w}' for w in row)} n{i}" for i, row in enumerate(chosen)], clustered(
-        vectors
-    )
+    texts = []
+    for i, words in enumerate(_zipf(rng, (n, 12))):
+        texts.append(f"{_text(words)} n{i}")
+    return texts, cluster(vectors)
 
 
-def queries(n: int) -> tuple[list[str], np.ndarray]:
-    """Five words each, drawn as those of the entries are: most queries hold a very common one."""
+def generate_queries(n: int) -> tuple[list[str], np.ndarray]:
+    """Texts of five words from the entries' distribution: most hold a very common word."""
     rng = np.random.default_rng(1)
-    vectors = clustered(rng.normal(size=(n, WIDTH)).astype(np.float32))
-    return [" ".join(f"w{w}" for w in row) for row in _zipf(rng, (n, 5))], vectors
+    vectors = cluster(rng.normal(size=(n, WIDTH)).astype(np.float32))
+    texts = [_text(words) for words in _zipf(rng, (n, 5))]
+    return texts, vectors
+
+
+def _text(words: np.ndarray) -> str:
+    return " ".join(f"w{word}" for word in words)
 
 
 def _zipf(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int = 20_000) -> np.ndarray:
@@ -76,194 +88,257 @@ def _zipf(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int = 20
     return rng.choice(vocabulary, shape, p=weights / weights.sum())
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalize(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def clocks() -> np.ndarray:
+    """Wall-clock time and processor time, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def write(system: str, n: int, folder: Path) -> dict:
-    """Fills an empty folder with `n` entries, the last ones one by one: entries a second, in batches and singly."""
-    texts, vectors = entries(n)
-    target = SYSTEMS[system](folder, Given(texts, vectors))
-    singly = min(ONE_BY_ONE, n // 10)
-    start = time.perf_counter(), time.process_time()
-    for i in range(0, n - singly, BATCH):
-        stop = min(i + BATCH, n - singly)
+    """Fill an empty folder with `n` entries; return entries per second, in batches and singly."""
+    texts, vectors = generate_entries(n)
+    target = SYSTEMS[system](folder, LookupEncoder(texts, vectors))
+    single = min(SINGLE_WRITES, n // 10)
+    batched = n - single
+    start = clocks()
+    for i in range(0, batched, BATCH):
+        stop = min(i + BATCH, batched)
         target.add(i, texts[i:stop], vectors[i:stop])
-    middle = time.perf_counter(), time.process_time()
-    for i in range(n - singly, n):
+    batches_done = clocks()
+    for i in range(batched, n):
         target.add(i, texts[i : i + 1], vectors[i : i + 1])
-    one = (time.perf_counter() - middle[0], time.process_time() - middle[1])
-    last = time.perf_counter(), time.process_time()
+    singles_done = clocks()
     target.finish()
-    batch = [
-        m - s + time_() - e for m, s, e, time_ in zip(middle, start, last, CLOCKS, strict=True)
-    ]
+    finished = clocks()
+    # What remains to be done at the end counts for the batches.
+    batched_s = (batches_done - start) + (finished - singles_done)
+    single_s = singles_done - batches_done
     return dict(
-        batched_per_s=(n - singly) / batch[0],
-        batched_per_cpu_s=(n - singly) / batch[1],
-        singly_per_s=singly / one[0],
-        singly_per_cpu_s=singly / one[1],
+        batched_per_s=batched / batched_s[0],
+        batched_per_cpu_s=batched / batched_s[1],
+        singly_per_s=single / single_s[0],
+        singly_per_cpu_s=single / single_s[1],
     )
 
 
-CLOCKS = (time.perf_counter, time.process_time)
+def window_spans(n: int, part: float, count: int) -> list[tuple[int, int]]:
+    """`count` windows, (first row, size), of that part of the timeline, evenly distributed."""
+    spans = []
+    for i in range(count):
+        first = int((n - n * part) * i / count)
+        spans.append((first, max(1, int(n * part))))
+    return spans
+
+
+def exact_results(
+    vectors: np.ndarray, queries: np.ndarray, spans: list[tuple[int, int]]
+) -> list[set[int]]:
+    """The K rows with the highest inner product in each query's window."""
+    results = []
+    for (first, size), query in zip(spans, queries, strict=True):
+        scores = vectors[first : first + size] @ query
+        best = np.argsort(-scores)[:K]
+        results.append(set((first + best).tolist()))
+    return results
 
 
 def read(system: str, n: int, folder: Path) -> list[dict]:
-    """One row for each variant and window: milliseconds by the clock and of processor time, and recall@10."""
-    asked, wanted = queries(SEARCHES.get(system, 15))
-    encoder = Given(asked, wanted)
-    _, vectors = entries(n)
-    windows = {
-        name: [
-            (int((n - n * part) * i / len(asked)), max(1, int(n * part))) for i in range(len(asked))
-        ]
-        for name, part in WINDOWS.items()
-    }
-    exact = {
-        name: [
-            set((lo + np.argsort(-(vectors[lo : lo + size] @ q))[:K]).tolist())
-            for (lo, size), q in pairs
-        ]
-        for name, spans in windows.items()
-        for pairs in [list(zip(spans, wanted, strict=True))]
-    }
-    del vectors
-    idle, start = psutil.Process().memory_info().rss, [clock() for clock in CLOCKS]
+    """One row per variant and window: wall-clock and processor time, and recall@10."""
+    texts, queries = generate_queries(SEARCHES.get(system, OTHER_SEARCHES))
+    encoder = LookupEncoder(texts, queries)
+    _, vectors = generate_entries(n)
+    windows = {name: window_spans(n, part, len(texts)) for name, part in WINDOWS.items()}
+    exact = {name: exact_results(vectors, queries, spans) for name, spans in windows.items()}
+    del vectors  # so that it does not count as the system's memory
+    memory_before = psutil.Process().memory_info().rss
+    start = clocks()
     target = SYSTEMS[system](folder, encoder)
-    opened = [clock() - begun for clock, begun in zip(CLOCKS, start, strict=True)]
+    open_s, open_cpu_s = clocks() - start
     rows = []
     for variant in target.variants:
         search = target.searcher(variant)
-        search(asked[0], wanted[0], 0, n)
+        search(texts[0], queries[0], 0, n)  # warm up
         for name, spans in windows.items():
-            took, found = [], []
-            for text, vector, (lo, size) in zip(asked, wanted, spans, strict=True):
-                before = [clock() for clock in CLOCKS]
-                found.append(set(search(text, vector, lo, lo + size)))
-                took.append([1000 * (clock() - b) for clock, b in zip(CLOCKS, before, strict=True)])
-            ms, cpu = np.array(took).T
-            recall = np.mean([len(f & e) / len(e) for f, e in zip(found, exact[name], strict=True)])
-            lexical = variant in ("bm25", "hybrid", "fts5")
-            rows.append(
-                dict(
-                    system=system, variant=variant, n=n, window=name,
-                    p50_ms=np.median(ms), p95_ms=np.quantile(ms, 0.95), best_ms=ms.min(), cpu_p50_ms=np.median(cpu),
-                    recall=None if lexical else recall,
-                )
-            )  # fmt: skip
-    held = psutil.Process().memory_info().rss - idle
-    common = dict(open_s=opened[0], open_cpu_s=opened[1], memory_mib=held / 2**20)
+            milliseconds, found = time_searches(search, texts, queries, spans)
+            row = dict(system=system, variant=variant, n=n, window=name)
+            row |= summarize_times(milliseconds)
+            row["recall"] = None if variant in LEXICAL else mean_recall(found, exact[name])
+            rows.append(row)
+    held = psutil.Process().memory_info().rss - memory_before
+    common = dict(open_s=open_s, open_cpu_s=open_cpu_s, memory_mib=held / 2**20)
     return [row | common for row in rows]
 
 
+def time_searches(
+    search: Search, texts: list[str], queries: np.ndarray, spans: list[tuple[int, int]]
+) -> tuple[np.ndarray, list[set[int]]]:
+    """(searches, 2) milliseconds of wall-clock and processor time, and the rows found."""
+    milliseconds = []
+    found = []
+    for text, query, (first, size) in zip(texts, queries, spans, strict=True):
+        start = clocks()
+        rows = search(text, query, first, first + size)
+        milliseconds.append(1000 * (clocks() - start))
+        found.append(set(rows))
+    return np.array(milliseconds), found
+
+
+def summarize_times(milliseconds: np.ndarray) -> dict[str, Any]:
+    wall, processor = milliseconds.T
+    return dict(
+        p50_ms=np.median(wall),
+        p95_ms=np.quantile(wall, 0.95),
+        best_ms=wall.min(),
+        cpu_p50_ms=np.median(processor),
+    )
+
+
+def mean_recall(found: list[set[int]], exact: list[set[int]]) -> float:
+    recalls = []
+    for rows, exact_rows in zip(found, exact, strict=True):
+        recalls.append(len(rows & exact_rows) / len(exact_rows))
+    return np.mean(recalls)
+
+
 def measure(system: str, n: int, limit_s: int) -> list[dict]:
-    """Both processes of one system; a row that says why where one fails."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, parts = Path(name) / "memory", []
+    """Run both processes of a system; if one fails, return a single row with the reason."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path) / "memory"
+        results = []
         for part in ("write", "read"):
             command = [sys.executable, __file__, "--part", part, system, str(n), str(folder)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
             except subprocess.TimeoutExpired:
-                return [dict(system=system, n=n, failed=f"{part} took more than {limit_s} s")]
+                reason = f"{part} took more than {limit_s} s"
+                return [dict(system=system, n=n, failed=reason)]
             if done.returncode:
-                return [dict(system=system, n=n, failed=f"{part}: {why(done.stderr)}")]
-            parts.append(json.loads(done.stdout.splitlines()[-1]))
-        disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
-    return [row | parts[0] | dict(disk_mib=disk) for row in parts[1]]
+                reason = f"{part}: {first_error(done.stderr)}"
+                return [dict(system=system, n=n, failed=reason)]
+            last_line = done.stdout.splitlines()[-1]
+            results.append(json.loads(last_line))
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        disk_mib = sum(file.stat().st_size for file in files) / 2**20
+    write_speeds, rows = results
+    return [row | write_speeds | dict(disk_mib=disk_mib) for row in rows]
 
 
-def why(stderr: str) -> str:
-    """The first error's line: others may follow while the interpreter is taken down."""
+def first_error(stderr: str) -> str:
+    """The line of the first error; others may follow during the interpreter's shutdown."""
     lines = stderr.strip().splitlines()
-    return next((line for line in lines if re.match(r"[\w.]*Error\b", line)), lines[-1])
+    for line in lines:
+        if re.match(r"[\w.]*Error\b", line):
+            return line
+    return lines[-1]
 
 
 def plot(rows: list[dict], stem: Path) -> None:
-    """Median processor time of a search against the number of entries, one panel for each window."""
+    """Plot the median processor time of a search against the number of entries, by window."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
         1, len(WINDOWS), figsize=(11, 3.6), sharey=True, layout="constrained"
     )
-    series = dict.fromkeys((row["system"], row["variant"]) for row in rows if "variant" in row)
+    measured = [row for row in rows if "variant" in row]
+    series = dict.fromkeys((row["system"], row["variant"]) for row in measured)
+    styles = {"ours": "-", "approximate": "-.", "limit": "--"}
     for axis, window in zip(axes, WINDOWS, strict=True):
         for system, variant in series:
-            mine = [
-                r
-                for r in rows
-                if (r["system"], r.get("variant"), r.get("window")) == (system, variant, window)
-            ]
-            style = {"ours": "-", "approximate": "-.", "limit": "--"}.get(system, ":")
-            axis.loglog(
-                [r["n"] for r in mine],
-                [r["cpu_p50_ms"] for r in mine],
-                style,
-                marker="o",
-                label=f"{system} {variant}",
-            )
+            sizes = []
+            medians = []
+            for row in measured:
+                if (row["system"], row["variant"], row["window"]) == (system, variant, window):
+                    sizes.append(row["n"])
+                    medians.append(row["cpu_p50_ms"])
+            style = styles.get(system, ":")
+            axis.loglog(sizes, medians, style, marker="o", label=f"{system} {variant}")
         axis.set(title=f"{window} of the timeline", xlabel="entries")
-    axes[0].set_ylabel("a search, median (ms of processor time)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        figure.savefig(f"{stem}.{suffix}", dpi=150, metadata=metadata)
+    axes[0].set_ylabel("median search time (ms of processor time)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    # Without the metadata that would differ in each run.
+    figure.savefig(f"{stem}.png", dpi=150, metadata={"Software": None})
+    figure.savefig(f"{stem}.pdf", dpi=150, metadata={"CreationDate": None})
 
 
-def main() -> None:
+def run_part(part: str, system: str, n: str, folder: str) -> None:
+    """Run one part in this process, print its result as JSON, and exit."""
+    run = write if part == "write" else read
+    result = run(system, int(n), Path(folder))
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # some systems fail during the interpreter's shutdown, when all is done
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--json", type=Path, help="where the rows go, and as CSV beside it")
-    parser.add_argument("--plot", type=Path, help="the figure's path without its ending")
+    parser.add_argument("--json", type=Path, help="output file; a CSV is written next to it")
+    parser.add_argument("--plot", type=Path, help="path of the figure without its suffix")
     parser.add_argument(
-        "--limit",
-        type=int,
-        default=1800,
-        help="seconds that a system may take to be filled or read",
+        "--limit", type=int, default=1800, help="time limit of writing and of reading, in seconds"
     )
     parser.add_argument(
-        "--clusters",
-        type=int,
-        default=0,
-        help="around how many centres the vectors lie; 0: anywhere",
+        "--clusters", type=int, default=0, help="number of centers of the vectors; 0: no clusters"
     )
-    parser.add_argument(
-        "--part", nargs=4, help=argparse.SUPPRESS
-    )  # what runs in a process of its own
-    given = parser.parse_args()
-    if given.part:
-        part, system, n, folder = given.part
-        print(
-            json.dumps(dict(write=write, read=read)[part](system, int(n), Path(folder))), flush=True
-        )
-        os._exit(0)  # some of them fail while the interpreter is taken down, when all is done
-    os.environ["CLUSTERS"] = str(given.clusters)  # for the processes of the parts
-    rows, versions = [], {}
+    # Internal: what runs in a process of its own.
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def describe_setup(clusters: int) -> dict:
+    versions: dict[str, str | None] = {}
     for name in ("numpy", "faiss-cpu", *PACKAGES.values()):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    about = dict(
-        machine=f"{psutil.cpu_count()} x {platform.processor() or platform.machine()}, {platform.system()}",
-        load=os.getloadavg(), python=platform.python_version(), sqlite=sqlite3.sqlite_version, versions=versions,
-        threads=os.environ.get("OMP_NUM_THREADS"), k=K, width=WIDTH, clusters=given.clusters,
-    )  # fmt: skip
-    for n in given.sizes:
-        for system in given.systems:
-            for row in measure(system, n, given.limit):
-                row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+    processor = platform.processor() or platform.machine()
+    return dict(
+        machine=f"{psutil.cpu_count()} x {processor}, {platform.system()}",
+        load=os.getloadavg(),
+        python=platform.python_version(),
+        sqlite=sqlite3.sqlite_version,
+        versions=versions,
+        threads=os.environ.get("OMP_NUM_THREADS"),
+        k=K,
+        width=WIDTH,
+        clusters=clusters,
+    )
+
+
+def write_results(file: Path, about: dict, rows: list[dict]) -> None:
+    """Write the rows as JSON, and as CSV next to it."""
+    file.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    with file.with_suffix(".csv").open("w", newline="") as output:
+        table = csv.DictWriter(output, columns)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.part:
+        run_part(*arguments.part)
+    os.environ["CLUSTERS"] = str(arguments.clusters)  # read by the processes of the parts
+    about = describe_setup(arguments.clusters)
+    rows = []
+    for n in arguments.sizes:
+        for system in arguments.systems:
+            for row in measure(system, n, arguments.limit):
+                for key, value in row.items():
+                    if isinstance(value, float):
+                        row[key] = round(value, 4)
                 print(row, flush=True)
                 rows.append(row)
-            if given.json:  # after each: the largest may take long
-                given.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-                with given.json.with_suffix(".csv").open("w", newline="") as file:
-                    table = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
-                    table.writeheader()
-                    table.writerows(rows)
-    if given.plot:
-        plot(rows, given.plot)
+            if arguments.json:  # after each system, because the largest may take long
+                write_results(arguments.json, about, rows)
+    if arguments.plot:
+        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What `memory.py` measures: ours, the physical limit, and the memories that people would use instead.
+"""The memory systems that `memory.py` measures: ours, the physical limit, and other systems.
 
-Each is made from an empty or a filled folder and an encoder, has `variants`, `add`s texts and vectors from a row on,
-`finish`es, and gives a `searcher` for each variant.
+Each is constructed from an empty or a filled folder and an encoder. It has `variants`, adds texts
+and vectors from a given row on (`add`), completes pending work (`finish`), and returns a search
+function for each variant (`searcher`).
 """
 
 import os
@@ -10,39 +11,45 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-WIDTH, K = 384, 10
+WIDTH = 384
+K = 10
 START = datetime(2024, 1, 1)
 
-Search = Callable[
-    [str, np.ndarray, int, int], list[int]
-]  # (text, vector, lo, hi) -> rows, best first
+# (text, vector, first row, row after the last) -> rows, best first
+Search = Callable[[str, np.ndarray, int, int], list[int]]
 
 
-def moment(i: int) -> datetime:
+def row_time(i: int) -> datetime:
     return START + timedelta(minutes=i)
 
 
-class Given:
-    """An encoder that looks the vectors of known texts up."""
+class LookupEncoder:
+    """An encoder that looks up precomputed vectors."""
 
     name = "given"
 
     def __init__(self, texts: list[str], vectors: np.ndarray) -> None:
-        self.rows, self.vectors = {text: row for row, text in enumerate(texts)}, vectors
+        self.rows = {text: row for row, text in enumerate(texts)}
+        self.vectors = vectors
 
     def encode(self, texts) -> np.ndarray:
         return self.vectors[[self.rows[text] for text in texts]]
 
 
 class Ours:
-    """A MemoryStore of raw turns, searched by each ranking. Vectors are written when first searched: counted too."""
+    """A MemoryStore of raw turns, searched with each ranking.
 
-    variants, index = ("dense", "bm25", "hybrid"), "exact"
+    Vectors are written at the first search, which `finish` does, so their time is included.
+    """
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
+    variants: tuple[str, ...] = ("dense", "bm25", "hybrid")
+    index = "exact"
+
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
         from personavlm_lib.memory.store import MemoryStore
 
         self.store = MemoryStore(folder, encoder)
@@ -54,29 +61,34 @@ class Ours:
 
         with self.store.transaction():
             for i, text in enumerate(texts, first):
-                self.store.add_turn(Turn(moment(i), text))
+                self.store.add_turn(Turn(row_time(i), text))
 
     def finish(self) -> None:
-        self.searcher("dense")(next(iter(self.store.encoder.rows)), None, 0, 1)
+        search = self.searcher("dense")
+        any_text = next(iter(self.store.encoder.rows))
+        search(any_text, None, 0, 1)
 
     def searcher(self, variant: str) -> Search:
         from personavlm_lib.memory.records import Period
         from personavlm_lib.memory.search import Retriever
 
-        retriever, view = Retriever(ranking=variant, index=self.index), self.store.as_of()
+        retriever = Retriever(ranking=variant, index=self.index)
+        view = self.store.as_of()
 
-        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            period = Period(moment(lo), moment(hi - 1))
-            found = retriever.rank_turns(view, text, K, period, by_time=False)
-            return [turn.index for turn in found]
+        def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            since = row_time(first)
+            until = row_time(stop - 1)
+            turns = retriever.rank_turns(view, text, K, Period(since, until), by_time=False)
+            return [turn.index for turn in turns]
 
         return search
 
 
 class Approximate(Ours):
-    """A store of its own, because the index holds the vectors a second time."""
+    """Ours with an approximate index, in a store of its own: the index duplicates the vectors."""
 
-    variants, index = ("dense",), "approximate"
+    variants = ("dense",)
+    index = "approximate"
 
 
 class Limit:
@@ -84,10 +96,12 @@ class Limit:
 
     variants = ("faiss", "fts5")
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
         import faiss
 
-        self.faiss, self.index, self.file = faiss, faiss.IndexFlatIP(WIDTH), folder / "vectors.npy"
+        self.faiss = faiss
+        self.index = faiss.IndexFlatIP(WIDTH)
+        self.file = folder / "vectors.npy"
         folder.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(folder / "text.db")
         self.db.execute(
@@ -104,43 +118,42 @@ class Limit:
             )
 
     def finish(self) -> None:
-        np.save(self.file, self.index.reconstruct_n(0, self.index.ntotal))
+        vectors = self.index.reconstruct_n(0, self.index.ntotal)
+        np.save(self.file, vectors)
 
     def searcher(self, variant: str) -> Search:
-        def faiss(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            whole = lo == 0 and hi == self.index.ntotal
-            within = (
-                None
-                if whole
-                else self.faiss.SearchParameters(sel=self.faiss.IDSelectorRange(lo, hi))
-            )
-            return self.index.search(vector[None], K, params=within)[1][0].tolist()
+        return self.search_faiss if variant == "faiss" else self.search_fts5
 
-        def fts5(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            sql = "SELECT rowid FROM t WHERE t MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rank LIMIT ?"
-            return [
-                row for (row,) in self.db.execute(sql, (" OR ".join(text.split()), lo, hi - 1, K))
-            ]
+    def search_faiss(self, text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+        parameters = None
+        if first > 0 or stop < self.index.ntotal:
+            selector = self.faiss.IDSelectorRange(first, stop)
+            parameters = self.faiss.SearchParameters(sel=selector)
+        _, rows = self.index.search(vector[None], K, params=parameters)
+        return rows[0].tolist()
 
-        return {"faiss": faiss, "fts5": fts5}[variant]
+    def search_fts5(self, text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+        sql = "SELECT rowid FROM t WHERE t MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rank LIMIT ?"
+        query = " OR ".join(text.split())
+        return [row for (row,) in self.db.execute(sql, (query, first, stop - 1, K))]
 
 
 class Chroma:
     variants = ("hnsw",)
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
         import chromadb
 
-        client = chromadb.PersistentClient(
-            str(folder), chromadb.Settings(anonymized_telemetry=False)
-        )
+        settings = chromadb.Settings(anonymized_telemetry=False)
+        client = chromadb.PersistentClient(str(folder), settings)
         self.rows = client.get_or_create_collection(
             "memory", metadata={"hnsw:space": "ip"}, embedding_function=None
         )
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
-        names = [str(first + i) for i in range(len(texts))]
-        times = [{"t": first + i} for i in range(len(texts))]
+        rows = range(first, first + len(texts))
+        names = [str(row) for row in rows]
+        times = [{"t": row} for row in rows]
         self.rows.add(ids=names, documents=texts, embeddings=vectors, metadatas=times)
 
     def finish(self) -> None:
@@ -149,18 +162,13 @@ class Chroma:
     def searcher(self, variant: str) -> Search:
         n = self.rows.count()
 
-        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            window = (
-                {"where": {"$and": [{"t": {"$gte": lo}}, {"t": {"$lt": hi}}]}}
-                if hi - lo < n
-                else {}
-            )
-            return [
-                int(name)
-                for name in self.rows.query(query_embeddings=[vector], n_results=K, **window)[
-                    "ids"
-                ][0]
-            ]
+        def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            window: dict[str, Any] = {}
+            if stop - first < n:
+                window["where"] = {"$and": [{"t": {"$gte": first}}, {"t": {"$lt": stop}}]}
+            result = self.rows.query(query_embeddings=[vector], n_results=K, **window)
+            names = result["ids"][0]
+            return [int(name) for name in names]
 
         return search
 
@@ -168,70 +176,74 @@ class Chroma:
 class Qdrant:
     variants = ("local",)
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
         from qdrant_client import QdrantClient, models
 
-        self.models, self.client = models, QdrantClient(path=str(folder))
+        self.models = models
+        self.client = QdrantClient(path=str(folder))
         if not self.client.collection_exists("m"):
-            self.client.create_collection(
-                "m", models.VectorParams(size=WIDTH, distance=models.Distance.DOT)
-            )
+            parameters = models.VectorParams(size=WIDTH, distance=models.Distance.DOT)
+            self.client.create_collection("m", parameters)
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
-        rows = enumerate(zip(texts, vectors.tolist(), strict=True), first)
-        wait_for_disk(self.client, len(texts) == 1)
-        points = [
-            self.models.PointStruct(id=i, vector=v, payload={"t": i, "text": text})
-            for i, (text, v) in rows
-        ]
+        set_synchronous(self.client, len(texts) == 1)
+        points = []
+        rows = zip(texts, vectors.tolist(), strict=True)
+        for i, (text, vector) in enumerate(rows, first):
+            payload = {"t": i, "text": text}
+            points.append(self.models.PointStruct(id=i, vector=vector, payload=payload))
         self.client.upsert("m", points)
 
     def finish(self) -> None:
         self.client.close()
 
     def searcher(self, variant: str) -> Search:
-        n, m = self.client.count("m").count, self.models
+        n = self.client.count("m").count
 
-        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            window = (
-                m.Filter(must=[m.FieldCondition(key="t", range=m.Range(gte=lo, lt=hi))])
-                if hi - lo < n
-                else None
-            )
-            return [
-                p.id
-                for p in self.client.query_points(
-                    "m", vector.tolist(), query_filter=window, limit=K
-                ).points
-            ]
+        def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            window = None
+            if stop - first < n:
+                times = self.models.Range(gte=first, lt=stop)
+                condition = self.models.FieldCondition(key="t", range=times)
+                window = self.models.Filter(must=[condition])
+            result = self.client.query_points("m", vector.tolist(), query_filter=window, limit=K)
+            return [point.id for point in result.points]
 
         return search
 
 
-def wait_for_disk(client, wait: bool) -> None:
-    """Qdrant commits each point by itself: batches wait for no disk, or 100k take an hour; single writes do."""
+def set_synchronous(client, synchronous: bool) -> None:
+    """Make Qdrant's writes wait for the disk, or not.
+
+    Qdrant commits each point separately, so waiting makes batches of 100k entries take an hour:
+    only single writes wait.
+    """
+    mode = "FULL" if synchronous else "OFF"
     for collection in client._client.collections.values():
-        collection.storage.storage.execute(f"PRAGMA synchronous = {'FULL' if wait else 'OFF'}")
+        collection.storage.storage.execute(f"PRAGMA synchronous = {mode}")
 
 
 class LanceDB:
     variants = ("flat",)
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
         import lancedb
         import pyarrow as pa
 
-        self.pa, self.db = pa, lancedb.connect(str(folder))
-        vector = pa.list_(pa.float32(), WIDTH)
-        self.schema = pa.schema([("t", pa.int64()), ("text", pa.string()), ("vector", vector)])
+        self.pa = pa
+        self.db = lancedb.connect(str(folder))
+        vector_type = pa.list_(pa.float32(), WIDTH)
+        columns = [("t", pa.int64()), ("text", pa.string()), ("vector", vector_type)]
+        self.schema = pa.schema(columns)
         self.table = self.db.create_table("m", schema=self.schema, exist_ok=True)
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
-        flat = self.pa.FixedSizeListArray.from_arrays(self.pa.array(vectors.ravel()), WIDTH)
         times = self.pa.array(range(first, first + len(texts)))
-        self.table.add(
-            self.pa.Table.from_arrays([times, self.pa.array(texts), flat], schema=self.schema)
-        )
+        values = self.pa.array(vectors.ravel())
+        column = self.pa.FixedSizeListArray.from_arrays(values, WIDTH)
+        columns = [times, self.pa.array(texts), column]
+        rows = self.pa.Table.from_arrays(columns, schema=self.schema)
+        self.table.add(rows)
 
     def finish(self) -> None:
         self.table.create_scalar_index("t")
@@ -240,34 +252,36 @@ class LanceDB:
     def searcher(self, variant: str) -> Search:
         n = self.table.count_rows()
 
-        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            asked = self.table.search(vector).distance_type("dot").limit(K).select(["t"])
-            asked = asked.where(f"t >= {lo} AND t < {hi}", prefilter=True) if hi - lo < n else asked
-            return asked.to_arrow()["t"].to_pylist()
+        def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            query = self.table.search(vector).distance_type("dot")
+            query = query.limit(K).select(["t"])
+            if stop - first < n:
+                query = query.where(f"t >= {first} AND t < {stop}", prefilter=True)
+            return query.to_arrow()["t"].to_pylist()
 
         return search
 
 
 class Mem0:
-    """Over its default store, Qdrant, kept locally. Filled through that store in batches: `add` takes one at a time."""
+    """mem0 over its default store, a local Qdrant.
+
+    Batches go directly to that store, because mem0's own `add` takes one text at a time.
+    """
 
     variants = ("qdrant",)
 
-    def __init__(self, folder: Path, encoder: Given) -> None:
-        os.environ |= {
-            "MEM0_TELEMETRY": "False",
-            "OPENAI_API_KEY": "none is used",
-            "MEM0_DIR": str(folder),
-        }
+    def __init__(self, folder: Path, encoder: LookupEncoder) -> None:
+        os.environ["MEM0_TELEMETRY"] = "False"
+        os.environ["OPENAI_API_KEY"] = "none is used"
+        os.environ["MEM0_DIR"] = str(folder)
         from mem0 import Memory
 
         store = {"path": str(folder / "qdrant"), "embedding_model_dims": WIDTH, "on_disk": True}
-        self.memory = Memory.from_config(
-            {
-                "vector_store": {"provider": "qdrant", "config": store},
-                "history_db_path": str(folder / "history.db"),
-            }
-        )
+        config = {
+            "vector_store": {"provider": "qdrant", "config": store},
+            "history_db_path": str(folder / "history.db"),
+        }
+        self.memory = Memory.from_config(config)
         self.memory.embedding_model = self
         self.encoder = encoder
 
@@ -278,29 +292,33 @@ class Mem0:
         return self.encoder.encode(texts).tolist()
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
-        wait_for_disk(self.memory.vector_store.client, len(texts) == 1)
-        if len(texts) == 1:
+        store = self.memory.vector_store
+        single = len(texts) == 1
+        set_synchronous(store.client, single)
+        if single:
             self.memory.add(texts[0], user_id="u", metadata={"t": first}, infer=False)
             return
-        payloads = [{"data": text, "user_id": "u", "t": i} for i, text in enumerate(texts, first)]
-        names = [str(uuid.UUID(int=i)) for i in range(first, first + len(texts))]
-        self.memory.vector_store.insert(vectors.tolist(), payloads, names)
+        payloads = []
+        names = []
+        for i, text in enumerate(texts, first):
+            payloads.append({"data": text, "user_id": "u", "t": i})
+            names.append(str(uuid.UUID(int=i)))
+        store.insert(vectors.tolist(), payloads, names)
 
     def finish(self) -> None:
         self.memory.vector_store.client.close()
 
     def searcher(self, variant: str) -> Search:
-        def search(text: str, vector: np.ndarray, lo: int, hi: int) -> list[int]:
-            window = {"user_id": "u", "t": {"gte": lo, "lte": hi - 1}}
-            found = self.memory.search(
-                text, filters=window, top_k=K, threshold=0.0
-            )  # drops what points away
-            return [hit["metadata"]["t"] for hit in found["results"]]
+        def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            window = {"user_id": "u", "t": {"gte": first, "lte": stop - 1}}
+            # This threshold drops results with a negative inner product.
+            hits = self.memory.search(text, filters=window, top_k=K, threshold=0.0)
+            return [hit["metadata"]["t"] for hit in hits["results"]]
 
         return search
 
 
-SYSTEMS = dict(
+SYSTEMS: dict[str, Any] = dict(
     limit=Limit,
     ours=Ours,
     approximate=Approximate,

@@ -1,4 +1,4 @@
-"""What many tests share: one tiny untrained model, two short lives with their gold memories, and models that recite."""
+"""Shared fixtures: a tiny untrained model, two short lives with gold memories, and fake models."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ from personavlm_lib.training.backbone import corpus
 
 @dataclass
 class Script:
-    """A ChatModel that recites `lines`, one per ask, and keeps the asks."""
+    """A ChatModel that replies with `lines`, one per request, and records the requests."""
 
     lines: Iterable[str]
     asks: list[ChatRequest] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Script:
         return []
 
     def reply(self, asked):
-        self.asks += [ask for _, ask in asked]
+        self.asks += [request for _, request in asked]
         return [ChatReply(next(self.lines), 7, 3) for _ in asked]
 
 
@@ -52,7 +52,7 @@ def processor():
 
 @pytest.fixture(scope="session")
 def model(processor):
-    """Untrained, with weights so large that what it says depends on all that it is told."""
+    """An untrained model with weights so large that each reply depends on its whole input."""
     torch.manual_seed(0)
     model = build_model(processor.tokenizer, 64, 2).eval()
     for parameter in model.parameters():
@@ -63,7 +63,7 @@ def model(processor):
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, processor):
-    """A folder with a small model of ordinary weights, as the stages hand them on."""
+    """A folder with a small model with ordinary random weights, in the format of the stages."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     build_model(processor.tokenizer, 64, 2).save_pretrained(folder)
@@ -80,99 +80,122 @@ def lives(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def memories(lives, tmp_path_factory):
-    """user -> gold memory; all of them lie in one folder, each named after its user. Nobody writes to them."""
+    """user -> gold memory, each in a folder with the user's name. Tests must not write to them."""
     folder = tmp_path_factory.mktemp("memories")
     return {life.user: recordings.gold_memory(life, folder / life.user, None) for life in lives}
+
+
+GROUNDING_DINO_CONFIG = dict(
+    encoder_layers=1,
+    encoder_ffn_dim=16,
+    encoder_attention_heads=2,
+    encoder_n_points=2,
+    d_model=32,
+    decoder_layers=2,
+    decoder_ffn_dim=16,
+    decoder_attention_heads=2,
+    decoder_n_points=2,
+    num_queries=5,
+)
+SWIN_CONFIG = dict(
+    model_type="swin",
+    embed_dim=8,
+    depths=[1] * 4,
+    num_heads=[1] * 4,
+    window_size=4,
+    image_size=64,
+    out_features=["stage2", "stage3", "stage4"],
+)
+BERT_CONFIG = dict(
+    model_type="bert",
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+)
 
 
 @pytest.fixture(scope="session")
 def grounding_dino(tmp_path_factory):
     """A folder with a tiny random Grounding DINO and its processor."""
     folder = tmp_path_factory.mktemp("grounding_dino")
-    torch.manual_seed(0)  # else what it finds depends on the tests before
+    torch.manual_seed(0)  # so that its detections do not depend on the tests before
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cup", "object", ".", "?"]
-    tiny = dict(
-        encoder_layers=1,
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        encoder_n_points=2,
-        d_model=32,
-    )
-    tiny |= dict(
-        decoder_layers=2,
-        decoder_ffn_dim=16,
-        decoder_attention_heads=2,
-        decoder_n_points=2,
-        num_queries=5,
-    )
-    swin = dict(
-        model_type="swin",
-        embed_dim=8,
-        depths=[1] * 4,
-        num_heads=[1] * 4,
-        window_size=4,
-        image_size=64,
-    )
-    bert = dict(
-        model_type="bert",
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
     config = transformers.GroundingDinoConfig(
-        backbone_config=swin | dict(out_features=["stage2", "stage3", "stage4"]),
-        text_config=bert | dict(vocab_size=len(words)),
-        **tiny,
+        backbone_config=SWIN_CONFIG,
+        text_config=BERT_CONFIG | dict(vocab_size=len(words)),
+        **GROUNDING_DINO_CONFIG,
     )
     transformers.GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    token_ids = {word: i for i, word in enumerate(words)}
+    tokenizer = transformers.BertTokenizer(vocab=token_ids)
     images = GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160})
-    transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+    processor = transformers.GroundingDinoProcessor(images, tokenizer)
+    processor.save_pretrained(folder)
     return folder
 
 
 @contextmanager
-def served(script: Callable[[dict], str | int | bytes | float | None], port: int = 0):
-    """A real HTTP server of OpenAI's shape, as (address, the bodies it was sent). `script` says what becomes of a body:
-    a text is what the model says, a number the status of an error, bytes the body of a reply, a float the seconds that
-    it waits before it says nothing; None hangs up in the middle of a reply."""
-    asked: list[dict] = []
+def serve_script(script: Callable[[dict], str | int | bytes | float | None], port: int = 0):
+    """Run a real HTTP server with OpenAI's API; yields (source, list of the bodies it receives).
+
+    `script` maps the body of a request to its response: a str is the text of a completion, an int
+    the status of an error, bytes the whole body of a response, a float the seconds to wait before
+    closing the connection without a response. None closes it in the middle of a response.
+    """
+    bodies: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body)
-            said = script(body)
-            if isinstance(said, float):
-                return time.sleep(said)
-            message = {"role": "assistant", "content": said}
-            reply = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-            reply["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-            if isinstance(said, int):
-                reply = {"error": {"message": f"refused with {self.headers['Authorization']}"}}
-            text = said if isinstance(said, bytes) else json.dumps(reply).encode()
-            self.send_response(said if isinstance(said, int) else 200)
+            length = int(self.headers["Content-Length"])
+            body = json.loads(self.rfile.read(length))
+            bodies.append(body)
+            response = script(body)
+            if isinstance(response, float):
+                time.sleep(response)
+            elif isinstance(response, bytes):
+                self.send(200, response)
+            elif isinstance(response, int):
+                key = self.headers["Authorization"]
+                error = {"error": {"message": f"refused with {key}"}}
+                self.send(response, json.dumps(error).encode())
+            elif response is None:
+                self.send(200, completion(None), sent_bytes=20)
+            else:
+                self.send(200, completion(response))
+
+        def send(self, status, data, sent_bytes=None):
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Content-Length", str(len(data)))
             self.send_header("Retry-After-Ms", "10")
             self.end_headers()
-            self.wfile.write(text if said is not None else text[:20])
+            self.wfile.write(data[:sent_bytes])
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1#teller", asked
+        yield f"http://127.0.0.1:{server.server_port}/v1#teller", bodies
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-@pytest.fixture(name="served")
-def served_():
-    return served
+def completion(text: str | None) -> bytes:
+    """The body of a chat completion."""
+    message = {"role": "assistant", "content": text}
+    body = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+    }
+    return json.dumps(body).encode()
+
+
+@pytest.fixture
+def served():
+    return serve_script

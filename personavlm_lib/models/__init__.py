@@ -1,1 +1,1 @@
-"""How a model is asked: requests and replies, the engine, local models, servers, and the offline nano model."""
+"""Chat models: requests and replies, the engine, local models, servers, and the nano model."""

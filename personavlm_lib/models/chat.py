@@ -1,6 +1,8 @@
-"""How a model is asked. A trajectory is a generator that yields `Ask`s and is sent `Reply`s; it holds no model.
+"""The interface between the agent and a model: requests, replies, trajectories and ChatModel.
 
-The driver `run` owns nothing but the order of things; the model owns the transcript, in the form its back-end needs.
+A trajectory is a generator that yields `ChatRequest`s and is sent `ChatReply`s; it holds no model.
+`engine.run_trajectories` only decides the order of requests. The model owns the transcript, in the
+form that its back end needs.
 """
 
 from collections.abc import Generator, Mapping
@@ -12,11 +14,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A request for one generation: only what is new since the trajectory's last ask.
+    """A request for one generation: only what is new since the trajectory's last request.
 
-    `text` is the new user message; each `<img>` mark in it stands for the next of `images` (file paths). `new_conversation` starts
-    a new conversation. `purpose` and `subject` say what is asked and about what (a turn, a query), `slots` what the text
-    was made from (the slots of the prompt): for logs and for the oracle; no language model sees them.
+    `text` is the new user message; each `<img>` mark in it stands for the next of `images` (file
+    paths). `new_conversation` starts a new conversation. `purpose`, `subject` and `slots` are for
+    logs and for the oracle, and no language model reads them: what the request is for, what it is
+    about (a turn, a query), and the slot values that the prompt was filled with. Raises ValueError
+    if the numbers of marks and images differ.
     """
 
     text: str
@@ -28,31 +32,38 @@ class ChatRequest:
     slots: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.text.count("<img>") != len(self.images):
-            raise ValueError(
-                f"{self.purpose or 'ask'}: {self.text.count('<img>')} <img> marks, {len(self.images)} images"
-            )
+        marks = self.text.count("<img>")
+        images = len(self.images)
+        if marks != images:
+            name = self.purpose or "request"
+            raise ValueError(f"{name}: {marks} <img> marks, {images} images")
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One generation: its text, and how many tokens went in and came out."""
+    """One generation: its text, and the numbers of input and output tokens."""
 
     text: str
     tokens_in: int = 0
     tokens_out: int = 0
 
 
-# A trajectory may also yield several asks at once, each of a new conversation, and is then sent as many replies.
-Trajectory = Generator[ChatRequest | tuple[ChatRequest, ...], ChatReply | tuple[ChatReply, ...], T]
+# A trajectory yields one request and is sent one ChatReply, or yields a tuple of requests, each in
+# a new conversation, and is sent a tuple of ChatReplies. The send type is Any because it depends on
+# what was yielded, which the type system cannot express.
+Trajectory = Generator[ChatRequest | tuple[ChatRequest, ...], Any, T]
 
 
 class ChatModel(Protocol):
-    """Anything that answers asks. `start` opens a transcript; `reply` answers one ask per transcript, in order.
+    """A model that answers requests."""
 
-    What an ask alone fails with stands in its reply's place (a context that is too long, an image that is none).
-    """
+    def start(self) -> Any:
+        """Open a transcript."""
 
-    def start(self) -> Any: ...
+    def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
+        """Answer one request per transcript, in order.
 
-    def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]: ...
+        The exception of a request that fails on its own (a context that is too long, an unreadable
+        image) takes the place of its reply.
+        """
+        ...

@@ -1,7 +1,8 @@
-"""Any OpenAI-compatible server as a ChatModel: vLLM, `python -m personavlm_lib serve`, a vendor.
+"""Use an OpenAI-compatible server (vLLM, `python -m personavlm_lib serve`, ...) as a ChatModel.
 
-A transcript is the list of messages, kept in full with the reasoning as the model wrote it. Waiting longer from try to
-try is the `openai` client's own; an ask that still has no answer fails alone. A key comes from the environment only.
+A transcript is the full list of messages, with the reasoning as the model wrote it. The `openai`
+client retries with growing delays; a request that still has no answer fails on its own. The API key
+comes only from the environment.
 """
 
 import base64
@@ -10,6 +11,7 @@ import os
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import openai
@@ -18,51 +20,60 @@ from personavlm_lib.memory.images import read_image
 from personavlm_lib.models.chat import ChatReply, ChatRequest
 from personavlm_lib.models.local import content_parts
 
-API_KEY_VARIABLE = (
-    "PERSONAVLM_API_KEY"  # the environment variable that holds the key, where a server asks for one
-)
-FAILURES = (  # the first that fits: error, kind, what happened, mend
-    (
-        openai.APITimeoutError,
-        "timeout",
-        "did not answer within {timeout:g} s",
-        "allow more time, or ask less at once",
+API_KEY_VARIABLE = "PERSONAVLM_API_KEY"  # the environment variable with the key, if one is needed
+
+
+class Failure(NamedTuple):
+    """A kind of failure; `problem` and `fix` are filled with attributes of EndpointModel."""
+
+    errors: tuple[type[Exception], ...]
+    kind: str
+    problem: str
+    fix: str
+
+
+FAILURES = (  # the first whose `errors` match applies
+    Failure(
+        (openai.APITimeoutError,),
+        kind="timeout",
+        problem="did not answer within {timeout:g} s",
+        fix="increase the timeout, or send fewer requests at a time",
     ),
-    (
-        openai.APIConnectionError,
-        "unreachable",
-        "cannot be reached",
-        "start it, or correct its address",
+    Failure(
+        (openai.APIConnectionError,),
+        kind="unreachable",
+        problem="cannot be reached",
+        fix="start it, or correct its address",
     ),
-    (
+    Failure(
         (openai.AuthenticationError, openai.PermissionDeniedError),
-        "key refused",
-        "refuses the key",
-        f"set {API_KEY_VARIABLE} anew",
+        kind="key refused",
+        problem="rejected the API key",
+        fix=f"set {API_KEY_VARIABLE} to a valid key",
     ),
-    (
-        openai.NotFoundError,
-        "unknown model",
-        "does not know model {model!r}",
-        "{url}/models lists those it knows",
+    Failure(
+        (openai.NotFoundError,),
+        kind="unknown model",
+        problem="has no model {model!r}",
+        fix="choose one of those listed at {url}/models",
     ),
-    (
-        openai.APIStatusError,
-        "request refused",
-        "refuses the request, or fails at it",
-        "see what it says, and its log",
+    Failure(
+        (openai.APIStatusError,),
+        kind="request refused",
+        problem="rejected the request or failed to process it",
+        fix="read the server's message and its log",
     ),
-    (
-        Exception,
-        "nonsense",
-        "answered with nonsense",
-        "check that its address is that of the API (many end in /v1)",
+    Failure(
+        (Exception,),
+        kind="invalid response",
+        problem="returned an invalid response",
+        fix="check that the address is that of the API (many end in /v1)",
     ),
 )
 
 
 class EndpointError(RuntimeError):
-    """An ask that a server did not answer; `kind` is one of `FAILURES`, to be counted."""
+    """A request that a server did not answer; `kind` is that of one of `FAILURES`."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -70,32 +81,44 @@ class EndpointError(RuntimeError):
 
 
 def is_endpoint(source: object) -> bool:
-    """Whether a model's name is that of a server: `http://host:port/v1#model`."""
+    """Whether a model's name is that of a model on a server: `http://host:port/v1#model`."""
     return str(source).startswith(("http://", "https://"))
 
 
 class EndpointModel:
-    """`source`: `http://host:port/v1#model`. Up to `concurrency` asks at a time, each tried `retries` times more if it
-    fails for a cause that may pass, with `timeout` seconds for each try. ValueError for any other source."""
+    """The model of a server, `http://host:port/v1#model`; ValueError for any other `source`.
+
+    Sends up to `concurrency` requests at a time. A request that fails for a transient reason is
+    retried up to `retries` times; each attempt may take `timeout` seconds.
+    """
 
     def __init__(
-        self, source: str, *, temperature: float = 0.0, concurrency: int = 8, retries: int = 4, timeout: float = 120.0,
+        self,
+        source: str,
+        *,
+        temperature: float = 0.0,
+        concurrency: int = 8,
+        retries: int = 4,
+        timeout: float = 120.0,
         name: str = "",
-    ):  # fmt: skip
+    ):
         self.url, _, self.model = source.partition("#")
-        if "@" in urlsplit(self.url).netloc:
+        address = urlsplit(self.url).netloc
+        if "@" in address:
             raise ValueError(
-                f"a server's address holds no key or password: name it without, and set {API_KEY_VARIABLE}"
+                "The address of a server must not contain a user name or a password: "
+                f"remove them, and set {API_KEY_VARIABLE}"
             )
         if not is_endpoint(source) or not self.model:
             raise ValueError(
-                f"{source!r} names no model of a server: write it as http://host:port/v1#model"
+                f"{source!r} is not a model on a server: write it as http://host:port/v1#model"
             )
         self.name = name or self.model
-        self.temperature, self.concurrency, self.timeout = temperature, concurrency, timeout
-        key = (
-            os.environ.get(API_KEY_VARIABLE) or "no-key-is-set"
-        )  # the client wants one even where the server does not
+        self.temperature = temperature
+        self.concurrency = concurrency
+        self.timeout = timeout
+        # The client requires a key even if the server does not.
+        key = os.environ.get(API_KEY_VARIABLE) or "no-key-is-set"
         self.client = openai.OpenAI(
             base_url=self.url, api_key=key, max_retries=retries, timeout=timeout
         )
@@ -104,50 +127,74 @@ class EndpointModel:
         return []
 
     def reply(self, asked: list[tuple[list[dict], ChatRequest]]) -> list[ChatReply | Exception]:
-        """One reply for each ask, in order. A failed ask's place holds the EndpointError, or the ValueError for an
-        image that cannot be read, and its transcript is as before: it may be asked again."""
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda pair: self._one(*pair), asked))
+        """Answer one request per transcript, in order.
 
-    def _one(self, transcript: list[dict], ask: ChatRequest) -> ChatReply | Exception:
+        A failed request has an EndpointError as its reply, or a ValueError if an image cannot be
+        read. Its transcript is unchanged, so the request may be sent again.
+        """
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return list(pool.map(lambda pair: self._reply_to_one(*pair), asked))
+
+    def _reply_to_one(self, transcript: list[dict], request: ChatRequest) -> ChatReply | Exception:
         try:
-            message = {"role": "user", "content": message_content(ask)}
+            content = message_content(request)
         except ValueError as error:
             return error
+        message = {"role": "user", "content": content}
+        messages: list[Any] = [*transcript, message]
         try:
-            answer = self.client.chat.completions.create(
-                model=self.model, messages=[*transcript, message], max_tokens=ask.max_tokens,
+            completion = self.client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                max_tokens=request.max_tokens,
                 temperature=self.temperature,
-            )  # fmt: skip
-            choice, used = answer.choices[0], answer.usage
-            if not isinstance(text := choice.message.content, str):
-                raise TypeError(f"no text, finish_reason {choice.finish_reason}")
-        # The client takes any JSON for an answer: what is missing shows where it is read.
+            )
+            choice = completion.choices[0]
+            text = choice.message.content
+            usage = completion.usage
+        # The client accepts any JSON: missing fields only show when they are read.
         except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-            return self._told(error)
-        transcript += [message, {"role": "assistant", "content": text}]
-        return (
-            ChatReply(text, used.prompt_tokens or 0, used.completion_tokens or 0)
-            if used
-            else ChatReply(text)
-        )
+            return self._endpoint_error(error)
+        if not isinstance(text, str):
+            reason = getattr(choice, "finish_reason", None)
+            return self._endpoint_error(TypeError(f"no text, finish_reason {reason}"))
+        transcript.append(message)
+        transcript.append({"role": "assistant", "content": text})
+        if not usage:
+            return ChatReply(text)
+        return ChatReply(text, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
-    def _told(self, error: Exception) -> EndpointError:
-        """The error without its cause, which holds the request and so the key."""
-        _, kind, what, mend = next(failure for failure in FAILURES if isinstance(error, failure[0]))
-        detail = textwrap.shorten(str(error).replace(self.client.api_key, "***"), 300)
-        what, mend = (part.format(**vars(self)) for part in (what, mend))
-        return EndpointError(kind, f"server {self.url} {what} ({detail}): {mend}")
+    def _endpoint_error(self, error: Exception) -> EndpointError:
+        """Describe an error, but do not chain it: it holds the request, and so the key."""
+        failure = next(failure for failure in FAILURES if isinstance(error, failure.errors))
+        attributes = vars(self)
+        problem = failure.problem.format(**attributes)
+        fix = failure.fix.format(**attributes)
+        message = str(error).replace(self.client.api_key, "***")
+        detail = textwrap.shorten(message, 300)
+        return EndpointError(failure.kind, f"server {self.url} {problem} ({detail}): {fix}")
 
 
-def message_content(ask: ChatRequest) -> str | list[dict]:
-    """The ask as a message's content: its text, or parts with images as data URLs. ValueError as `read_image`."""
-    parts, urls = content_parts(ask.text), []
-    for path in ask.images:
-        read_image(path)
-        kind = mimetypes.guess_type(path)[0] or "image/png"
-        urls.append(f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}")
-    for part, url in zip([part for part in parts if part["type"] == "image"], urls, strict=True):
-        part |= {"type": "image_url", "image_url": {"url": url}}
-        del part["text"]
-    return parts if urls else "".join(part["text"] for part in parts)
+def message_content(request: ChatRequest) -> str | list[dict]:
+    """The request as a message's content: its text, or parts with images as data URLs.
+
+    Raises ValueError if an image cannot be read.
+    """
+    parts = content_parts(request.text)
+    if not request.images:
+        return "".join(part["text"] for part in parts)
+    images = iter(request.images)
+    content = []
+    for part in parts:
+        if part["type"] == "image":
+            url = _data_url(next(images))
+            part = {"type": "image_url", "image_url": {"url": url}}
+        content.append(part)
+    return content
+
+
+def _data_url(path: str) -> str:
+    read_image(path)  # raises ValueError if it is not an image
+    media_type = mimetypes.guess_type(path)[0] or "image/png"
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return f"data:{media_type};base64,{data}"

@@ -1,14 +1,16 @@
-"""Any Hugging Face vision-language model as a ChatModel: batched, with transcripts kept as token ids.
+"""Run any Hugging Face vision-language model as a ChatModel, in batches.
 
-A transcript is never rendered twice: the first ask goes through the processor's chat template, later ones append the
-ids of what is new, framed as the template frames it between turns. Tried with Qwen2.5-VL, Qwen3-VL, InternVL,
-LLaVA-OneVision and Idefics3 (which SmolVLM follows). The KV cache of a transcript is kept until the next reply.
+A transcript is a list of token ids and is never rendered twice: the first request goes through the
+processor's chat template; later requests append only their new ids, framed as the template frames
+them between turns. The KV cache of a transcript is kept until its next request. Tested with
+Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (SmolVLM has the Idefics3 format).
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,263 +21,443 @@ from transformers.cache_utils import DynamicLayer
 
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.models.chat import ChatReply, ChatRequest
-from personavlm_lib.models.nano import TAGS
 from personavlm_lib.models.weights import load_model, load_processor
 
+logger = logging.getLogger(__name__)
 
-@dataclass(eq=False)  # a transcript is itself and no other: what is kept of it goes with it
+# A rendered example conversation shows what the template puts before and after a turn.
+EXAMPLE_REPLY = "REPLY"
+EXAMPLE_MESSAGES = [
+    {"role": "user", "content": [{"type": "text", "text": "-"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": EXAMPLE_REPLY}]},
+]
+CLOSING_TAGS = ("</retrieve>", "</answer>")
+PER_TOKEN_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How a LocalModel generates.
+
+    `temperature` 0 decodes greedily. With a `seed`, samples depend only on it and on the number of
+    the `generate` call; without one they follow torch's global generator. `batch_width` is the
+    largest batch. `reuse_cache` keeps the KV cache of a transcript for its next request, where the
+    architecture allows it.
+    """
+
+    temperature: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    batch_width: int = 48
+    reuse_cache: bool = True
+
+
+GREEDY = GenerationSettings()
+
+
+@dataclass(eq=False)  # compared by identity, so that it can be a weak dictionary's key
 class Transcript:
-    """Token ids of a conversation so far; `written` marks the tokens that the model wrote (1) against given (0)."""
+    """A conversation as token ids; `generated_mask` is 1 for tokens that the model generated."""
 
     ids: list[int] = field(default_factory=list)
-    written: list[int] = field(default_factory=list)
+    generated_mask: list[int] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
-    prompt: int = 0  # length of the first prompt: where the first completion starts
-    # What the processor makes of an ask's images beside the tokens (pixels, sizes, ...), and the ask's first position.
-    seen: list[tuple[int, dict[str, torch.Tensor]]] = field(default_factory=list)
+    prompt_length: int = 0  # tokens of the first prompt; the first completion starts there
+    # For each request with images: the position of its first token, and the processor's outputs
+    # other than tokens (pixels, sizes, ...).
+    vision_inputs: list[tuple[int, dict[str, torch.Tensor]]] = field(default_factory=list)
+
+    def append(self, ids: list[int], generated: bool) -> None:
+        self.ids += ids
+        self.generated_mask += [int(generated)] * len(ids)
 
 
-# A transcript's part of a batch's KV cache: the cache, the row, and the (n,) columns that hold its first n tokens.
-Kept = tuple[DynamicCache, int, torch.Tensor]
+class CachedPrefix(NamedTuple):
+    """The part of a batch's KV cache that belongs to one transcript."""
+
+    cache: DynamicCache
+    row: int
+    columns: torch.Tensor  # (n,): the columns that hold the transcript's first n tokens
 
 
-REPLY = "REPLY"  # stands for what the model said, where the template is asked what comes after it
-SAID = (("user", "-"), ("assistant", REPLY))
-OPENING = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in SAID]
-CLOSING = tuple(tag for tag in TAGS if tag in ("</retrieve>", "</answer>"))
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+# Weak keys: the cached prefix of a transcript is freed with the transcript.
+CachedPrefixes = WeakKeyDictionary[Transcript, CachedPrefix]
 
 
 class LocalModel:
-    """A model in this process, on the GPU if there is one. `adapter`: folder of a LoRA adapter to merge in as well;
-    `temperature` 0 is greedy, else `seed` makes the samples those of the call and its number; `width` bounds a batch;
-    `keep` keeps the KV cache of a transcript for its next ask, where the architecture allows it.
+    """A model in this process, on the GPU if there is one.
 
-    `model` and `processor` may be handed in (the GRPO rollout does) instead of being loaded from `source`.
+    `source` is a hub id or a folder, `adapter` the folder of a LoRA adapter to merge into it.
+    `four_bit` loads the weights as 4-bit NF4. The GRPO rollout passes its own `model` and
+    `processor` instead of loading them from `source`.
     """
 
     def __init__(
-        self, source: str | Path = "", adapter: str | Path | None = None, *, model=None, processor=None,
-        temperature: float = 0.0, repetition_penalty: float = 1.0, name: str = "", seed: int | None = None,
-        width: int = 48, keep: bool = True, four_bit: bool = False,
-    ):  # fmt: skip
+        self,
+        source: str | Path = "",
+        adapter: str | Path | None = None,
+        *,
+        model: Any = None,
+        processor: Any = None,
+        name: str = "",
+        settings: GenerationSettings = GREEDY,
+        four_bit: bool = False,
+    ):
         self.processor = processor or load_processor(source)
         if model is None:
-            model = load_model(source, *filter(None, [adapter]), four_bit=four_bit)
-            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+            adapters = [adapter] if adapter else []
+            model = load_model(source, *adapters, four_bit=four_bit)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model = model.to(device)
         self.model = model
-        self.name = name or str(adapter or source)
-        self.temperature, self.repetition_penalty, self.seed, self.width = (
-            temperature,
-            repetition_penalty,
-            seed,
-            width,
-        )
-        tokenizer, self.config = (
-            self.processor.tokenizer,
-            model.config.get_text_config(decoder=True),
-        )
-        eos = model.generation_config.eos_token_id or tokenizer.eos_token_id
-        eos = eos if isinstance(eos, list) else [eos]
-        # A turn ends with what the template puts after it, if that is a special token.
-        after = self.processor.apply_chat_template(OPENING, tokenize=False).partition(REPLY)[2]
-        first = tokenizer(after, add_special_tokens=False).input_ids[0] if after.strip() else None
-        self.end = first if first in tokenizer.all_special_ids else eos[0]
-        self.stops = sorted({self.end, *eos})
-        # A sampled placeholder would promise an image that is not there.
-        self.barred = list(
-            {getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")}
-            - {None}
-        )
-        special = {
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self.markers = sorted(special - {"<img>"})
-        self.closing = [
-            tag for tag in CLOSING if len(tokenizer.tokenize(tag)) > 1
-        ]  # else the end token comes at once
-        self.kept: WeakKeyDictionary[Transcript, Kept] = WeakKeyDictionary()
-        self.keep = keep and {type(layer) for layer in DynamicCache(config=self.config).layers} <= {
-            DynamicLayer
-        }
-        if keep > self.keep:
-            logging.getLogger(__name__).warning(
-                "%s: no KV cache is kept between asks: it slides or recurs", self.name
+        location = adapter or source
+        self.name = name or str(location)
+        self.settings = settings
+        self.config = model.config.get_text_config(decoder=True)
+        self._set_special_tokens()
+        self.cached_prefixes: CachedPrefixes = WeakKeyDictionary()
+        self.reuse_cache = settings.reuse_cache and self._has_plain_cache()
+        if settings.reuse_cache and not self.reuse_cache:
+            logger.warning(
+                "%s: the KV cache is not reused between requests, because the model has "
+                "sliding-window or recurrent layers",
+                self.name,
             )
-        self.replies = 0
+        self.generate_calls = 0
+
+    def _set_special_tokens(self) -> None:
+        tokenizer = self.processor.tokenizer
+        eos = self.model.generation_config.eos_token_id or tokenizer.eos_token_id
+        if not isinstance(eos, list):
+            eos = [eos]
+        turn_end = self._template_turn_end()
+        self.end_token = eos[0] if turn_end is None else turn_end
+        self.stop_tokens = sorted({self.end_token, *eos})
+        # A sampled image placeholder would stand for an image that does not exist.
+        self.forbidden_tokens: list[int] = []
+        for name in ("image_token_id", "video_token_id"):
+            placeholder = getattr(self.processor, name, None)
+            if placeholder is not None:
+                self.forbidden_tokens.append(placeholder)
+        special: set[str] = set()
+        for token in tokenizer.added_tokens_decoder.values():
+            if token.special:
+                special.add(token.content)
+        self.markers = sorted(special - {"<img>"})
+        # Where a closing tag is a single token, the model itself writes the end token after it.
+        self.closing_tags: list[str] = []
+        for tag in CLOSING_TAGS:
+            if len(tokenizer.tokenize(tag)) > 1:
+                self.closing_tags.append(tag)
+
+    def _template_turn_end(self) -> int | None:
+        """The token that the template puts after a turn, if it is a special token."""
+        tokenizer = self.processor.tokenizer
+        rendered = self.processor.apply_chat_template(EXAMPLE_MESSAGES, tokenize=False)
+        after_reply = rendered.partition(EXAMPLE_REPLY)[2]
+        if not after_reply.strip():
+            return None
+        first = tokenizer(after_reply, add_special_tokens=False).input_ids[0]
+        return first if first in tokenizer.all_special_ids else None
+
+    def _has_plain_cache(self) -> bool:
+        """Whether every layer keeps the keys and values of all tokens."""
+        layer_types = {type(layer) for layer in DynamicCache(config=self.config).layers}
+        return layer_types <= {DynamicLayer}
 
     def start(self) -> Transcript:
         return Transcript()
 
-    def give(self, transcript: Transcript, ask: ChatRequest) -> None:
-        """Appends the ask to the transcript, as tokens; the model's turn comes next. ValueError, and the transcript is
-        as before, for an image that cannot be read and for a context that is too long."""
-        tokenizer, known = self.processor.tokenizer, len(transcript.ids)
-        images = [read_image(path) for path in ask.images]
-        messages = OPENING * bool(known) + [
-            {"role": "user", "content": content_parts(ask.text, self.markers)}
-        ]
+    def append_request(self, transcript: Transcript, request: ChatRequest) -> None:
+        """Append a request to the transcript as tokens, up to where the model's turn begins.
+
+        Raises ValueError, and leaves the transcript unchanged, if an image cannot be read or the
+        context would be too long.
+        """
+        position = len(transcript.ids)
+        images = [read_image(path) for path in request.images]
+        inputs = self._tokenize(request, images, is_first=position == 0)
+        ids = inputs["input_ids"][0].tolist()
+        self._check_length(request, position + len(ids) + request.max_tokens)
+        transcript.append(ids, generated=False)
+        transcript.images += images
+        if position == 0:
+            transcript.prompt_length = len(ids)
+        if images:
+            vision_inputs = {key: inputs[key] for key in inputs if key not in PER_TOKEN_INPUTS}
+            transcript.vision_inputs.append((position, vision_inputs))
+
+    def _check_length(self, request: ChatRequest, length: int) -> None:
+        longest = self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(
+                f"{request.purpose or 'request'}: {length} tokens ({request.max_tokens} of them "
+                f"reserved for the reply) are more than the {longest} of model {self.name}: "
+                "shorten the request or lower max_tokens"
+            )
+
+    def _tokenize(self, request: ChatRequest, images: list[Image.Image], is_first: bool) -> Any:
+        """The processor's output for a request, framed by the template as a first or later turn."""
+        tokenizer = self.processor.tokenizer
+        messages = [{"role": "user", "content": content_parts(request.text, self.markers)}]
+        if not is_first:
+            messages = EXAMPLE_MESSAGES + messages
         text = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
         )
-        if known:
-            text = text.partition(REPLY)[2].removeprefix(tokenizer.convert_ids_to_tokens(self.end))
-        given = dict(images=[images]) if images else {}
-        # The template says what comes first, or leaves it to the tokenizer.
-        given["add_special_tokens"] = not known and not (
-            tokenizer.bos_token and text.startswith(tokenizer.bos_token)
-        )
-        seen = (self.processor if images else tokenizer)(text=[text], return_tensors="pt", **given)
-        ids = seen["input_ids"][0].tolist()
-        if (length := known + len(ids) + ask.max_tokens) > (
-            most := self.config.max_position_embeddings
-        ):
-            what = f"{ask.purpose or 'ask'}: {length} tokens, those to be written among them,"
-            raise ValueError(f"{what} are more than the {most} of model {self.name}: show it less")
-        transcript.ids += ids
-        transcript.written += [0] * len(ids)
-        transcript.images += images
-        transcript.prompt = transcript.prompt or len(ids)
-        if images:
-            transcript.seen.append(
-                (known, {key: seen[key] for key in seen if key not in PER_TOKEN})
+        if is_first:
+            # Some templates write the BOS token themselves, others leave it to the tokenizer.
+            bos = tokenizer.bos_token
+            add_special_tokens = not (bos and text.startswith(bos))
+        else:
+            # The transcript already ends with the end token of the model's turn.
+            end_token = tokenizer.convert_ids_to_tokens(self.end_token)
+            text = text.partition(EXAMPLE_REPLY)[2].removeprefix(end_token)
+            add_special_tokens = False
+        if not images:
+            return tokenizer(
+                text=[text], return_tensors="pt", add_special_tokens=add_special_tokens
             )
+        return self.processor(
+            text=[text],
+            images=[images],
+            return_tensors="pt",
+            add_special_tokens=add_special_tokens,
+        )
 
     @torch.inference_mode()
-    def reply(self, asked: list[tuple[Transcript, ChatRequest]]) -> list[ChatReply | Exception]:
-        """One generation for each ask, or the ValueError that it fails with alone; in batches of like length."""
+    def reply(self, asked: Sequence[tuple[Transcript, ChatRequest]]) -> list[ChatReply | Exception]:
+        """Generate one reply per request, in batches of similar length.
+
+        A request that cannot be appended (see `append_request`) has its ValueError as its reply.
+        """
+
+        def length(n: int) -> int:
+            transcript, _ = asked[n]
+            return len(transcript.ids)
+
         replies: dict[int, ChatReply | Exception] = {}
-        for n, (transcript, ask) in enumerate(asked):
+        valid = []
+        for n, (transcript, request) in enumerate(asked):
             try:
-                self.give(transcript, ask)
+                self.append_request(transcript, request)
             except ValueError as error:
                 replies[n] = error
-        before, self.kept = self.kept, WeakKeyDictionary()
-        order = sorted(set(range(len(asked))) - set(replies), key=lambda n: len(asked[n][0].ids))
-        for start in range(0, len(order), self.width):
-            rows = order[start : start + self.width]
-            replies |= zip(rows, self._generate([asked[n] for n in rows], before), strict=True)
+            else:
+                valid.append(n)
+        previous = self.cached_prefixes
+        self.cached_prefixes = WeakKeyDictionary()
+        valid.sort(key=length)
+        width = self.settings.batch_width
+        for start in range(0, len(valid), width):
+            batch = valid[start : start + width]
+            batch_replies = self._generate([asked[n] for n in batch], previous)
+            replies.update(zip(batch, batch_replies, strict=True))
         return [replies[n] for n in range(len(asked))]
 
     def _generate(
-        self, asked: list[tuple[Transcript, ChatRequest]], before: WeakKeyDictionary
+        self, asked: list[tuple[Transcript, ChatRequest]], previous: CachedPrefixes
     ) -> list[ChatReply]:
-        transcripts, tokenizer = [transcript for transcript, _ in asked], self.processor.tokenizer
-        past = [before.pop(transcript, None) for transcript in transcripts]
-        lengths = [len(kept[2]) if kept else 0 for kept in past]
-        batch, cache = self._batch(transcripts, lengths), DynamicCache(config=self.config)
-        if any(lengths):
-            fill(cache, past)
-        del past
-        hot = dict(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
-        sampling = hot if self.temperature > 0 else dict(do_sample=False)
-        with torch.random.fork_rng(enabled=self.seed is not None):
-            if self.seed is not None:
-                torch.manual_seed(self.seed + self.replies)
-            output = self.model.generate(
-                **batch, **sampling, past_key_values=cache if self.keep else None, eos_token_id=self.stops,
-                pad_token_id=tokenizer.pad_token_id, max_new_tokens=max(ask.max_tokens for _, ask in asked),
-                suppress_tokens=self.barred, repetition_penalty=self.repetition_penalty,
-                stop_strings=self.closing or None, tokenizer=tokenizer,
-            )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
-        self.replies += 1
+        """Generate one batch; takes the prefixes that it reuses out of `previous`."""
+        transcripts = [transcript for transcript, _ in asked]
+        cache, cached_lengths = self._join_caches(transcripts, previous)
+        batch = self._batch(transcripts, cached_lengths)
+        max_tokens = max(request.max_tokens for _, request in asked)
+        output = self._sample(batch, cache, max_tokens)
         replies = []
-        for row, ((transcript, ask), new) in enumerate(zip(asked, output, strict=True)):
-            stop = next((n + 1 for n, token in enumerate(new) if token in self.stops), len(new))
-            new = new[: min(stop, ask.max_tokens)]
-            text = tokenizer.decode(new, skip_special_tokens=True)
-            while new[-1:] == [tokenizer.pad_token_id] and any(tag in text for tag in self.closing):
-                new.pop()  # the turn ended with the tag; this waits for the others of the batch
+        for row, (transcript, request) in enumerate(asked):
+            new, text = self._trim(output[row], request.max_tokens)
             replies.append(ChatReply(text, len(transcript.ids), len(new)))
-            transcript.ids, transcript.written = (
-                transcript.ids + new,
-                transcript.written + [1] * len(new),
-            )
-            if self.keep and (held := cache.get_seq_length()):
-                mask = batch["attention_mask"][row]
-                columns = torch.arange(
-                    len(mask), min(len(mask) + len(new), held), device=mask.device
-                )
-                self.kept[transcript] = cache, row, torch.cat([mask.nonzero()[:, 0], columns])
-            if new[-1:] != [
-                self.end
-            ]:  # cut short: the turn is closed for it, and the mask says by whom
-                transcript.ids, transcript.written = (
-                    transcript.ids + [self.end],
-                    transcript.written + [0],
-                )
+            transcript.append(new, generated=True)
+            if self.reuse_cache and cache.get_seq_length() > 0:
+                columns = _cached_columns(cache, batch["attention_mask"][row], len(new))
+                self.cached_prefixes[transcript] = CachedPrefix(cache, row, columns)
+            if not new or new[-1] != self.end_token:
+                # Cut short: close the turn. The mask shows that the model did not.
+                transcript.append([self.end_token], generated=False)
         return replies
 
-    def _batch(
-        self, transcripts: list[Transcript], past: list[int] | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The model's inputs, each row padded on the left of its first `past` tokens and again on the left of the rest:
-        so the first stand where a cache of them does."""
-        past = past or [0] * len(transcripts)
-        sizes = [(p, len(t.ids) - p) for t, p in zip(transcripts, past, strict=True)]
-        most, rest = map(max, zip(*sizes, strict=True))
-        mask = torch.tensor(
-            [[0] * (most - p) + [1] * p + [0] * (rest - n) + [1] * n for p, n in sizes]
-        )
-        ids = torch.full_like(mask, self.processor.tokenizer.pad_token_id)
-        ids[mask.bool()] = torch.tensor([token for t in transcripts for token in t.ids])
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if getattr(self.processor, "return_mm_token_type_ids", False):
-            # Without token types positions silently fall back from three dimensions to one.
-            batch["mm_token_type_ids"] = torch.tensor(
-                self.processor.create_mm_token_type_ids(ids.tolist())
-            )
-        batch = {key: value.to(self.model.device) for key, value in batch.items()}
-        if any(past):
-            # From all images; left to itself, `generate` would count on from the positions of another batch.
-            whole = batch | self._seen(transcripts, [0] * len(past))
-            batch["position_ids"] = self.model._prepare_position_ids_for_generation(
-                batch["input_ids"], whole
-            )
-        return batch | self._seen(transcripts, past)
+    def _join_caches(
+        self, transcripts: list[Transcript], previous: CachedPrefixes
+    ) -> tuple[DynamicCache, list[int]]:
+        """A cache that holds the transcripts' cached prefixes, and the length of each prefix."""
+        prefixes = []
+        lengths = []
+        for transcript in transcripts:
+            prefix = previous.pop(transcript, None)
+            prefixes.append(prefix)
+            lengths.append(len(prefix.columns) if prefix else 0)
+        cache = DynamicCache(config=self.config)
+        if any(lengths):
+            fill_cache(cache, prefixes)
+        return cache, lengths
 
-    def _seen(self, transcripts: list[Transcript], past: list[int]) -> dict[str, torch.Tensor]:
-        """What the processor made of the images from `past` on, one ask after another, padded to one shape."""
-        parts = [
-            part
-            for t, p in zip(transcripts, past, strict=True)
-            for start, part in t.seen
-            if start >= p
-        ]
+    def _sample(
+        self, batch: dict[str, torch.Tensor], cache: DynamicCache, max_tokens: int
+    ) -> list[list[int]]:
+        """Call `generate`; returns the new tokens of each row, padded on the right."""
+        settings = self.settings
+        sampling: dict[str, Any] = dict(do_sample=False)
+        if settings.temperature > 0:
+            sampling = dict(do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0)
+        with torch.random.fork_rng(enabled=settings.seed is not None):
+            if settings.seed is not None:
+                torch.manual_seed(settings.seed + self.generate_calls)
+            output = self.model.generate(
+                **batch,
+                **sampling,
+                past_key_values=cache if self.reuse_cache else None,
+                eos_token_id=self.stop_tokens,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                max_new_tokens=max_tokens,
+                suppress_tokens=self.forbidden_tokens,
+                repetition_penalty=settings.repetition_penalty,
+                stop_strings=self.closing_tags or None,
+                tokenizer=self.processor.tokenizer,
+            )
+        self.generate_calls += 1
+        prompt_width = batch["input_ids"].shape[1]
+        return output[:, prompt_width:].tolist()
+
+    def _trim(self, tokens: list[int], max_tokens: int) -> tuple[list[int], str]:
+        """Cut generated tokens to `max_tokens` and after the first stop token; also their text."""
+        tokenizer = self.processor.tokenizer
+        tokens = tokens[:max_tokens]
+        for n, token in enumerate(tokens):
+            if token in self.stop_tokens:
+                tokens = tokens[: n + 1]
+                break
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        if any(tag in text for tag in self.closing_tags):
+            # The turn ended with the tag; the row was padded while other rows went on.
+            while tokens and tokens[-1] == tokenizer.pad_token_id:
+                tokens.pop()
+        return tokens, text
+
+    def _batch(
+        self, transcripts: list[Transcript], cached_lengths: list[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The model's inputs for transcripts of which the first `cached_lengths` tokens are cached.
+
+        Each row is padded on the left of its cached tokens, and again on the left of the rest, so
+        that the cached tokens are aligned with the columns of the cache.
+        """
+        if cached_lengths is None:
+            cached_lengths = [0] * len(transcripts)
+        processor = self.processor
+        mask = _padding_mask(transcripts, cached_lengths)
+        ids = torch.full_like(mask, processor.tokenizer.pad_token_id)
+        all_ids = []
+        for transcript in transcripts:
+            all_ids += transcript.ids
+        ids[mask.bool()] = torch.tensor(all_ids)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if getattr(processor, "return_mm_token_type_ids", False):
+            # Without token types, positions silently fall back from three dimensions to one.
+            token_types = processor.create_mm_token_type_ids(ids.tolist())
+            batch["mm_token_type_ids"] = torch.tensor(token_types)
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
+        if any(cached_lengths):
+            # Computed from all images; by default, `generate` would continue from the positions of
+            # another batch.
+            all_images = self._vision_inputs(transcripts, [0] * len(transcripts))
+            prepare_position_ids = self.model._prepare_position_ids_for_generation
+            batch["position_ids"] = prepare_position_ids(batch["input_ids"], batch | all_images)
+        return batch | self._vision_inputs(transcripts, cached_lengths)
+
+    def _vision_inputs(
+        self, transcripts: list[Transcript], first_positions: list[int]
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of all images at or after each transcript's first position, concatenated."""
+        requests = []
+        for transcript, first in zip(transcripts, first_positions, strict=True):
+            for position, inputs in transcript.vision_inputs:
+                if position >= first:
+                    requests.append(inputs)
+        if not requests:
+            return {}
         joined = {}
-        for key in parts[0] if parts else ():
-            rows = [part[key] for part in parts]
-            shape = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)][1:]
-            joined[key] = rows[0].new_zeros(sum(map(len, rows)), *shape, device=self.model.device)
-            for row, room in zip(rows, joined[key].split([*map(len, rows)]), strict=True):
-                room[tuple(map(slice, row.shape))] = row
+        for key in requests[0]:
+            tensors = [inputs[key] for inputs in requests]
+            joined[key] = _concatenate_padded(tensors, self.model.device)
         return joined
 
 
-def fill(cache: DynamicCache, past: list[Kept | None]) -> None:
-    """Puts what is kept of each row into an empty cache, padded on the left; None is a row of which nothing is."""
-    some = next(kept for kept in past if kept)
-    past = [kept or (*some[:2], some[2][:0]) for kept in past]
-    for n in range(len(some[0].layers)):
-        states = []
-        for name in ("keys", "values"):  # (heads, tokens, d) of a row
-            rows = [
-                getattr(cached.layers[n], name)[row].transpose(0, 1)[columns]
-                for cached, row, columns in past
-            ]
-            states.append(pad_sequence(rows, batch_first=True, padding_side="left").transpose(1, 2))
-        cache.update(*states, n)
+def _padding_mask(transcripts: list[Transcript], cached_lengths: list[int]) -> torch.Tensor:
+    """The attention mask of `LocalModel._batch`, (transcripts, tokens): 1 for a token, else 0."""
+    new_lengths = []
+    for transcript, cached in zip(transcripts, cached_lengths, strict=True):
+        new_lengths.append(len(transcript.ids) - cached)
+    most_cached = max(cached_lengths)
+    most_new = max(new_lengths)
+    rows = []
+    for cached, new in zip(cached_lengths, new_lengths, strict=True):
+        row = [0] * (most_cached - cached)
+        row += [1] * cached
+        row += [0] * (most_new - new)
+        row += [1] * new
+        rows.append(row)
+    return torch.tensor(rows)
 
 
-def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict]:
-    """A message's text as chat content, each `<img>` mark an image placeholder.
+def _cached_columns(cache: DynamicCache, prompt_mask: torch.Tensor, generated: int) -> torch.Tensor:
+    """The columns of a cache that hold one row's tokens; the last one is usually not cached yet."""
+    start = len(prompt_mask)
+    length = cache.get_seq_length()
+    stop = min(start + generated, length)
+    prompt_columns = prompt_mask.nonzero()[:, 0]
+    generated_columns = torch.arange(start, stop, device=prompt_mask.device)
+    return torch.cat([prompt_columns, generated_columns])
 
-    Markers of the chat format, and `markers`, are broken up: what a user or a memory holds must not open a turn.
+
+def _concatenate_padded(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Concatenate along the first axis, padding all other axes with zeros to their largest size."""
+    lengths = [len(tensor) for tensor in tensors]
+    shapes = [tensor.shape for tensor in tensors]
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    joined = tensors[0].new_zeros(sum(lengths), *largest[1:], device=device)
+    for tensor, target in zip(tensors, joined.split(lengths), strict=True):
+        region = tuple(slice(size) for size in tensor.shape)
+        target[region] = tensor
+    return joined
+
+
+def fill_cache(cache: DynamicCache, prefixes: list[CachedPrefix | None]) -> None:
+    """Write cached prefixes into an empty cache, padded on the left; None is an empty prefix."""
+    example = next(prefix for prefix in prefixes if prefix)
+    empty = example._replace(columns=example.columns[:0])
+    rows = [prefix or empty for prefix in prefixes]
+    for layer in range(len(example.cache.layers)):
+        keys = _padded_states(rows, layer, "keys")
+        values = _padded_states(rows, layer, "values")
+        cache.update(keys, values, layer)
+
+
+def _padded_states(prefixes: list[CachedPrefix], layer: int, name: str) -> torch.Tensor:
+    """The "keys" or "values" of a layer: (prefixes, heads, tokens, d), padded on the left."""
+    rows = []
+    for prefix in prefixes:
+        cache_layer = prefix.cache.layers[layer]
+        states = getattr(cache_layer, name)  # (rows, heads, tokens, d)
+        by_token = states[prefix.row].transpose(0, 1)
+        rows.append(by_token[prefix.columns])
+    padded = pad_sequence(rows, batch_first=True, padding_side="left")
+    return padded.transpose(1, 2)
+
+
+def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Convert a message's text to chat content; each `<img>` mark becomes an image placeholder.
+
+    Markers of the chat format, and `markers`, are broken up: text of a user or a memory must not
+    open a turn.
     """
     for marker in ("<|", "|>", *markers):
-        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+        broken = f"{marker[0]} {marker[1:]}"
+        text = text.replace(marker, broken)
     first, *rest = text.split("<img>")
-    parts = [{"type": "text", "text": first}]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
     for part in rest:
-        parts += [{"type": "image", "text": None}, {"type": "text", "text": part}]
+        image = {"type": "image", "text": None}
+        parts.append(image)
+        parts.append({"type": "text", "text": part})
     return [part for part in parts if part["text"] != ""]

@@ -1,8 +1,9 @@
 """A small OpenAI-compatible server over a local model: `/v1/chat/completions` and `/v1/models`.
 
-`transformers serve` does more, and needs FastAPI, uvicorn and their like (`transformers[serving]`), which nothing else
-here does. No streaming, no tools, no fetching of images: what a request asks for beyond this is refused by name. A
-system message is read before the first user message, as a part of it. Requests that come together share a batch.
+`transformers serve` does more, but needs FastAPI, uvicorn and others (`transformers[serving]`),
+which nothing else here needs. There is no streaming, no tools and no downloading of images: a
+request for any of these is rejected with an error that names it. A system message is prepended to
+the first user message. Requests that arrive together share a batch.
 """
 
 import base64
@@ -10,9 +11,10 @@ import json
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, Field
 
@@ -20,11 +22,11 @@ from personavlm_lib.memory.images import read_image
 from personavlm_lib.models.chat import ChatReply, ChatRequest
 from personavlm_lib.models.local import LocalModel, Transcript
 
-TOGETHER = 0.01  # seconds that the first request of a batch waits for others
+BATCH_DELAY = 0.01  # seconds that the first request of a batch waits for others
 
 
 class Request(BaseModel, extra="forbid"):
-    """What may be asked; pydantic's ValidationError is a ValueError that names what is wrong."""
+    """The accepted requests; pydantic's ValidationError is a ValueError that names the problem."""
 
     model: str
     messages: list[dict]
@@ -36,16 +38,19 @@ class Request(BaseModel, extra="forbid"):
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A request in the form of the model, and what became of it."""
+    """A request in the model's form, and its reply once there is one."""
 
     transcript: Transcript
-    ask: ChatRequest
+    chat_request: ChatRequest
     temperature: float
     reply: ChatReply | Exception | None = None
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Listens at once; `serve_forever` answers. `port` 0 takes a free one. OSError for one in use."""
+    """Listens from construction on; `serve_forever` answers. Port 0 takes a free port.
+
+    Raises OSError if the port is in use.
+    """
 
     daemon_threads = True
 
@@ -56,121 +61,182 @@ class ChatServer(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except OSError as error:
             raise OSError(
-                f"port {port} of {host} is not to be had ({error}): choose another"
+                f"port {port} of {host} is in use or not available ({error}): choose another port"
             ) from error
-        self.model, self.width, self.turn, self.waiting = model, width, threading.Lock(), []
-        self.source = f"http://{host}:{self.server_port}/v1#{model.name}"  # what `EndpointModel` reaches this by
+        self.model = model
+        self.width = width
+        self.model_lock = threading.Lock()
+        self.queue: list[QueuedRequest] = []
+        # The source by which `EndpointModel` reaches this server.
+        self.source = f"http://{host}:{self.server_port}/v1#{model.name}"
 
     def complete(self, job: QueuedRequest) -> None:
-        """Returns when `job.reply` is there. Who has the model's turn answers all that wait by then."""
-        self.waiting.append(job)
-        with self.turn:
+        """Return once `job.reply` is set.
+
+        The thread that holds the model's lock also answers the requests of the others.
+        """
+        self.queue.append(job)
+        with self.model_lock:
             while job.reply is None:
-                time.sleep(TOGETHER)
-                jobs = [other for other in self.waiting if other.temperature == job.temperature][
-                    : self.width
-                ]
-                self.model.temperature = job.temperature
-                try:
-                    replies = self.model.reply([(other.transcript, other.ask) for other in jobs])
-                except Exception as error:  # whoever waits is told, and the server goes on
-                    replies = [error] * len(jobs)
-                for other, reply in zip(jobs, replies, strict=True):
-                    self.waiting.remove(other)
-                    other.reply = reply
+                time.sleep(BATCH_DELAY)
+                self._complete_batch(job.temperature)
+
+    def _complete_batch(self, temperature: float) -> None:
+        """Answer the oldest queued requests with this temperature."""
+        jobs = [job for job in self.queue if job.temperature == temperature]
+        jobs = jobs[: self.width]
+        self.model.settings = replace(self.model.settings, temperature=temperature)
+        replies: list[ChatReply | Exception]
+        asked = [(job.transcript, job.chat_request) for job in jobs]
+        try:
+            replies = self.model.reply(asked)
+        except Exception as error:  # reported to every client of the batch; the server continues
+            replies = [error] * len(jobs)
+        for job, reply in zip(jobs, replies, strict=True):
+            self.queue.remove(job)
+            job.reply = reply
 
 
-def read(request: Request, model: LocalModel, folder: Path) -> QueuedRequest:
-    """The messages before the last one as a transcript, and the last to be answered; images are put into `folder`.
-    ValueError for an image that is none and for messages in another order than user, assistant, ..., user."""
-    said, system = [], ""
-    for n, message in enumerate(request.messages):
-        text, images, parts = system, [], message["content"]
-        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
-            if part["type"] == "text":
-                text += part["text"].replace("<img>", "< img>")
-                continue
-            head, _, data = part["image_url"]["url"].partition(";base64,")
-            if not head.startswith("data:image/"):
-                raise ValueError(
-                    f"messages.{n}: an image comes as data:image/...;base64,... and from nowhere else"
-                )
-            images.append(str(path := folder / f"messages.{n}.image.{len(images)}"))
-            path.write_bytes(base64.b64decode(data))
-            read_image(path)
-            text += "<img>"
-        system = f"{text}\n\n" if message["role"] == "system" and not n else ""
-        if not system:
-            said.append((message["role"], ChatRequest(text, tuple(images), request.max_tokens)))
-    if [role for role, _ in said] != [
-        ("user", "assistant")[n % 2] for n in range(len(said) // 2 * 2 + 1)
-    ]:
+def read_messages(request: Request, model: LocalModel, folder: Path) -> QueuedRequest:
+    """Convert a request: the last message is to be answered, those before form the transcript.
+
+    Images are written to `folder`. Raises ValueError for an image that cannot be read, and unless
+    the messages are, after an optional system message, user, assistant, ..., user.
+    """
+    turns = _turns(request, folder)
+    roles = [role for role, _ in turns]
+    alternating = ["user", "assistant"] * len(turns)
+    if len(turns) % 2 == 0 or roles != alternating[: len(turns)]:
         raise ValueError(
-            "messages: after a system message or none, user and assistant take turns, and a user is last"
+            "messages: after an optional system message, user and assistant must take turns, and "
+            "the last message must be the user's"
         )
+    earlier = turns[:-1]
+    _, last = turns[-1]
     transcript = model.start()
-    for role, ask in said[:-1]:
+    tokenizer = model.processor.tokenizer
+    for role, turn in earlier:
         if role == "user":
-            model.give(transcript, ask)
+            model.append_request(transcript, turn)
         else:
-            ids = [
-                *model.processor.tokenizer(ask.text, add_special_tokens=False).input_ids,
-                model.end,
-            ]
-            transcript.ids, transcript.written = (
-                transcript.ids + ids,
-                transcript.written + [0] * len(ids),
-            )
-    return QueuedRequest(transcript, said[-1][1], request.temperature)
+            tokens = tokenizer(turn.text, add_special_tokens=False).input_ids
+            transcript.append([*tokens, model.end_token], generated=False)
+    return QueuedRequest(transcript, last, request.temperature)
+
+
+def _turns(request: Request, folder: Path) -> list[tuple[str, ChatRequest]]:
+    """The role and content of each message; a leading system message becomes part of the next."""
+    turns = []
+    system = ""
+    for n, message in enumerate(request.messages):
+        text, images = _read_content(message["content"], folder, f"messages.{n}")
+        text = system + text
+        if n == 0 and message["role"] == "system":
+            system = f"{text}\n\n"
+            continue
+        system = ""
+        turns.append((message["role"], ChatRequest(text, images, request.max_tokens)))
+    return turns
+
+
+def _read_content(
+    content: str | list[dict[str, Any]], folder: Path, name: str
+) -> tuple[str, tuple[str, ...]]:
+    """The text of a message, with `<img>` marks, and the paths of its images, now in `folder`."""
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    text = ""
+    images: list[str] = []
+    for part in content:
+        if part["type"] == "text":
+            text += part["text"].replace("<img>", "< img>")
+            continue
+        header, _, data = part["image_url"]["url"].partition(";base64,")
+        if not header.startswith("data:image/"):
+            raise ValueError(f"{name}: an image must be a data URL: data:image/...;base64,...")
+        path = folder / f"{name}.image.{len(images)}"
+        images.append(str(path))
+        path.write_bytes(base64.b64decode(data))
+        read_image(path)  # raises ValueError if it is not an image
+        text += "<img>"
+    return text, tuple(images)
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one HTTP request; errors have the shape of OpenAI's."""
+
     protocol_version = "HTTP/1.1"
     server: ChatServer
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            return self._send(
-                200, object="list", data=[{"id": self.server.model.name, "object": "model"}]
-            )
-        self._send(
-            404,
-            error={"message": f"{self.path} is not here: /v1/models and /v1/chat/completions are"},
-        )
+            model = {"id": self.server.model.name, "object": "model"}
+            self._send(200, object="list", data=[model])
+        else:
+            paths = "/v1/models and /v1/chat/completions"
+            self._send_error(404, f"no such path: {self.path}; there are {paths}")
 
     def do_POST(self) -> None:
-        body, name = (
-            self.rfile.read(int(self.headers.get("Content-Length") or 0)),
-            self.server.model.name,
-        )
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
         if self.path != "/v1/chat/completions":
-            return self.do_GET()
+            self.do_GET()
+            return
+        model = self.server.model
         try:
             request = Request.model_validate_json(body)
-            if request.model != name:
-                return self._send(
-                    404, error={"message": f"model {request.model!r} is not here: {name!r} is"}
+            if request.model != model.name:
+                self._send_error(
+                    404, f"no such model: {request.model!r}; this server has {model.name!r}"
                 )
+                return
             with tempfile.TemporaryDirectory() as folder:
-                self.server.complete(job := read(request, self.server.model, Path(folder)))
-            if isinstance(job.reply, Exception):
-                raise job.reply
-        except (KeyError, TypeError, AttributeError) as error:
-            return self._send(
-                400, error={"message": f"messages are not of the shape of this API: {error!r}"}
-            )
-        except Exception as error:  # of this request alone
-            return self._send(
-                400 if isinstance(error, ValueError) else 500, error={"message": str(error)}
-            )
-        into, out = job.reply.tokens_in, job.reply.tokens_out
-        cut = out >= request.max_tokens and not job.transcript.written[-1]
-        message = {"role": "assistant", "content": job.reply.text}
+                job = read_messages(request, model, Path(folder))
+                self.server.complete(job)
+        except Exception as error:  # of this request only
+            self._send_failure(error)
+            return
+        if isinstance(job.reply, Exception):
+            self._send_failure(job.reply)
+        else:
+            self._send_completion(request, job)
+
+    def _send_completion(self, request: Request, job: QueuedRequest) -> None:
+        reply = job.reply
+        assert isinstance(reply, ChatReply)
+        # A cut reply is as long as allowed, and its end token is not the model's own.
+        ended_by_model = job.transcript.generated_mask[-1] == 1
+        is_full = reply.tokens_out >= request.max_tokens
+        finish_reason = "stop"
+        if is_full and not ended_by_model:
+            finish_reason = "length"
+        message = {"role": "assistant", "content": reply.text}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+        usage = {
+            "prompt_tokens": reply.tokens_in,
+            "completion_tokens": reply.tokens_out,
+            "total_tokens": reply.tokens_in + reply.tokens_out,
+        }
         self._send(
-            200, id=f"chatcmpl-{time.time_ns()}", object="chat.completion", created=int(time.time()), model=name,
-            choices=[{"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}],
-            usage={"prompt_tokens": into, "completion_tokens": out, "total_tokens": into + out},
-        )  # fmt: skip
+            200,
+            id=f"chatcmpl-{time.time_ns()}",
+            object="chat.completion",
+            created=int(time.time()),
+            model=request.model,
+            choices=[choice],
+            usage=usage,
+        )
+
+    def _send_failure(self, error: Exception) -> None:
+        if isinstance(error, (KeyError, TypeError, AttributeError)):
+            self._send_error(400, f"messages do not have the format of this API: {error!r}")
+        elif isinstance(error, ValueError):
+            self._send_error(400, str(error))
+        else:
+            self._send_error(500, str(error))
+
+    def _send_error(self, status: int, message: str) -> None:
+        self._send(status, error={"message": message})
 
     def _send(self, status: int, **body: object) -> None:
         text = json.dumps(body).encode()

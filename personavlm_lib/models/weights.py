@@ -1,8 +1,9 @@
-"""Where a model's weights lie, and how they are loaded."""
+"""Locate and load a model's weights and its processor."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,80 +15,97 @@ from personavlm_lib.caching import fingerprint
 from personavlm_lib.models.nano import ImageOnly
 
 SOURCE = "source.json"
-
-
-MAX_PIXELS = 230_400  # of one image (paper, Table 3): at most 294 tokens
+MAX_PIXELS = 230_400  # per image (paper, Table 3): at most 294 tokens
 
 
 def write_source(folder: Path, base: str | Path, adapter: str | Path = "") -> None:
-    """Makes `folder` a model without weights of its own: `base`, and `adapter` (if any), which is merged into it
-    whenever it is loaded. Each is a hub id or a folder, which is then kept as seen from this one."""
+    """Make `folder` a model without weights of its own, by a reference to `base` and `adapter`.
+
+    The adapter, if any, is merged into the base each time the model is loaded. Each of the two is
+    a hub id or a folder; a folder is stored as a path relative to `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    named = {"base": base, "adapter": adapter}
-    named = {
-        key: os.path.relpath(n, folder) if n and Path(n).exists() else str(n)
-        for key, n in named.items()
-    }
-    (folder / SOURCE).write_text(json.dumps(named))
+    record = {"base": _relative(base, folder), "adapter": _relative(adapter, folder)}
+    (folder / SOURCE).write_text(json.dumps(record))
+
+
+def _relative(location: str | Path, folder: Path) -> str:
+    """A folder's path relative to `folder`; a hub id or "" as it is."""
+    if location and Path(location).exists():
+        return os.path.relpath(location, folder)
+    return str(location)
 
 
 def follow_source(source: str | Path) -> tuple[str, list[str]]:
-    """Where the weights and the processor of a model lie, and the adapters on the way there, the innermost first."""
+    """Return where a model's weights and processor are, and its adapters in merging order."""
+    location = str(source)
     adapters: list[str] = []
-    while (file := Path(source) / SOURCE).is_file():
-        named = json.loads(file.read_text())
-        base, adapter = (
-            str(p) if name and (p := file.parent / name).exists() else name
-            for name in named.values()
-        )
-        adapters, source = [adapter] * bool(adapter) + adapters, base
-    return str(source), adapters
+    while True:
+        file = Path(location) / SOURCE
+        if not file.is_file():
+            return location, adapters
+        record = json.loads(file.read_text())
+        if record["adapter"]:
+            adapters.insert(0, _resolve(record["adapter"], file.parent))
+        location = _resolve(record["base"], file.parent)
+
+
+def _resolve(name: str, folder: Path) -> str:
+    """The inverse of `_relative`."""
+    path = folder / name
+    return str(path) if name and path.exists() else name
 
 
 def weights_fingerprint(source: str | Path) -> list[str]:
-    """Fingerprints of all that a model's weights come from: the base, then the adapters."""
+    """Fingerprints of everything that a model's weights come from: the base, then the adapters."""
     base, adapters = follow_source(source)
     return [fingerprint(Path(part)) for part in (base, *adapters)]
 
 
-def load_model(source: str | Path, *more: str | Path, four_bit: bool = False):
-    """The model of a hub id or folder with its adapters, and `more` of them, merged: on a GPU in the precision that its
-    weights are kept in, else in float32, because processors that only emulate bfloat16 are many times slower with it.
+def load_model(source: str | Path, *more: str | Path, four_bit: bool = False) -> Any:
+    """Load the model of a hub id or folder, with its own adapters and those in `more` merged.
 
-    `four_bit` loads the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without). Turns cuDNN's
-    attention off for the process.
+    On a GPU, weights keep the precision in which they are stored. On a CPU they are float32,
+    because processors that only emulate bfloat16 are many times slower with it. `four_bit` loads
+    the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without it). Turns
+    cuDNN's attention off for the whole process.
     """
-    torch.backends.cuda.enable_cudnn_sdp(
-        False
-    )  # plans anew, for 80 ms, at every length not met before: at each token
+    # cuDNN's attention spends 80 ms on a new plan for every new length, that is, at every token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     base, adapters = follow_source(source)
-    dtype = "auto" if torch.cuda.is_available() else torch.float32
-    bits = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
-    given = dict(quantization_config=bits) if four_bit else {}
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **given)
+    arguments: dict[str, Any] = {"dtype": torch.float32}
+    if torch.cuda.is_available():
+        arguments["dtype"] = "auto"
+    if four_bit:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    model = AutoModelForImageTextToText.from_pretrained(base, **arguments)
     for adapter in (*adapters, *more):
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model
 
 
-def load_processor(source: str | Path):
-    """The processor of a hub id or folder, for images alone: no video is ever shown. ValueError for none."""
-    base = follow_source(source)[0]
+def load_processor(source: str | Path) -> Any:
+    """Load the processor of a hub id or folder, without its video part.
+
+    Bounds the image size by MAX_PIXELS in the Qwen-VL family. Raises ValueError if there is no
+    model at `source`.
+    """
+    base, _ = follow_source(source)
     try:
-        kind = getattr(
-            transformers, PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(base).model_type]
-        )
+        config = AutoConfig.from_pretrained(base)
     except OSError as error:
-        missing = (
-            "is no folder with a model, nor one of the hub that is in its cache or can be reached"
-        )
-        raise ValueError(f"model {base} {missing}: check the name, or fetch it first") from error
-    processor = type("ImageOnlyProcessor", (ImageOnly, kind), {}).from_pretrained(base)
+        raise ValueError(
+            f"Cannot find model {base}: neither a folder with a model, nor a hub model that is "
+            "cached or can be downloaded. Check the name, or download the model first."
+        ) from error
+    stock_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
+    image_only_class: Any = type("ImageOnlyProcessor", (ImageOnly, stock_class), {})
+    processor = image_only_class.from_pretrained(base)
     size = processor.image_processor.size
-    if (
-        "longest_edge" in size
-    ):  # so the Qwen-VL family calls it, and it bounds the area; a true edge is far below it
+    # The Qwen-VL family uses "longest_edge" for the area in pixels. In other families it is the
+    # length of an edge, which is far below MAX_PIXELS.
+    if "longest_edge" in size:
         size["longest_edge"] = min(size["longest_edge"], MAX_PIXELS)
     return processor

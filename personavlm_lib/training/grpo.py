@@ -33,7 +33,7 @@ from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.chat import ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
-from personavlm_lib.models.local import LocalModel, Transcript
+from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript
 from personavlm_lib.models.weights import load_processor, weights_fingerprint
 from personavlm_lib.training.launch import main
 from personavlm_lib.training.sft import (
@@ -159,8 +159,10 @@ class Rollout:
         policy = Policy(
             model=model,
             processor=trainer.processing_class,
-            temperature=self.config["temperature"],
-            repetition_penalty=self.config["repetition_penalty"],
+            settings=GenerationSettings(
+                temperature=self.config["temperature"],
+                repetition_penalty=self.config["repetition_penalty"],
+            ),
         )
         step = trainer.state.global_step
         first_row = trainer.accelerator.process_index * len(questions)
@@ -198,10 +200,10 @@ def _token_columns(transcripts: Sequence[Transcript]) -> dict[str, Any]:
         "injected_images": [],
     }
     for transcript in transcripts:
-        start = transcript.prompt
+        start = transcript.prompt_length
         columns["prompt_ids"].append(transcript.ids[:start])
         columns["completion_ids"].append(transcript.ids[start:])
-        columns["env_mask"].append(transcript.written[start:])
+        columns["env_mask"].append(transcript.generated_mask[start:])
         columns["injected_images"].append(transcript.images)
     return columns
 

@@ -1,4 +1,4 @@
-"""Any vision-language model: what it says in ragged batches and from kept prefixes is what plain `generate` says.
+"""Batches and cached prefixes generate the same as plain `generate`, for any architecture.
 
 Each test runs on Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (see conftest).
 """
@@ -9,24 +9,28 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import LocalModel, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
+
+NO_REUSE = GenerationSettings(reuse_cache=False)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    paths = []
     for n, (height, width) in enumerate([(60, 90), (84, 56), (30, 30)]):
-        pixels = (
-            rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
-            .repeat(6, 0)
-            .repeat(6, 1)
-        )
-        Image.fromarray(pixels).save(folder / f"{n}.png")
-    return [str(folder / f"{n}.png") for n in range(3)]
+        colors = rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
+        pixels = colors.repeat(6, 0).repeat(6, 1)
+        path = folder / f"{n}.png"
+        Image.fromarray(pixels).save(path)
+        paths.append(str(path))
+    return paths
 
 
-def talks(pictures):
-    """Five users, three asks each: ragged, with images in the first, in a later one, in several, and in none."""
+def conversations(pictures):
+    """Five ragged conversations of three requests, with images in the first, in a later one, in
+    several, and in none."""
     one, two, three = pictures
     return [
         [
@@ -57,115 +61,141 @@ def talks(pictures):
     ]
 
 
-def talk(model, asks):
-    transcripts = [model.start() for _ in asks]
-    replies = [
-        model.reply(list(zip(transcripts, step, strict=True))) for step in zip(*asks, strict=True)
-    ]
+def converse(model, conversations):
+    """(transcripts, the replies of each conversation), with one batch per step."""
+    transcripts = [model.start() for _ in conversations]
+    replies = []
+    for requests in zip(*conversations, strict=True):
+        asked = list(zip(transcripts, requests, strict=True))
+        replies.append(model.reply(asked))
     return transcripts, list(zip(*replies, strict=True))
 
 
-def plain(model, messages, images, tokens):
-    """Ids that the processor and `generate` give, without us."""
-    text = model.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    bos = model.processor.tokenizer.bos_token
-    inputs = model.processor(
-        text=[text], images=[images] if images else None, return_tensors="pt",
-        add_special_tokens=not (bos and text.startswith(bos)),
-    )  # fmt: skip
+def plain_generate(model, messages, image_paths, max_tokens):
+    """The ids from the processor and `generate` alone."""
+    processor = model.processor
+    images = [Image.open(path).convert("RGB") for path in image_paths]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    bos = processor.tokenizer.bos_token
+    template_writes_bos = bool(bos and text.startswith(bos))
+    inputs = processor(
+        text=[text],
+        images=[images] if images else None,
+        return_tensors="pt",
+        add_special_tokens=not template_writes_bos,
+    )
     output = model.model.generate(
-        **inputs, do_sample=False, max_new_tokens=tokens, suppress_tokens=model.barred,
-        pad_token_id=model.processor.tokenizer.pad_token_id,
-    )  # fmt: skip
+        **inputs,
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        suppress_tokens=model.forbidden_tokens,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
     return output[0].tolist()
 
 
-def test_ragged_batches_and_kept_prefixes_say_what_each_alone_says_from_scratch(
-    architecture, pictures
-):
-    kept, scratch = LocalModel(architecture), LocalModel(architecture, keep=False)
-    together, replies = talk(kept, talks(pictures))
-    assert len(kept.kept) == 5 and kept.keep
-    assert len({reply.text for row in replies for reply in row}) > 12  # it repeats itself little
-    for asks, transcript, row in zip(talks(pictures), together, replies, strict=True):
-        [alone], [said] = talk(scratch, [asks])
-        assert (alone.ids, alone.written, said) == (transcript.ids, transcript.written, row)
-    assert not scratch.kept
-    del together, transcript
-    assert not kept.kept  # what is kept of a transcript goes with it
+def assert_same_ids(plain_ids, transcript):
+    """Equal, except for the end token that closes a turn that was cut."""
+    assert plain_ids == transcript.ids[: len(plain_ids)]
+    assert len(transcript.ids) <= len(plain_ids) + 1
 
 
-def test_who_shares_a_batch_may_change_between_steps(architecture, pictures):
-    """Some fall out, one comes in, the order is another, and batches are narrower than what is asked."""
-    model, scratch = LocalModel(architecture, width=2), LocalModel(architecture, keep=False)
-    asks = talks(pictures)
-    transcripts = [model.start() for _ in asks]
-    for step, who in enumerate([[0, 1, 2, 3], [3, 0, 2], [4, 2, 3, 1]]):
-        model.reply([(transcripts[n], asks[n][step]) for n in who])
-    for n, steps in enumerate([[0, 1], [0, 2], [0, 1, 2], [0, 1, 2], [2]]):
-        [alone], _ = talk(scratch, [[asks[n][step] for step in steps]])
-        assert alone.ids == transcripts[n].ids
+def test_ragged_batches_with_cached_prefixes_equal_single_rows_from_scratch(architecture, pictures):
+    caching = LocalModel(architecture)
+    scratch = LocalModel(architecture, settings=NO_REUSE)
+    talks = conversations(pictures)
+    transcripts, replies = converse(caching, talks)
+    assert caching.reuse_cache
+    assert len(caching.cached_prefixes) == 5
+    texts = {reply.text for row in replies for reply in row}
+    assert len(texts) > 12  # the model rarely repeats itself
+    for talk, transcript, row in zip(talks, transcripts, replies, strict=True):
+        [alone], [alone_replies] = converse(scratch, [talk])
+        assert alone.ids == transcript.ids
+        assert alone.generated_mask == transcript.generated_mask
+        assert alone_replies == row
+    assert not scratch.cached_prefixes
+    del transcripts, transcript
+    assert not caching.cached_prefixes  # a cached prefix is freed with its transcript
 
 
-def test_a_first_ask_is_the_template_and_plain_generate(architecture, pictures):
+def test_batch_composition_may_change_between_steps(architecture, pictures):
+    """Some conversations leave, one joins, the order changes, and batches are split."""
+    caching = LocalModel(architecture, settings=GenerationSettings(batch_width=2))
+    scratch = LocalModel(architecture, settings=NO_REUSE)
+    talks = conversations(pictures)
+    transcripts = [caching.start() for _ in talks]
+    members_of_steps = [[0, 1, 2, 3], [3, 0, 2], [4, 2, 3, 1]]
+    for step, members in enumerate(members_of_steps):
+        caching.reply([(transcripts[n], talks[n][step]) for n in members])
+    steps_of_talks = [[0, 1], [0, 2], [0, 1, 2], [0, 1, 2], [2]]
+    for talk, steps, transcript in zip(talks, steps_of_talks, transcripts, strict=True):
+        requests = [talk[step] for step in steps]
+        [alone], _ = converse(scratch, [requests])
+        assert alone.ids == transcript.ids
+
+
+def test_first_request_equals_template_and_plain_generate(architecture, pictures):
     model = LocalModel(architecture)
-    firsts = [row[0] for row in talks(pictures)]
-    transcripts, _ = talk(model, [[ask] for ask in firsts])
-    for ask, transcript in zip(firsts, transcripts, strict=True):
-        images = [Image.open(path).convert("RGB") for path in ask.images]
-        ids = plain(
-            model, [{"role": "user", "content": content_parts(ask.text)}], images, ask.max_tokens
-        )
-        assert ids == transcript.ids[: len(ids)] and len(transcript.ids) <= len(ids) + 1
+    requests = [talk[0] for talk in conversations(pictures)]
+    transcripts, _ = converse(model, [[request] for request in requests])
+    for request, transcript in zip(requests, transcripts, strict=True):
+        message = {"role": "user", "content": content_parts(request.text)}
+        ids = plain_generate(model, [message], request.images, request.max_tokens)
+        assert_same_ids(ids, transcript)
 
 
-def test_later_asks_are_the_template_over_the_whole_and_plain_generate(
+def test_later_requests_equal_template_over_the_whole_and_plain_generate(
     architecture, pictures, monkeypatch
 ):
-    """One image in all: LLaVA-OneVision cuts the only image of a text otherwise than one of several."""
-    model, messages = LocalModel(architecture), []
-    lead = (
-        " " if architecture.name.startswith("idefics3") else ""
-    )  # what the model is to write between "Assistant:"
-    asks = [
-        ChatRequest("look <img> now", (pictures[0],), max_tokens=16),
-        ChatRequest("and?", max_tokens=8),
-        ChatRequest("well", max_tokens=9),
+    """With one image, because LLaVA-OneVision splits a single image differently from several."""
+    model = LocalModel(architecture)
+    # The Idefics3 template has a space after "Assistant:", which the model has to write.
+    lead = " " if architecture.name.startswith("idefics3") else ""
+    exchanges = [
+        (ChatRequest("look <img> now", (pictures[0],), max_tokens=16), "it is red."),
+        (ChatRequest("and?", max_tokens=8), "yes"),
     ]
-    transcript, lines = model.start(), ["it is red.", "yes", ""]
-    for ask, line in zip(asks, lines, strict=True):
-        messages.append({"role": "user", "content": content_parts(ask.text)})
-        if line:  # what a random model says is no text; here it says these words
-            said = model.processor.tokenizer(lead + line, add_special_tokens=False)
-            with monkeypatch.context() as patch:
-                new = torch.tensor([[*said.input_ids, model.end]])
-                patch.setattr(
-                    model.model,
-                    "generate",
-                    lambda input_ids, new=new, **_: torch.cat([input_ids, new], 1),
-                )
-                model.reply([(transcript, ask)])
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": line}]})
-    model.reply([(transcript, asks[-1])])
-    ids = plain(model, messages, [Image.open(pictures[0]).convert("RGB")], asks[-1].max_tokens)
-    assert ids == transcript.ids[: len(ids)] and len(transcript.ids) <= len(ids) + 1
+    last = ChatRequest("well", max_tokens=9)
+    transcript = model.start()
+    messages = []
+    for request, line in exchanges:
+        # The random model does not write text, so these lines replace its output.
+        ids = model.processor.tokenizer(lead + line, add_special_tokens=False).input_ids
+        generate = generate_that_writes([*ids, model.end_token])
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model, "generate", generate)
+            model.reply([(transcript, request)])
+        messages.append({"role": "user", "content": content_parts(request.text)})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": line}]})
+    model.reply([(transcript, last)])
+    messages.append({"role": "user", "content": content_parts(last.text)})
+    ids = plain_generate(model, messages, pictures[:1], last.max_tokens)
+    assert_same_ids(ids, transcript)
 
 
-def test_a_text_opens_no_turn_and_promises_no_image_in_any_template(architecture):
+def generate_that_writes(ids):
+    def generate(input_ids, **_):
+        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+    return generate
+
+
+def test_text_cannot_open_a_turn_or_insert_an_image_in_any_template(architecture):
     model = LocalModel(architecture)
-    hostile, plain_ = model.start(), model.start()
-    model.give(
-        hostile, ChatRequest(" ".join(marker for marker in model.markers if marker != "<img>"))
-    )
-    model.give(plain_, ChatRequest("hello"))
+    markers = [marker for marker in model.markers if marker != "<img>"]
+    hostile = model.start()
+    model.append_request(hostile, ChatRequest(" ".join(markers)))
+    plain = model.start()
+    model.append_request(plain, ChatRequest("hello"))
     for token in model.processor.tokenizer.all_special_ids:
-        assert hostile.ids.count(token) == plain_.ids.count(token)
+        assert hostile.ids.count(token) == plain.ids.count(token)
 
 
-def test_tiny_and_huge_images_go_through(architecture, tmp_path):
-    Image.new("RGB", (1, 1), (200, 0, 0)).save(tmp_path / "dot.png")
+def test_single_pixel_image_is_accepted(architecture, tmp_path):
+    path = tmp_path / "dot.png"
+    Image.new("RGB", (1, 1), (200, 0, 0)).save(path)
     model = LocalModel(architecture)
-    [reply] = model.reply(
-        [(model.start(), ChatRequest("<img>", (str(tmp_path / "dot.png"),), max_tokens=2))]
-    )
+    request = ChatRequest("<img>", (str(path),), max_tokens=2)
+    [reply] = model.reply([(model.start(), request)])
     assert reply.tokens_out in (1, 2)

@@ -1,4 +1,4 @@
-"""The server over a local model, asked over real HTTP: the same text as the model gives directly."""
+"""The server over a local model, over real HTTP: the same text as the model itself generates."""
 
 import base64
 import json
@@ -35,126 +35,163 @@ def serving(model):
 
 @pytest.fixture(scope="module")
 def server(model, processor):
-    with serving(LocalModel(model=model, processor=processor, name="tiny")) as server:
+    local = LocalModel(model=model, processor=processor, name="tiny")
+    with serving(local) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
+    paths = []
     for n, color in enumerate(("red", "blue")):
-        render(sample_scene(random.Random(n), [("cup", color)])).save(folder / f"{n}.png")
-    return [str(folder / f"{n}.png") for n in range(2)]
+        scene = sample_scene(random.Random(n), [("cup", color)])
+        path = folder / f"{n}.png"
+        render(scene).save(path)
+        paths.append(str(path))
+    return paths
 
 
-def post(server, **body):
-    """Status and reply of a request to the server."""
-    url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
-    data = json.dumps(
-        {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-        | body
-    )
+def server_url(server, path):
+    return f"http://127.0.0.1:{server.server_port}{path}"
+
+
+def post(server, **changes):
+    """Status and JSON response of a chat completion request."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    data = json.dumps(body | changes).encode()
+    request = urllib.request.Request(server_url(server, "/v1/chat/completions"), data)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data.encode())) as reply:
-            return reply.status, json.load(reply)
+        with urllib.request.urlopen(request) as response:
+            return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
 
 
-def test_the_same_text_and_counts_as_the_kept_model_gives_directly(pictures):
-    """Several steps, with images in the first and in later ones, and side by side. (Of bytes that are no text, which an
-    untrained model may write, a server can only hand on that they are none.)"""
-    steps = [[ChatRequest(f"look at my cup <img> and {n}", (pictures[n % 2],), max_tokens=8),
-              ChatRequest("what color is cup ? <img>", (pictures[1],), max_tokens=6), ChatRequest("answer now", max_tokens=5)]
-             for n in range(3)]  # fmt: skip
+def three_steps(pictures, n):
+    """Requests of one conversation, with images in the first and in a later one."""
+    look = ChatRequest(f"look at my cup <img> and {n}", (pictures[n % 2],), max_tokens=8)
+    color = ChatRequest("what color is cup ? <img>", (pictures[1],), max_tokens=6)
+    return look, color, ChatRequest("answer now", max_tokens=5)
+
+
+def test_server_returns_the_text_and_counts_of_the_published_model(pictures):
+    """Over several steps, with images, in parallel.
+
+    Only with a trained model: an untrained one may write bytes that are not text, which a server
+    can only replace.
+    """
+    conversations = [three_steps(pictures, n) for n in range(3)]
     local = LocalModel(BACKBONE, name="nano")
-    with serving(LocalModel(model=local.model, processor=local.processor, name="nano")) as server:
+    served = LocalModel(model=local.model, processor=local.processor, name="nano")
+    with serving(served) as server:
         remote = open_model(server.source)
-        assert isinstance(remote, EndpointModel) and remote.name == "nano"
-        direct, through = [local.start() for _ in steps], [remote.start() for _ in steps]
-        for asks in zip(*steps, strict=True):
-            expected = [local.reply([pair])[0] for pair in zip(direct, asks, strict=True)]
-            assert remote.reply(list(zip(through, asks, strict=True))) == expected
-    assert (
-        len({transcript[1]["content"] for transcript in through}) > 1
-    )  # the picture and the number tell
+        assert isinstance(remote, EndpointModel)
+        assert remote.name == "nano"
+        local_transcripts = [local.start() for _ in conversations]
+        remote_transcripts = [remote.start() for _ in conversations]
+        for requests in zip(*conversations, strict=True):
+            expected = []
+            for pair in zip(local_transcripts, requests, strict=True):
+                expected += local.reply([pair])
+            replies = remote.reply(list(zip(remote_transcripts, requests, strict=True)))
+            assert replies == expected
+    first_replies = {transcript[1]["content"] for transcript in remote_transcripts}
+    assert len(first_replies) > 1  # they depend on the picture and the number
 
 
-def test_requests_that_come_together_share_a_batch(server, monkeypatch):
-    sizes, reply = [], server.model.reply
-    monkeypatch.setattr(
-        server.model, "reply", lambda asked: sizes.append(len(asked)) or reply(asked)
-    )
+def test_simultaneous_requests_share_a_batch(server, monkeypatch):
+    batch_sizes = []
+    reply = server.model.reply
+
+    def spy(asked):
+        batch_sizes.append(len(asked))
+        return reply(asked)
+
+    monkeypatch.setattr(server.model, "reply", spy)
     with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(lambda n: post(server, temperature=n % 2), range(8)))
-    assert {status for status, _ in replies} == {200} and sum(sizes) == 8 and len(sizes) < 8
+        responses = list(pool.map(lambda n: post(server, temperature=n % 2), range(8)))
+    assert {status for status, _ in responses} == {200}
+    assert sum(batch_sizes) == 8
+    assert len(batch_sizes) < 8
 
 
-def test_a_system_message_counts_and_the_end_has_its_reason(server):
-    said = [{"role": "system", "content": "my drink is tea"}, {"role": "user", "content": "hello"}]
-    _, plain = post(server)
-    _, told = post(server, messages=said)
-    assert plain["usage"]["prompt_tokens"] != told["usage"]["prompt_tokens"]
-    assert (
-        plain["choices"][0]["finish_reason"] == "length"
-        and plain["usage"]["completion_tokens"] == 4
-    )
-    ended = post(server, max_tokens=400)[1]
-    assert (
-        ended["choices"][0]["finish_reason"] == "stop" or ended["usage"]["completion_tokens"] == 400
-    )
+def test_system_message_is_part_of_the_prompt(server):
+    user = {"role": "user", "content": "hello"}
+    system = {"role": "system", "content": "my drink is tea"}
+    _, without = post(server, messages=[user])
+    _, with_system = post(server, messages=[system, user])
+    assert without["usage"]["prompt_tokens"] != with_system["usage"]["prompt_tokens"]
 
 
-def image_url(data):
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data}}]}]
+def test_finish_reason_says_whether_the_reply_was_cut(server):
+    _, cut = post(server)
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert cut["usage"]["completion_tokens"] == 4
+    _, ended = post(server, max_tokens=400)
+    reason = ended["choices"][0]["finish_reason"]
+    assert reason == "stop" or ended["usage"]["completion_tokens"] == 400
+
+
+def image_message(url):
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return [{"role": "user", "content": [part]}]
+
+
+NOT_AN_IMAGE = "data:image/png;base64,bm9uZQ=="
+ASSISTANT_FIRST = [{"role": "assistant", "content": "a"}]
+NO_CONTENT = [{"role": "user"}]
+AUDIO = [{"role": "user", "content": [{"type": "audio"}]}]
 
 
 @pytest.mark.parametrize(
-    "body, status, reason",
+    ("changes", "status", "reason"),
     [
-        (dict(stream=True), 400, "stream"), (dict(tools=[{}]), 400, "tools"), (dict(model="other"), 404, "'other'"),
-        (dict(max_completion_tokens=-1), 400, "max_completion_tokens"), (dict(temperature="hot"), 400, "temperature"),
-        (dict(messages="hello"), 400, "messages"), (dict(messages=[]), 400, "take turns"),
-        (dict(messages=[{"role": "assistant", "content": "a"}]), 400, "take turns"),
-        (dict(messages=[{"role": "user"}]), 400, "'content'"),
-        (dict(messages=[{"role": "user", "content": [{"type": "audio"}]}]), 400, "'image_url'"),
-        (dict(messages=image_url("https://example.org/a.png")), 400, "data:image/"),
-        (dict(messages=image_url("data:image/png;base64,bm9uZQ==")), 400, "messages.0.image.0 cannot be read"),
+        (dict(stream=True), 400, "stream"),
+        (dict(tools=[{}]), 400, "tools"),
+        (dict(model="other"), 404, "'other'"),
+        (dict(max_completion_tokens=-1), 400, "max_completion_tokens"),
+        (dict(temperature="hot"), 400, "temperature"),
+        (dict(messages="hello"), 400, "messages"),
+        (dict(messages=[]), 400, "must take turns"),
+        (dict(messages=ASSISTANT_FIRST), 400, "must take turns"),
+        (dict(messages=NO_CONTENT), 400, "'content'"),
+        (dict(messages=AUDIO), 400, "'image_url'"),
+        (dict(messages=image_message("https://example.org/a.png")), 400, "data:image/"),
+        (dict(messages=image_message(NOT_AN_IMAGE)), 400, "messages.0.image.0 cannot be read"),
     ],
-)  # fmt: skip
-def test_a_bad_request_is_told_why_and_the_server_goes_on(server, body, status, reason):
-    code, reply = post(server, **body)
-    assert code == status and reason in reply["error"]["message"]
-    assert post(server)[0] == 200
+)
+def test_bad_request_gets_a_reason_and_the_server_continues(server, changes, status, reason):
+    code, response = post(server, **changes)
+    assert code == status
+    assert reason in response["error"]["message"]
+    code, _ = post(server)
+    assert code == 200
 
 
-def test_a_jpeg_is_seen(server):
+def test_jpeg_image_is_accepted(server):
     file = BytesIO()
     Image.new("RGB", (300, 200), "red").save(file, "jpeg")
-    assert (
-        post(
-            server,
-            messages=image_url(
-                f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-            ),
-        )[0]
-        == 200
-    )
+    data = base64.b64encode(file.getvalue()).decode()
+    status, _ = post(server, messages=image_message(f"data:image/jpeg;base64,{data}"))
+    assert status == 200
 
 
-def test_models_are_listed_and_nothing_else_is_here(server):
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/v1/models") as reply:
-        assert [entry["id"] for entry in json.load(reply)["data"]] == ["tiny"]
+def test_models_are_listed_and_other_paths_are_not_found(server):
+    with urllib.request.urlopen(server_url(server, "/v1/models")) as response:
+        models = json.load(response)["data"]
+    assert [model["id"] for model in models] == ["tiny"]
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+        urllib.request.urlopen(server_url(server, "/"))
 
 
-def test_a_port_in_use_is_said_in_one_line(server, checkpoint, capsys):
-    assert main(["serve", "--model", str(checkpoint), "--port", str(server.server_port)]) == 1
-    assert f"port {server.server_port} of 127.0.0.1 is not to be had" in capsys.readouterr().err
+def test_port_in_use_is_reported_in_one_line(server, checkpoint, capsys):
+    port = str(server.server_port)
+    assert main(["serve", "--model", str(checkpoint), "--port", port]) == 1
+    assert f"port {port} of 127.0.0.1 is in use" in capsys.readouterr().err
 
 
-def test_a_profile_may_name_a_server_or_a_stage(server, tmp_path, monkeypatch, checkpoint):
+def test_profile_may_name_a_server_or_a_stage(server, tmp_path, monkeypatch, checkpoint):
     assert model_source("any", server.source) == server.source
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
     with pytest.raises(FileNotFoundError):

@@ -198,7 +198,7 @@ def test_rerun_resumes_after_the_server_and_the_computer_died(served, plans, tmp
 
 
 @pytest.mark.parametrize(
-    "answer, kind", [(b"<html>", "nonsense"), (1.5, "timeout"), (500, "request refused")]
+    "answer, kind", [(b"<html>", "invalid response"), (1.5, "timeout"), (500, "request refused")]
 )
 def test_failing_server_is_reported_with_counts(served, plans, tmp_path, answer, kind):
     with served(lambda body: answer) as (source, _):

@@ -1,4 +1,4 @@
-"""The measurement of inference runs, small, and its rows say what they are; how fast depends on the machine."""
+"""speed/inference.py runs on a tiny model and describes its rows; speed depends on the machine."""
 
 import json
 import subprocess
@@ -6,41 +6,26 @@ import sys
 
 from personavlm_lib.study.profiles import ROOT
 
+ARGUMENTS = "--size tiny --contexts 40 --batches 2 --users 4 --decode 4 --repeats 1".split()
 
-def test_a_tiny_model_is_measured_in_every_way(tmp_path):
-    out = tmp_path / "gpu" / "inference.json"
-    command = [
-        sys.executable,
-        str(ROOT / "speed" / "inference.py"),
-        "--size",
-        "tiny",
-        "--contexts",
-        "40",
-    ]
-    command += [
-        "--batches",
-        "2",
-        "--users",
-        "4",
-        "--decode",
-        "4",
-        "--repeats",
-        "1",
-        "--json",
-        str(out),
-    ]
+
+def assert_gain(row, slow, fast):
+    gain = row[slow] / row[fast]
+    assert abs(row["gain"] - gain) < 0.05 * row["gain"]
+
+
+def test_every_measurement_runs_on_a_tiny_model(tmp_path):
+    file = tmp_path / "gpu" / "inference.json"
+    script = str(ROOT / "speed" / "inference.py")
+    command = [sys.executable, script, *ARGUMENTS, "--json", str(file)]
     subprocess.run(command, check=True, cwd=tmp_path)
-    told = json.loads(out.read_text())
-    rows = {(row["what"], row["batch"]): row for row in told["rows"]}
+    results = json.loads(file.read_text())
+    rows = {(row["what"], row["batch"]): row for row in results["rows"]}
     assert list(rows) == [("users", 4), ("prefix", 2), ("speed", 1), ("speed", 2)]
-    assert rows["speed", 2]["prefill_per_s"] > 0 and rows["speed", 2]["decode_per_s"] > 0
-    for kind, (slow, fast) in {
-        "users": ("apart_s", "together_s"),
-        "prefix": ("scratch_s", "kept_s"),
-    }.items():
-        row = next(row for row in told["rows"] if row["what"] == kind)
-        assert abs(row["gain"] - row[slow] / row[fast]) < 0.05 * row["gain"]
-    assert (
-        told["about"]["parameters"] > 0
-        and out.with_suffix(".csv").read_text().count("\n") == len(rows) + 1
-    )
+    assert rows["speed", 2]["prefill_per_s"] > 0
+    assert rows["speed", 2]["decode_per_s"] > 0
+    assert_gain(rows["users", 4], slow="apart_s", fast="together_s")
+    assert_gain(rows["prefix", 2], slow="scratch_s", fast="kept_s")
+    assert results["about"]["parameters"] > 0
+    csv_lines = file.with_suffix(".csv").read_text().count("\n")
+    assert csv_lines == len(rows) + 1

@@ -48,7 +48,7 @@ def test_rows_are_tokenized_as_the_agent_tokenizes_its_requests(processor, model
     row = backbone_drills.conversation(random.Random(0), 6, 2, False, False)
     local = LocalModel(model=model, processor=processor)
     transcript = local.start()
-    local.give(transcript, ChatRequest(row.messages[0][1]))
+    local.append_request(transcript, ChatRequest(row.messages[0][1]))
     assert encode(row, processor)["ids"][: len(transcript.ids)] == transcript.ids
 
 

@@ -154,7 +154,7 @@ def _plain_logps(local, transcript, temperature):
     """Log-probabilities of a completion's tokens: one row, no padding, no trainer."""
     logits = local.model(**local._batch([transcript])).logits[0, :-1] / temperature
     chosen = torch.tensor(transcript.ids[1:])
-    return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt - 1 :, 0]
+    return logits.log_softmax(-1).gather(-1, chosen[:, None])[transcript.prompt_length - 1 :, 0]
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,16 @@ def test_trainer_scores_what_the_model_saw_and_wrote(
         prompts = [row["prompt"] for row in scored.rows]
         template_ids = scored.trainer._tokenize_prompts(prompts)[0]
         for n, transcript in enumerate(scored.transcripts):
-            start = transcript.prompt
+            start = transcript.prompt_length
             prompt_ids = batch["prompt_ids"][n][batch["prompt_mask"][n].bool()].tolist()
             assert prompt_ids == template_ids[n] == transcript.ids[:start]
             completion = batch["completion_mask"][n].bool()
             assert batch["completion_ids"][n][completion].tolist() == transcript.ids[start:]
-            assert batch["tool_mask"][n][completion].tolist() == transcript.written[start:]
+            assert batch["tool_mask"][n][completion].tolist() == transcript.generated_mask[start:]
             torch.testing.assert_close(
                 scored.trainer_logps[n][completion], scored.plain_logps[n], atol=1e-4, rtol=0
             )
-            assert (0 in transcript.written[start:]) == (n in searches)
+            assert (0 in transcript.generated_mask[start:]) == (n in searches)
             assert bool(transcript.images) or searches.get(n) != "picture"
     pictured = [bool(transcript.images) for transcript in scored_batches[0].transcripts]
     assert any(pictured) == bool(searches) and not all(pictured)
