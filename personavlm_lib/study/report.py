@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from personavlm_lib.evaluation import audit
 from personavlm_lib.evaluation.claims import (
-    NEUTRAL,
+    INITIAL_SCORE,
     ClaimResult,
     Evidence,
     evaluate_claims,
@@ -164,7 +164,7 @@ def summarize(run: str, evidence: Evidence) -> dict:
     for source, rows in (
         last_profiles(evidence.personality).groupby("source") if len(evidence.personality) else ()
     ):
-        errors = {"final": rows, "neutral": rows.assign(estimated=NEUTRAL)}
+        errors = {"final": rows, "neutral": rows.assign(estimated=INITIAL_SCORE)}
         errors = {name: mean_absolute_error_interval(frame) for name, frame in errors.items()}
         summary["personality_error"][source] = {
             name: {"n": e.n, "mean": e.mean, "low": e.low, "high": e.high}
