@@ -220,8 +220,9 @@ def skills(
     for name in model:
         of, _, stage = name.rpartition("/")
         source = require(of, stage) / "model" if stage in STAGES else name
-        asked = LocalModel(source), questions, seed, given, recognizer, not shown, again
-        values.append(skills.measure_skills(*asked).assign(model=name))
+        suite = skills.SkillSettings(questions, seed, given, recognizer, retrieving=not shown)
+        measured = skills.measure_skills(LocalModel(source), suite, again)
+        values.append(measured.assign(model=name))
     tables = [
         skills.skill_table(part).assign(model=name)
         for name, part in zip(model, values, strict=True)

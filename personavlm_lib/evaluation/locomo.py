@@ -6,6 +6,7 @@ The units of retrieval are turns. No setting is tuned on the conversations, and 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -50,7 +51,11 @@ def _conversation_recalls(conversation: Conversation, retriever: Retriever) -> l
             results = retriever.rank_turns(view, probe.question, max(CUTS), by_time=False)
             ranked = [turn.index for turn in results]
             evidence = set(probe.evidence)
-            row = dict(user=conversation.user, category=probe.category, question=probe.question)
+            row: dict[str, Any] = {
+                "user": conversation.user,
+                "category": probe.category,
+                "question": probe.question,
+            }
             for k in CUTS:
                 hits = evidence.intersection(ranked[:k])
                 row[f"recall@{k}"] = len(hits) / len(probe.evidence)
