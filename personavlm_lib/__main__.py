@@ -237,9 +237,10 @@ def skills(
     tables = []
     for name in model:
         opened = LocalModel(_model_source(name))
-        measured = skills.measure_skills(
-            opened, questions, seed, prompt_set, recognizer, retrieving, again
+        settings = skills.SkillSettings(
+            questions, seed, prompt_set, recognizer, retrieving=retrieving
         )
+        measured = skills.measure_skills(opened, settings, again)
         measured = measured.assign(model=name)
         values.append(measured)
         tables.append(skills.skill_table(measured).assign(model=name))

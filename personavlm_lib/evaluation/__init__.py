@@ -1,1 +1,1 @@
-"""How answers are scored: records, intervals and paired tests, the paper's claims, the audit of its numbers."""
+"""Scoring of answers: records, intervals, paired tests, the paper's claims and the audit."""

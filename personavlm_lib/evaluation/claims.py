@@ -1,13 +1,20 @@
-"""The paper's claims that a run can test, each with the number that tests it and a verdict from its interval alone.
+"""The paper's claims that a run can test, each with our number and a verdict.
 
-Every claim is turned so that a positive difference is the paper's side. `agrees`: the 95% interval lies above zero;
-`disagrees`: it lies below; `undecided`: it holds zero, or there are too few users to say. A claim whose conditions are
-not in the run is `not measured`; nothing is guessed for it. Claims on understanding count multiple-choice questions, as
-the overall score of Tables 1 and 8 does; alignment questions have their own claim.
+Every claim is stated so that a positive difference supports the paper. The verdict follows from the
+95% interval alone:
+
+- `agrees`: the interval lies above zero.
+- `disagrees`: the interval lies below zero.
+- `undecided`: the interval contains zero, or there are too few users for an interval.
+- `not measured`: the run lacks the conditions that the claim compares.
+
+Claims on understanding use multiple-choice questions, like the overall score of Tables 1 and 8.
+Alignment questions have their own claim.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 
 import pandas as pd
@@ -19,19 +26,19 @@ from personavlm_lib.evaluation.statistics import (
     paired_difference,
 )
 
-NEUTRAL = (
-    3.0  # the middle of the 1..5 scale: where a personality starts (the paper leaves p0 unsaid)
-)
+# Every personality starts at the middle of the 1..5 scale; the paper does not give p_0.
+INITIAL_SCORE = 3.0
 VERDICTS = ("agrees", "disagrees", "undecided", "not measured")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run left on disk; an empty frame where a file is missing.
+    """The results of a run; an empty frame stands for a missing file.
 
-    records: as `AnswerRecord`, of 05_evaluate and 06_ablations together. sft_metrics, grpo_metrics: a row per logged
-    step. personality: user, turn, time, trait, true, estimated, source ("gold" | "own"). stages: stage,
-    wall_seconds, peak_memory_gib.
+    records: the rows of 05_evaluate and 06_ablations, columns as in `AnswerRecord`.
+    sft_metrics, grpo_metrics: one row per logged step.
+    personality: user, turn, time, trait, true, estimated, source ("gold" | "own").
+    stages: stage, wall_seconds, peak_memory_gib.
     """
 
     records: pd.DataFrame
@@ -41,15 +48,21 @@ class Evidence:
     stages: pd.DataFrame
 
 
+Measure = Callable[[Evidence], Interval | None]
+
+
 @dataclass(frozen=True)
 class Claim:
-    """One claim: `measure` returns our difference in `unit`, or None where the run holds nothing to measure it with."""
+    """One claim of the paper.
+
+    `measure` returns our difference in `unit`, or None if the run has no data for it.
+    """
 
     id: str
     sentence: str
     paper: str
-    unit: str  # "points" (of accuracy, in percent) | "reward" | "scale" (of the 1..5 personality scale)
-    measure: Callable[[Evidence], Interval | None]
+    unit: str  # "points" (percentage points) | "reward" | "scale" (1..5, of the personality)
+    measure: Measure
 
 
 @dataclass(frozen=True)
@@ -70,162 +83,187 @@ def verdict(ours: Interval | None) -> str:
         return "not measured"
     if isnan(ours.low) or ours.low <= 0 <= ours.high:
         return "undecided"
-    return "agrees" if ours.low > 0 else "disagrees"
+    if ours.low > 0:
+        return "agrees"
+    return "disagrees"
 
 
-def _points(a: str, b: str, kind: str = "choice") -> Callable[[Evidence], Interval | None]:
-    """Accuracy of condition `a` minus that of `b` on the same questions, in percentage points."""
-
-    def measure(evidence: Evidence) -> Interval | None:
-        records = evidence.records
-        if records.empty:
-            return None
-        records = records[records["kind"] == kind]
-        if not {a, b} <= set(records["condition"]):
-            return None
-        found = paired_difference(records, a, b)
-        return Interval(100 * found.mean, 100 * found.low, 100 * found.high, found.n, found.p)
-
-    return measure
+def _accuracy_gain(evidence: Evidence, a: str, b: str, kind: str = "choice") -> Interval | None:
+    """Accuracy of condition `a` minus condition `b` on the same questions, in percentage points."""
+    records = evidence.records
+    if records.empty:
+        return None
+    records = records[records["kind"] == kind]
+    measured = set(records["condition"])
+    if a not in measured or b not in measured:
+        return None
+    share = paired_difference(records, a, b)
+    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n, share.p)
 
 
 def _reward_gain(evidence: Evidence) -> Interval | None:
-    """Mean reward over the last fifth of the logged GRPO steps minus that over the first."""
+    """Mean reward over the last fifth of the logged GRPO steps minus the first fifth."""
     if "reward" not in evidence.grpo_metrics:
         return None
-    rewards = evidence.grpo_metrics.sort_values("step")["reward"].dropna().to_numpy()
+    steps = evidence.grpo_metrics.sort_values("step")
+    rewards = steps["reward"].dropna().to_numpy()
+    if len(rewards) < 2:
+        return None
     fifth = max(1, len(rewards) // 5)
-    return difference_of_means(rewards[-fifth:], rewards[:fifth]) if len(rewards) >= 2 else None
+    return difference_of_means(rewards[-fifth:], rewards[:fifth])
 
 
 def last_profiles(personality: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each user's last turn, per source: the profile that PEM ends with."""
-    last = personality.groupby(["source", "user"])["turn"].transform("max")
-    return personality[personality["turn"] == last]
+    """The final profile: the rows of each user's last turn, per source."""
+    turns = personality.groupby(["source", "user"])["turn"]
+    last_turn = turns.transform("max")
+    return personality[personality["turn"] == last_turn]
 
 
-def _nearer(source: str) -> Callable[[Evidence], Interval | None]:
-    """How much nearer to the true traits the last profile is than the neutral one: error saved, mean over traits."""
-
-    def measure(evidence: Evidence) -> Interval | None:
-        if evidence.personality.empty:
-            return None
-        last = last_profiles(evidence.personality)
-        last = last[last["source"] == source]
-        if last.empty:
-            return None
-        saved = (last["true"] - NEUTRAL).abs() - (last["estimated"] - last["true"]).abs()
-        return cluster_bootstrap(last.assign(saved=saved), "saved")
-
-    return measure
+def _error_reduction(evidence: Evidence, source: str) -> Interval | None:
+    """Absolute error of the initial profile minus that of the final one, mean over traits."""
+    if evidence.personality.empty:
+        return None
+    last = last_profiles(evidence.personality)
+    last = last[last["source"] == source]
+    if last.empty:
+        return None
+    initial_error = (last["true"] - INITIAL_SCORE).abs()
+    final_error = (last["estimated"] - last["true"]).abs()
+    return cluster_bootstrap(last.assign(saved=initial_error - final_error), "saved")
 
 
-PARTS = {  # what is taken away -> what the paper's full agent gains over that (Table 8)
-    "core": "+1.68 (32k), +0.66 (128k)",
-    "procedural": "+1.15 (32k), +1.66 (128k)",
-    "semantic": "+1.77 (32k), +1.11 (128k)",
-    "reasoning": "+2.75 (32k), +3.73 (128k)",
-}
+def _accuracy_claim(
+    id: str, sentence: str, paper: str, a: str, b: str, kind: str = "choice"
+) -> Claim:
+    """A claim that condition `a` answers better than condition `b`."""
+    measure = partial(_accuracy_gain, a=a, b=b, kind=kind)
+    return Claim(id, sentence, paper, "points", measure)
+
+
 _NO_FLOOR = "no floor without memory printed; PersonaVLM {} against 25.0 by chance (Tables 1 and 4)"
 
 CLAIMS = (
-    Claim(
+    _accuracy_claim(
         "C1",
         "PersonaVLM after RL, on the memory it wrote itself, answers better than without memory.",
         _NO_FLOOR.format("71.48 (32k), 71.05 (128k)"),
-        "points",
-        _points("rl_own", "no_memory"),
+        "rl_own",
+        "no_memory",
     ),
-    Claim(
+    _accuracy_claim(
         "C2",
         "PersonaVLM after SFT, on the memory it wrote itself, answers better than without memory.",
         _NO_FLOOR.format("(SFT) 64.84 (32k), 67.18 (128k)"),
-        "points",
-        _points("sft_own", "no_memory"),
+        "sft_own",
+        "no_memory",
     ),
-    Claim(
+    _accuracy_claim(
         "C2g",
         "PersonaVLM after SFT, on gold memory, answers better than without memory.",
         "the same numbers; gold memory is not in the paper",
-        "points",
-        _points("sft_gold", "no_memory"),
+        "sft_gold",
+        "no_memory",
     ),
-    Claim(
+    _accuracy_claim(
         "C3",
-        "RL improves on SFT, both on the memory they wrote themselves.",
+        "RL improves on SFT when each reads the memory it wrote itself.",
         "+6.64 (32k), +3.87 (128k) (Table 1)",
-        "points",
-        _points("rl_own", "sft_own"),
+        "rl_own",
+        "sft_own",
     ),
-    Claim(
+    _accuracy_claim(
         "C4",
         "RL improves on SFT when both read gold memory.",
         "+6.64 (32k), +3.87 (128k) on own memory (Table 1)",
-        "points",
-        _points("rl_gold", "sft_gold"),
+        "rl_gold",
+        "sft_gold",
     ),
     Claim(
         "C5",
-        "GRPO ends with a higher mean reward than it starts with (last fifth of the steps against the first).",
+        "GRPO ends with a higher mean reward than it starts with "
+        "(last fifth of the steps against the first).",
         "no reward printed (Section 3.2, Eq. 3)",
         "reward",
         _reward_gain,
     ),
-    Claim(
+    # C6 and its variants: the gain of the full agent over the agent without one part (Table 8).
+    _accuracy_claim(
         "C6",
         "Without episodic memory the answers are worse.",
         "+12.41 (32k), +5.19 (128k) with it (Table 8)",
-        "points",
-        _points("rl_gold", "rl_gold_wo_episodic"),
+        "rl_gold",
+        "rl_gold_wo_episodic",
     ),
-    *(
-        Claim(
-            f"C6{kind[0]}",
-            f"Without {kind} {'memory' if kind != 'reasoning' else 'over several rounds'} the answers are worse.",
-            f"{paper} with it (Table 8)",
-            "points",
-            _points("rl_gold", f"rl_gold_wo_{kind}"),
-        )
-        for kind, paper in PARTS.items()
+    _accuracy_claim(
+        "C6c",
+        "Without core memory the answers are worse.",
+        "+1.68 (32k), +0.66 (128k) with it (Table 8)",
+        "rl_gold",
+        "rl_gold_wo_core",
+    ),
+    _accuracy_claim(
+        "C6p",
+        "Without procedural memory the answers are worse.",
+        "+1.15 (32k), +1.66 (128k) with it (Table 8)",
+        "rl_gold",
+        "rl_gold_wo_procedural",
+    ),
+    _accuracy_claim(
+        "C6s",
+        "Without semantic memory the answers are worse.",
+        "+1.77 (32k), +1.11 (128k) with it (Table 8)",
+        "rl_gold",
+        "rl_gold_wo_semantic",
+    ),
+    _accuracy_claim(
+        "C6r",
+        "Without reasoning over several rounds the answers are worse.",
+        "+2.75 (32k), +3.73 (128k) with it (Table 8)",
+        "rl_gold",
+        "rl_gold_wo_reasoning",
     ),
     Claim(
         "C7",
-        "PEM, on the model's own readings, ends nearer to the true personality than the neutral start.",
+        "PEM, on the model's own readings, ends closer to the true personality "
+        "than the neutral start.",
         "curves only, ten users (Fig. 14)",
         "scale",
-        _nearer("own"),
+        partial(_error_reduction, source="own"),
     ),
     Claim(
         "C7g",
-        "PEM, on the true reading of each turn, ends nearer to the true personality than the neutral start.",
+        "PEM, on the true reading of each turn, ends closer to the true personality "
+        "than the neutral start.",
         "curves only, ten users (Fig. 14)",
         "scale",
-        _nearer("gold"),
+        partial(_error_reduction, source="gold"),
     ),
-    Claim(
+    _accuracy_claim(
         "C8",
         "PersonaVLM beats the backbone that sees the five most similar turns.",
         "+10.28 (32k), +12.04 (128k) (Table 1)",
-        "points",
-        _points("rl_own", "backbone_rag5"),
+        "rl_own",
+        "backbone_rag5",
     ),
-    Claim(
+    _accuracy_claim(
         "C8f",
         "PersonaVLM beats the backbone that sees all turns.",
         "+6.64 (32k), +16.57 (128k) (from Table 1)",
-        "points",
-        _points("rl_own", "backbone_full"),
+        "rl_own",
+        "backbone_full",
     ),
-    Claim(
+    _accuracy_claim(
         "C9",
-        "With the personality profile, alignment is judged better than without.",
+        "Alignment is judged better with the personality profile than without it.",
         "+4.0 on P-SOUPS (Table 9)",
-        "points",
-        _points("rl_gold", "rl_gold_wo_pem", kind="alignment"),
+        "rl_gold",
+        "rl_gold_wo_pem",
+        kind="alignment",
     ),
 )
 
 
 def evaluate_claims(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> list[ClaimResult]:
-    """Our number for every claim."""
+    """Measure every claim."""
     return [ClaimResult(claim, claim.measure(evidence)) for claim in claims]

@@ -1,4 +1,7 @@
-"""Conditions: which model answers, from which memory, with what taken away. All of them ask the same agent."""
+"""Conditions: which model answers, from which memory, and with which parts taken away.
+
+Every condition runs the same agent.
+"""
 
 import random
 import shutil
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
@@ -21,18 +25,25 @@ from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import ConceptRecognizer
-from personavlm_lib.models.chat import ChatModel
+from personavlm_lib.models.chat import ChatModel, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 
 ALL_TYPES = ("core", "semantic", "episodic", "procedural")
+MAX_EVIDENCE_TURNS = 8  # turns that the condition `gold_evidence` shows at most
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`model` is a name in the models at hand, "oracle" or "chance". `memory` is "gold", "own", "none" (an empty
-    memory, no retrieval) or "context" (raw turns before the model's eyes, chosen by `context`: "evidence", "rag5",
-    "bm25" or "full", no retrieval). `without` names memory types that are taken away, or "reasoning": then memories
-    are found by the question's own words, once. `wording` is that of the dialogues (see `world/tellers.py`)."""
+    """A way to answer the questions.
+
+    model: a name in the models of the run, "oracle" or "chance".
+    memory: "gold", "own", "none" (an empty memory, no retrieval) or "context" (raw turns in the
+        prompt, no retrieval).
+    context: which raw turns "context" shows: "evidence", "rag5", "bm25" or "full".
+    without: memory types to remove. "reasoning" stands for a single retrieval by the words of the
+        question.
+    wording: the wording of the dialogues (see `simulation/dialogue.py`).
+    """
 
     name: str
     model: str
@@ -43,34 +54,58 @@ class Condition:
 
     @property
     def writer(self) -> str:
-        """Whose memory is read, as a folder's name: "gold" or the model's, for other dialogues with their wording."""
-        name = self.model if self.memory == "own" else "gold"
-        return name if self.wording == "canonical" else f"{name}_{self.wording}"
+        """Folder name of the memory that is read.
+
+        It is "gold" or the name of the model, followed by the wording if that is not canonical.
+        """
+        writer = self.model if self.memory == "own" else "gold"
+        if self.wording == "canonical":
+            return writer
+        return f"{writer}_{self.wording}"
 
 
-CONDITIONS = {
-    c.name: c
-    for c in (
-        Condition("chance", "chance", "none"),
-        Condition("no_memory", "rl", "none"),
-        Condition("backbone_rag5", "backbone", "context", "rag5"),
-        Condition("backbone_bm25", "backbone", "context", "bm25"),
-        Condition("backbone_full", "backbone", "context", "full"),
-        Condition("gold_evidence", "backbone", "context", "evidence"),
-        Condition("sft_gold", "sft", "gold"),
-        Condition("sft_own", "sft", "own"),
-        Condition("rl_gold", "rl", "gold"),
-        Condition("rl_own", "rl", "own"),
-        Condition("rl_own_paraphrased", "rl", "own", wording="paraphrased"),
-        Condition(
-            "backbone_rag5_paraphrased", "backbone", "context", "rag5", wording="paraphrased"
-        ),
-        Condition("oracle", "oracle", "gold"),
-        *(Condition(f"rl_gold_wo_{kind}", "rl", "gold", without=(kind,)) for kind in ALL_TYPES),
-        Condition("rl_gold_wo_reasoning", "rl", "gold", without=("reasoning",)),
-        Condition("rl_gold_wo_pem", "rl", "gold", without=("personality",)),
-    )
-}
+_CONDITIONS = (
+    Condition("chance", "chance", "none"),
+    Condition("no_memory", "rl", "none"),
+    Condition("backbone_rag5", "backbone", "context", "rag5"),
+    Condition("backbone_bm25", "backbone", "context", "bm25"),
+    Condition("backbone_full", "backbone", "context", "full"),
+    Condition("gold_evidence", "backbone", "context", "evidence"),
+    Condition("sft_gold", "sft", "gold"),
+    Condition("sft_own", "sft", "own"),
+    Condition("rl_gold", "rl", "gold"),
+    Condition("rl_own", "rl", "own"),
+    Condition("rl_own_paraphrased", "rl", "own", wording="paraphrased"),
+    Condition("backbone_rag5_paraphrased", "backbone", "context", "rag5", wording="paraphrased"),
+    Condition("oracle", "oracle", "gold"),
+    Condition("rl_gold_wo_core", "rl", "gold", without=("core",)),
+    Condition("rl_gold_wo_semantic", "rl", "gold", without=("semantic",)),
+    Condition("rl_gold_wo_episodic", "rl", "gold", without=("episodic",)),
+    Condition("rl_gold_wo_procedural", "rl", "gold", without=("procedural",)),
+    Condition("rl_gold_wo_reasoning", "rl", "gold", without=("reasoning",)),
+    Condition("rl_gold_wo_pem", "rl", "gold", without=("personality",)),
+)
+CONDITIONS = {condition.name: condition for condition in _CONDITIONS}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What all conditions of an evaluation share.
+
+    labels: the record fields that are equal for all answers (run, benchmark, seed,
+        prompt_set_hash).
+    encoder: of memories; None for the default of `MemoryStore`.
+    recognizer: crops visual concepts when memories are written; None keeps whole images.
+    width: number of trajectories that run side by side.
+    max_tokens: upper limit of one generation.
+    """
+
+    labels: dict[str, Any]
+    prompts: PromptSet = NANO
+    encoder: Encoder | None = None
+    recognizer: ConceptRecognizer | None = None
+    width: int = 48
+    max_tokens: int = 256
 
 
 def write_memories(
@@ -78,49 +113,46 @@ def write_memories(
     folder: Path,
     model: ChatModel,
     name: str,
-    recognizer: ConceptRecognizer | None,
-    width: int,
     key: str,
-    prompts: PromptSet = NANO,
-    encoder: Encoder | None = None,
+    settings: EvaluationSettings,
 ) -> None:
-    """Every user's memory as `model` writes it, `width` users side by side, in `folder`/<user>.
+    """Let `model` write the memory of every user into `folder`/<user>.
 
-    Those that are there, whole and of the same `key`, are kept. Who were side by side stay so: what a model writes
-    depends, in its last digits, on what shares its batch.
+    `settings.width` users form a group and run side by side. A group is reused if all its memories
+    are complete and have the same `key`; otherwise all of them are rewritten, because the last
+    digits of what a model computes depend on the other members of its batch.
     """
-    for group in (lives[start : start + width] for start in range(0, len(lives), width)):
-        if all([reuse_or_clear(folder / life.user, key) for life in group]):
+    width = settings.width
+    for start in range(0, len(lives), width):
+        group = lives[start : start + width]
+        finished = [reuse_or_clear(folder / life.user, key) for life in group]
+        if all(finished):
             continue
         for life in group:
             shutil.rmtree(folder / life.user, ignore_errors=True)
-        stores = [MemoryStore(folder / life.user, encoder) for life in group]
-        pairs = zip(stores, group, strict=True)
-        trajectories = [
-            replay_conversation(store, list(life.turns), prompts, recognizer, name)
-            for store, life in pairs
-        ]
-        with ExitStack() as whole:  # one transaction a user, not one a turn
-            for store in stores:
-                whole.enter_context(store.transaction())
-            run_trajectories(trajectories, model, width)
-        for store in stores:
-            store.close()
-            mark_finished(store.folder, key)
+        _write_group(group, folder, model, name, settings)
+        for life in group:
+            mark_finished(folder / life.user, key)
 
 
-def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:
-    """The raw turns that a condition puts before the model; None leaves it to the agent (the last 60 minutes)."""
-    if condition.context == "evidence":
-        return [view.turn(index) for index in question.evidence][-8:]
-    if condition.context in ("rag5", "bm25"):
-        retriever = (
-            replace(PAPER_RETRIEVER, ranking="bm25")
-            if condition.context == "bm25"
-            else PAPER_RETRIEVER
+def _write_group(
+    lives: list[Life], folder: Path, model: ChatModel, name: str, settings: EvaluationSettings
+) -> None:
+    stores = []
+    trajectories = []
+    for life in lives:
+        store = MemoryStore(folder / life.user, settings.encoder)
+        trajectory = replay_conversation(
+            store, list(life.turns), settings.prompts, settings.recognizer, name
         )
-        return retriever.rank_turns(view, question.text, 5)
-    return list(view.turns) if condition.context == "full" else None
+        stores.append(store)
+        trajectories.append(trajectory)
+    with ExitStack() as transactions:  # one transaction per user instead of one per turn
+        for store in stores:
+            transactions.enter_context(store.transaction())
+        run_trajectories(trajectories, model, settings.width)
+    for store in stores:
+        store.close()
 
 
 def answer_questions(
@@ -128,87 +160,123 @@ def answer_questions(
     lives: list[Life],
     memory: Callable[[Condition, Life], MemoryStore],
     models: Callable[[str], ChatModel],
-    labels: dict,
-    width: int = 48,
-    max_tokens: int = 256,
-    prompts: PromptSet = NANO,
+    settings: EvaluationSettings,
 ) -> list[AnswerRecord]:
-    """One record per question of `lives` under `condition`.
+    """Answer every question of `lives` under `condition`: one record per question.
 
-    `memory` gives a user's store, `models` a ChatModel by name. `labels` are the fields of every record that are the
-    same for all (run, benchmark, seed, prompt_set_hash).
+    `memory` returns the store of a user, `models` the model of a name. A record's `seconds` is the
+    mean wall time per question.
     """
     pairs = [(life, question) for life in lives for question in life.questions]
     if condition.model == "chance":
-        picks = [random.Random(f"{labels['seed']} {q.case}").choice(q.options) for _, q in pairs]
-        return [_record(condition, life, q, Response(pick, raw=pick), labels, 0.0)
-                for (life, q), pick in zip(pairs, picks, strict=True)]  # fmt: skip
-    blind = condition.memory in ("none", "context")
-    settings = AgentSettings(prompts, max_retrievals=0 if blind else 3, max_tokens=max_tokens)
-    trajectories = []
-    for life, question in pairs:
-        view = memory(condition, life).as_of(question.time)
-        context = _context(condition, question, view)
-        taken = set(condition.without) - {"reasoning"}
-        view = view.without(*taken, *(ALL_TYPES if condition.memory == "none" else ()))
-        found = (
-            PAPER_RETRIEVER.retrieve(view, question.text)
-            if "reasoning" in condition.without
-            else None
-        )
-        trajectories.append(
-            respond(
-                as_query(question), view, PAPER_RETRIEVER, settings, context=context, found=found
-            )
-        )
-    start = time.monotonic()
-    if condition.model == "oracle":  # it knows one life at a time
-        responses = [
-            run_trajectories([t], life.oracle)[0]
-            for (life, _), t in zip(pairs, trajectories, strict=True)
-        ]
+        seed = settings.labels["seed"]
+        responses = [_random_response(question, seed) for _, question in pairs]
+        seconds = 0.0
     else:
-        # A question whose trajectory fails counts as wrong, and its record says why.
-        responses = run_trajectories(
-            trajectories, models(condition.model), width, lambda e, _: Response(None, raw=repr(e))
-        )
-    seconds = (time.monotonic() - start) / max(1, len(pairs))
-    return [
-        _record(condition, *pair, response, labels, seconds)
-        for pair, response in zip(pairs, responses, strict=True)
-    ]
+        trajectories = []
+        for life, question in pairs:
+            view = memory(condition, life).as_of(question.time)
+            trajectories.append(_answer(condition, question, view, settings))
+        start = time.monotonic()
+        if condition.model == "oracle":
+            responses = _oracle_responses(pairs, trajectories)
+        else:
+            model = models(condition.model)
+            responses = run_trajectories(trajectories, model, settings.width, _failed_response)
+        seconds = (time.monotonic() - start) / max(1, len(pairs))
+    records = []
+    for (life, question), response in zip(pairs, responses, strict=True):
+        record = _record(condition, life, question, response, settings.labels, seconds)
+        records.append(record)
+    return records
+
+
+def _answer(
+    condition: Condition, question: Question, view: MemoryView, settings: EvaluationSettings
+) -> Trajectory[Response]:
+    """The agent's trajectory for one question. `view` is the memory at the time of the question."""
+    context = _context(condition, question, view)
+    removed = set(condition.without) - {"reasoning"}
+    if condition.memory == "none":
+        removed.update(ALL_TYPES)
+    view = view.without(*removed)
+    retrieved = None
+    if "reasoning" in condition.without:
+        retrieved = PAPER_RETRIEVER.retrieve(view, question.text)
+    may_retrieve = condition.memory in ("gold", "own")
+    agent_settings = AgentSettings(
+        settings.prompts,
+        max_retrievals=3 if may_retrieve else 0,
+        max_tokens=settings.max_tokens,
+    )
+    query = as_query(question)
+    return respond(query, view, PAPER_RETRIEVER, agent_settings, context=context, found=retrieved)
+
+
+def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:
+    """The raw turns that a condition shows; None leaves them to the agent (the last 60 minutes)."""
+    if condition.context == "evidence":
+        evidence = [view.turn(index) for index in question.evidence]
+        return evidence[-MAX_EVIDENCE_TURNS:]
+    if condition.context == "rag5":
+        return PAPER_RETRIEVER.rank_turns(view, question.text, 5)
+    if condition.context == "bm25":
+        retriever = replace(PAPER_RETRIEVER, ranking="bm25")
+        return retriever.rank_turns(view, question.text, 5)
+    if condition.context == "full":
+        return list(view.turns)
+    return None
+
+
+def _random_response(question: Question, seed: int) -> Response:
+    """A random option, the same for every call with the same seed."""
+    rng = random.Random(f"{seed} {question.case}")
+    option = rng.choice(question.options)
+    return Response(option, raw=option)
+
+
+def _oracle_responses(
+    pairs: list[tuple[Life, Question]], trajectories: list[Trajectory[Response]]
+) -> list[Response]:
+    """Run each trajectory with the oracle of its life: an oracle knows only one life."""
+    responses = []
+    for (life, _), trajectory in zip(pairs, trajectories, strict=True):
+        responses += run_trajectories([trajectory], life.oracle)
+    return responses
+
+
+def _failed_response(error: Exception, _: list) -> Response:
+    """A failed trajectory counts as a wrong answer; its record holds the error."""
+    return Response(None, raw=repr(error))
 
 
 def cached_answers(
     name: str,
     folder: Path,
-    made_from: dict,
+    made_from: dict[str, Any],
     lives: list[Life],
-    *given,
-    labels: dict,
-    width: int,
-    max_tokens: int,
-    prompts: PromptSet = NANO,
+    memory: Callable[[Condition, Life], MemoryStore],
+    models: Callable[[str], ChatModel],
+    settings: EvaluationSettings,
 ) -> list[AnswerRecord]:
-    """`answer` to one condition, kept in `folder`/<name>, and taken from there if it was made from the same.
+    """Return `answer_questions` of one condition from `folder`/<name>, or compute and store it.
 
-    `made_from` holds the fingerprints of all inputs, under "weights" those of the models by name. A stopped evaluation
-    so loses the condition that it was at, and no other.
+    `made_from` holds the fingerprints of all inputs, with those of the models under "weights", by
+    name. Stored answers are reused only if they were made from the same inputs. An interrupted
+    evaluation therefore loses only the condition that was running.
     """
-    condition, kept = CONDITIONS[name], folder / name
-    weights = made_from["weights"].get(condition.model)
-    made = cache_key(
-        **made_from
-        | labels
-        | dict(weights=weights, condition=asdict(condition), size=(width, max_tokens))
-    )
-    if not reuse_or_clear(kept, made):
-        write_records(
-            kept / "records.parquet",
-            answer_questions(condition, lives, *given, labels, width, max_tokens, prompts),
-        )
-        mark_finished(kept, made)
-    return load_records(kept / "records.parquet")
+    condition = CONDITIONS[name]
+    cache = folder / name
+    inputs = made_from | settings.labels
+    inputs["weights"] = made_from["weights"].get(condition.model)
+    inputs["condition"] = asdict(condition)
+    inputs["size"] = (settings.width, settings.max_tokens)
+    key = cache_key(**inputs)
+    if not reuse_or_clear(cache, key):
+        records = answer_questions(condition, lives, memory, models, settings)
+        write_records(cache / "records.parquet", records)
+        mark_finished(cache, key)
+    return load_records(cache / "records.parquet")
 
 
 def _record(
@@ -216,17 +284,37 @@ def _record(
     life: Life,
     question: Question,
     response: Response,
-    labels: dict,
+    labels: dict[str, Any],
     seconds: float,
 ) -> AnswerRecord:
-    chosen = question.matching_option(response.answer) if response.answer else None
+    answer = response.answer
+    options = list(question.options)
+    index = question.matching_option(answer) if answer else None
+    parsed = None if index is None else options[index]
+    correct = bool(accuracy(question, answer))
+    kind = "alignment" if question.kind == "binary" else "choice"
+    evidence = list(question.evidence)
     return AnswerRecord(
-        **labels, case=question.case, user=life.user, task=question.task, aspect=question.aspect,
-        kind="alignment" if question.kind == "binary" else "choice", condition=condition.name, model=condition.model,
-        memory=condition.memory, options=list(question.options), gold=question.answer, raw=response.raw,
-        parsed=None if chosen is None else question.options[chosen],
-        correct=bool(accuracy(question, response.answer)), retrieved_ids=response.retrieved_ids,
-        retrieved_turns=response.retrieved_turns, evidence_turns=list(question.evidence), steps=len(response.steps),
-        retrievals=len(response.retrieved), tokens_in=response.tokens_in, tokens_out=response.tokens_out,
+        **labels,
+        case=question.case,
+        user=life.user,
+        task=question.task,
+        aspect=question.aspect,
+        kind=kind,
+        condition=condition.name,
+        model=condition.model,
+        memory=condition.memory,
+        options=options,
+        gold=question.answer,
+        raw=response.raw,
+        parsed=parsed,
+        correct=correct,
+        retrieved_ids=response.retrieved_ids,
+        retrieved_turns=response.retrieved_turns,
+        evidence_turns=evidence,
+        steps=len(response.steps),
+        retrievals=len(response.retrieved),
+        tokens_in=response.tokens_in,
+        tokens_out=response.tokens_out,
         seconds=seconds,
-    )  # fmt: skip
+    )

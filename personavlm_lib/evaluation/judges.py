@@ -1,7 +1,7 @@
-"""The judge: is an answer right, does the reasoning bear it out, was the grammar kept (paper, Eq. 3)?
+"""The three terms of the reward (paper, Eq. 3): is the answer right, consistent and well formed?
 
-Records take the first, the reward of the RL stage all three. The paper asks Qwen3-30B-A3B for f_acc and f_cons; here
-answers are words of a known world, so rules decide.
+Records use accuracy only; the reward of the RL stage uses all three. The paper asks Qwen3-30B-A3B
+for f_acc and f_cons. Here answers are words of a known world, so rules decide.
 """
 
 import re
@@ -11,35 +11,56 @@ from personavlm_lib.benchmark.questions import Question
 
 
 def accuracy(question: Question, answer: str | None) -> float:
-    """f_acc: 1 if the answer is the right option (its letter or its words), or holds the right words; else 0."""
+    """f_acc: 1 if the answer names the right option, or has the right words; else 0.
+
+    An option is named by its letter or by its words.
+    """
     if answer is None:
         return 0.0
     if question.options:
-        chosen = question.matching_option(answer)
-        return float(chosen is not None and question.options[chosen] == question.answer)
+        option = _named_option(question, answer)
+        return float(option == question.answer)
     return float(_words(answer) == _words(question.answer))
 
 
 def consistency(question: Question, response: Response) -> float:
-    """f_cons: 1 if the last reasoning step holds what the answer says; of yes and no: if the two styles it ends with
-    agree as the answer says."""
-    thought = _words(response.steps[-1].think or "") if response.steps else []
-    if response.answer is None:
-        return 0.0
-    if question.kind == "binary":
-        suits = (
-            thought[-3] == thought[-1] if thought[-2:-1] == ["asked"] and len(thought) > 2 else None
-        )
-        return float(suits == ("yes" in _words(response.answer)))
+    """f_cons: 1 if the last reasoning step supports the answer; else 0.
+
+    The step must contain the words of the answer. On a yes-or-no question, the two styles at the
+    end of the step must be equal if the answer is yes, and differ if it is no.
+    """
     answer = response.answer
-    chosen = question.matching_option(answer) if question.options else None
-    said = _words(question.options[chosen] if chosen is not None else answer)
-    return float(bool(said) and all(word in thought for word in said))
+    if answer is None:
+        return 0.0
+    thought: list[str] = []
+    if response.steps:
+        thought = _words(response.steps[-1].think or "")
+    if question.kind == "binary":
+        if len(thought) < 3 or thought[-2] != "asked":
+            return 0.0
+        styles_match = thought[-3] == thought[-1]
+        says_yes = "yes" in _words(answer)
+        return float(styles_match == says_yes)
+    option = _named_option(question, answer)
+    words = _words(answer if option is None else option)
+    if not words:
+        return 0.0
+    return float(all(word in thought for word in words))
 
 
 def grammar(response: Response) -> float:
-    """f_format: 1 if every generation kept the output grammar and the trajectory came to an answer."""
-    return float(not response.unfinished and not any(step.errors for step in response.steps))
+    """f_format: 1 if every generation follows the grammar and the trajectory ends in an answer."""
+    if response.unfinished:
+        return 0.0
+    return float(not any(step.errors for step in response.steps))
+
+
+def _named_option(question: Question, answer: str) -> str | None:
+    """The option that the answer names; None if it names none or the question has no options."""
+    if not question.options:
+        return None
+    index = question.matching_option(answer)
+    return None if index is None else question.options[index]
 
 
 def _words(text: str) -> list[str]:

@@ -1,96 +1,117 @@
-"""Evidence recall on LoCoMo: which share of the turns that hold a question's evidence stands among the first k ranked.
+"""Evidence recall on LoCoMo: the share of a question's evidence turns among the first k results.
 
-Turns are the units. No setting is chosen by the conversation, and the answering model has no part in it.
+The units of retrieval are turns. No setting is tuned on the conversations, and no model answers.
 """
 
-import json as serial
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from personavlm_lib.benchmark.conversations import CATEGORIES, read_conversations
+from personavlm_lib.benchmark.conversations import CATEGORIES, Conversation, read_conversations
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
 from personavlm_lib.memory.encoder import MINILM
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
 
 CUTS = (5, 10, 20)
-FIELDS = {"recall": "mean", "low": "low", "high": "high"}
 
 
 def recalls(path: str | Path, retriever: Retriever) -> pd.DataFrame:
-    """One row per question with evidence: user (the conversation), category, question, recall@5, recall@10, recall@20.
+    """Evidence recall of every question that names its evidence.
 
+    Columns: user (the conversation), category, question, recall@5, recall@10, recall@20. Raises
     ValueError if the file names no evidence.
     """
     rows = []
     for conversation in read_conversations(path):
-        with MemoryStore.in_memory(retriever.encoder) as store:
-            with store.transaction():
-                for turn in conversation.turns:
-                    store.add_turn(turn)
-            view, probes = store.as_of(), [probe for probe in conversation.probes if probe.evidence]
-            if retriever.ranking != "bm25":
-                view.encoder.encode([probe.question for probe in probes])  # together, and kept
-            for probe in probes:
-                ranked = [
-                    t.index
-                    for t in retriever.rank_turns(view, probe.question, max(CUTS), by_time=False)
-                ]
-                found = {
-                    f"recall@{k}": len({*ranked[:k]} & {*probe.evidence}) / len(probe.evidence)
-                    for k in CUTS
-                }
-                rows.append(
-                    dict(
-                        user=conversation.user,
-                        category=probe.category,
-                        question=probe.question,
-                        **found,
-                    )
-                )
+        rows.extend(_conversation_recalls(conversation, retriever))
     if not rows:
         raise ValueError(
-            f"{path} holds no question that names its evidence: evidence recall needs LoCoMo's shape"
+            f"{path} holds no question that names its evidence: "
+            "evidence recall needs a file in LoCoMo's format"
         )
     return pd.DataFrame(rows)
 
 
-def recall_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per category and for all: category, n, then for each cut the recall with its 95% interval.
+def _conversation_recalls(conversation: Conversation, retriever: Retriever) -> list[dict]:
+    rows = []
+    with MemoryStore.in_memory(retriever.encoder) as store:
+        with store.transaction():
+            for turn in conversation.turns:
+                store.add_turn(turn)
+        view = store.as_of()
+        probes = [probe for probe in conversation.probes if probe.evidence]
+        if retriever.ranking != "bm25":
+            # Encode all questions in one batch; the encoder caches the vectors.
+            view.encoder.encode([probe.question for probe in probes])
+        for probe in probes:
+            results = retriever.rank_turns(view, probe.question, max(CUTS), by_time=False)
+            ranked = [turn.index for turn in results]
+            evidence = set(probe.evidence)
+            row: dict[str, Any] = {
+                "user": conversation.user,
+                "category": probe.category,
+                "question": probe.question,
+            }
+            for k in CUTS:
+                hits = evidence.intersection(ranked[:k])
+                row[f"recall@{k}"] = len(hits) / len(probe.evidence)
+            rows.append(row)
+    return rows
 
-    Conversations are resampled; of a single one, its questions.
+
+def recall_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean recall with its 95% interval, per category and for all questions.
+
+    Columns: category, n, then recall@k, low@k, high@k for each cut k. Conversations are resampled;
+    if there is only one, its questions.
     """
     cluster = "user" if frame["user"].nunique() > 1 else "question"
-    groups = {name: frame[frame["category"] == name] for name in CATEGORIES.values()} | {
-        "all": frame
-    }
+    groups = {name: frame[frame["category"] == name] for name in CATEGORIES.values()}
+    groups["all"] = frame
     rows = []
     for name, group in groups.items():
-        if len(group):
-            found = {f"@{k}": cluster_bootstrap(group, f"recall@{k}", cluster) for k in CUTS}
-            numbers = {
-                f"{n}{k}": getattr(v, f) for k, v in found.items() for n, f in FIELDS.items()
-            }
-            rows.append(dict(category=name, n=len(group), **numbers))
+        if group.empty:
+            continue
+        row = dict(category=name, n=len(group))
+        for k in CUTS:
+            recall = cluster_bootstrap(group, f"recall@{k}", cluster)
+            row[f"recall@{k}"] = recall.mean
+            row[f"low@{k}"] = recall.low
+            row[f"high@{k}"] = recall.high
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def measure_recall(path: str | Path, ranking: str = "hybrid") -> dict:
-    """`recall_table` of a file with what made it: file, ranking, encoder, conversations, seconds, rows."""
-    retriever, start = Retriever(ranking=ranking), time.monotonic()
+    """Measure `recall_table` on a file.
+
+    Returns file, ranking, encoder, conversations (their number), seconds and rows.
+    """
+    retriever = Retriever(ranking=ranking)
+    start = time.monotonic()
     frame = recalls(path, retriever)
-    return dict(
-        file=Path(path).name, ranking=ranking, encoder=None if ranking == "bm25" else MINILM,
-        conversations=int(frame["user"].nunique()), seconds=round(time.monotonic() - start, 2),
-        rows=recall_table(frame).to_dict("records"),
-    )  # fmt: skip
+    seconds = time.monotonic() - start
+    return {
+        "file": Path(path).name,
+        "ranking": ranking,
+        "encoder": None if ranking == "bm25" else MINILM,
+        "conversations": int(frame["user"].nunique()),
+        "seconds": round(seconds, 2),
+        "rows": recall_table(frame).to_dict("records"),
+    }
 
 
-def report_locomo(file: Path, ranking: str = "hybrid", json: Path | None = None) -> None:
-    """Evidence recall of a RANKING (dense, bm25 or hybrid) on a FILE of LoCoMo's shape."""
+def report_locomo(file: Path, ranking: str = "hybrid", out: Path | None = None) -> None:
+    """Print the evidence recall of a ranking (dense, bm25 or hybrid) on a file in LoCoMo's format.
+
+    Write the numbers to `out` as JSON if it is given.
+    """
     result = measure_recall(file, ranking)
-    print(pd.DataFrame(result["rows"]).round(3).to_string(index=False))
-    if json:
-        json.write_text(serial.dumps(result, indent=1) + "\n", encoding="utf-8")
+    table = pd.DataFrame(result["rows"])
+    print(table.round(3).to_string(index=False))
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,32 +1,30 @@
-"""One row per answered question: the only thing that tables, figures and verdicts are made from.
+"""Answer records: one row per answered question, the only source of tables, figures and verdicts.
 
-The file is Parquet with a fixed schema taken from the dataclass, so that a run without, say, any retrieval
-has the same columns and types as one with many.
+The file is Parquet. Its schema is fixed by the dataclass, so that it does not depend on the data: a
+run without any retrieval has the same columns and types as one with many.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-QUESTION = [
-    "benchmark",
-    "case",
-    "kind",
-    "seed",
-]  # these four name one question; with `condition`, one row
+# These columns identify a question; together with `condition`, they identify a row.
+QUESTION = ["benchmark", "case", "kind", "seed"]
 
 
 @dataclass
 class AnswerRecord:
-    """What one condition answered to one question.
+    """The answer of one condition to one question.
 
-    `case` is unique per question within a benchmark: the two items of an alignment case carry two ids.
-    `options` stand in the order shown; `gold` and `parsed` are options by their words, and `parsed` is None where no
-    answer could be read. `*_turns` are indices of turns in the user's life; `seconds` is wall time.
+    `case` is unique per question within a benchmark: the two items of an alignment case have two
+    ids. `options` are in the order in which the model sees them. `gold` and `parsed` are the words
+    of an option; `parsed` is None if no answer could be parsed. `*_turns` are indices of turns in
+    the user's life. `seconds` is wall time.
     """
 
     run: str
@@ -56,7 +54,7 @@ class AnswerRecord:
     seconds: float = 0.0
 
 
-_ARROW = {
+_ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     str | None: pa.string(),
     bool: pa.bool_(),
@@ -65,28 +63,31 @@ _ARROW = {
     list[str]: pa.list_(pa.string()),
     list[int]: pa.list_(pa.int64()),
 }
-SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(AnswerRecord)])
+SCHEMA = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in fields(AnswerRecord)])
 
 
 def write_records(path: Path, records: Iterable[AnswerRecord]) -> None:
-    """Write the records as Parquet. ValueError if a condition answers one question twice: pairs would be lost."""
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    key = [*QUESTION, "condition"]
-    twice = table.select(key).to_pandas().duplicated()
-    if twice.any():
-        example = table.select(key).to_pylist()[twice.argmax()]
-        raise ValueError(
-            f"{int(twice.sum())} questions answered twice by one condition, such as {example}"
-        )
+    """Write the records as Parquet.
+
+    Raises ValueError if a condition answers a question twice: paired tests need unique answers.
+    """
+    rows = [asdict(record) for record in records]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    keys = table.select([*QUESTION, "condition"])
+    duplicated = keys.to_pandas().duplicated()
+    if duplicated.any():
+        count = int(duplicated.sum())
+        example = keys.to_pylist()[duplicated.argmax()]
+        raise ValueError(f"{count} questions answered twice by one condition, such as {example}")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 
 
 def load_records(path: Path) -> list[AnswerRecord]:
-    """The records of one file, as they were written."""
+    """Read the records of one file as dataclass instances."""
     return [AnswerRecord(**row) for row in pq.read_table(path).to_pylist()]
 
 
 def read_records(path: Path) -> pd.DataFrame:
-    """The rows of one file, columns as in `AnswerRecord`."""
+    """Read the records of one file as a frame, with the columns of `AnswerRecord`."""
     return pd.read_parquet(path)

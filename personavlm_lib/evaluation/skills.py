@@ -1,8 +1,10 @@
-"""What a model can do, skill by skill, asked as the agent asks: with its prompts, its loop, its parsers.
+"""Measure what a model can do, skill by skill, with the agent's own prompts, loop and parsers.
 
-Lives nobody was trained on are lived through by the oracle. What the update stage asked of it is kept, each ask with
-the reply that is right; what the response stage will ask is made from the memory that it left. So one suite measures
-any ChatModel, in no private format. A reply may show two skills: decision and content of a semantic memory, say.
+The oracle replays simulated lives that no model was trained on. The requests of the update stage
+become items, with the oracle's reply as the right one. The items of the response stage are made
+from the memory that the oracle writes. The suite uses only the agent's own formats, so it can
+measure any ChatModel. One reply may count for two skills, such as the decision and the content of a
+semantic memory.
 """
 
 import random
@@ -11,8 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
-from math import ceil, nan
+from functools import partial
+from math import ceil, isnan, nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
@@ -26,311 +30,451 @@ from personavlm_lib.benchmark.recordings import gold_memory
 from personavlm_lib.benchmark.tasks import MAKERS
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
-from personavlm_lib.memory.records import SESSION_GAP, BigFive, Turn, split_sessions
+from personavlm_lib.memory.records import (
+    SESSION_GAP,
+    BigFive,
+    SemanticMemory,
+    Turn,
+    split_sessions,
+)
 from personavlm_lib.memory.search import PAPER_RETRIEVER, Retrieved, RetrievedEpisode, Retriever
-from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import ConceptRecognizer
-from personavlm_lib.models.chat import ChatModel, ChatRequest, Trajectory
+from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 
-SEEDS = 20_000_000  # lives of the suite are numbered from here on: no other stage goes so far
-# What a picture is asked for, by the list that the answer is in.
+FIRST_LIFE_SEED = 20_000_000  # no other stage uses seeds from here on
+CONCEPTS = 50  # things that "thing seen again" chooses from
+# What a question about an image asks for, by the list that contains the answer.
 IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
-PER_LIFE = 2  # questions of one skill about one life, but for those that share a skill:
+PER_LIFE = 2  # items of one pool from one life; exceptions, for pools that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
-
-# What a trained model should reach, and what a guess among what is shown does; nan where there is none.
+# Skill -> the score that a trained model should reach, and the score of guessing among what is
+# shown; nan where there is none.
 SKILLS: dict[str, tuple[float, float]] = {
-    "look up among 4": (nan, 1 / 4), "look up among 8": (0.95, 1 / 8), "look up among 12": (nan, 1 / 12),
-    "newest of several": (0.9, nan), "option from value": (nan, 1 / 4),
-    **{f"{asked} in a scene": (0.9, 1 / 4) for asked in IN_SCENES}, "thing seen again": (0.95, 1 / 50),
-    "answer or retrieve, F1": (0.95, nan), "keywords": (nan, nan), "time window": (0.9, nan),
-    "Big Five of a turn": (nan, nan), "Big Five, error": (0.5, nan), "semantic decision, F1": (0.95, nan),
-    "semantic content": (nan, nan), "topic boundaries, F1": (nan, nan), "topics": (nan, nan),
-    "core update": (nan, nan), "procedural update": (nan, nan),
-}  # fmt: skip
-Scores = dict[
-    str, list[float]
-]  # skill -> what one reply adds to its mean: a hit, or one entry a key, or nothing
-Score = Callable[[str, str | Response], Scores]  # of the right reply and the model's
+    "look up among 4": (nan, 1 / 4),
+    "look up among 8": (0.95, 1 / 8),
+    "look up among 12": (nan, 1 / 12),
+    "newest of several": (0.9, nan),
+    "option from value": (nan, 1 / 4),
+    **{f"{target} in a scene": (0.9, 1 / 4) for target in IN_SCENES},
+    "thing seen again": (0.95, 1 / CONCEPTS),
+    "answer or retrieve, F1": (0.95, nan),
+    "keywords": (nan, nan),
+    "time window": (0.9, nan),
+    "Big Five of a turn": (nan, nan),
+    "Big Five, error": (0.5, nan),
+    "semantic decision, F1": (0.95, nan),
+    "semantic content": (nan, nan),
+    "topic boundaries, F1": (nan, nan),
+    "topics": (nan, nan),
+    "core update": (nan, nan),
+    "procedural update": (nan, nan),
+}
+# Skill -> the values that one reply adds to the mean of the skill: a hit or a miss, one value per
+# entry, or none.
+Scores = dict[str, list[float]]
+# Scores the gold reply against the model's, which is a text or, for whole trajectories, a Response.
+Score = Callable[[str, Any], Scores]
+
+
+@dataclass(frozen=True)
+class SkillSettings:
+    """What a suite asks.
+
+    questions: about how many items per skill.
+    seed: of the simulated lives.
+    recognizer: crops visual concepts when the gold memory is written.
+    retrieving: False for a model that was not trained to retrieve, such as a backbone. The raw
+        turns that it would have to retrieve are then in its prompt, as in the baselines.
+    """
+
+    questions: int
+    seed: int
+    prompts: PromptSet = NANO
+    recognizer: ConceptRecognizer | None = None
+    retrieving: bool = True
 
 
 @dataclass(frozen=True)
 class SkillItem:
-    """One thing asked about the life of `user`, in words; the right reply, and what a reply says of which skills."""
+    """One request about the life of `user`, with the right reply and how to score the model's."""
 
     user: str
-    asked: str
+    request: str
     trajectory: Trajectory[str | Response]
     gold: str
     score: Score
 
 
-# ---------------------------------------------------------------- how a reply is scored
+# ---------------------------------------------------------------- scores of a reply
 
 
-def _f1(gold: set, got: set) -> list[float]:
-    """F1 as a mean: two ones for what both have, a nought for what one has and the other lacks."""
-    return [1.0] * 2 * len(gold & got) + [0.0] * len(gold ^ got)
+def _f1_values(gold: set, predicted: set) -> list[float]:
+    """F1 as a mean: two ones per element in both sets, a zero per element in only one of them."""
+    hits = len(gold & predicted)
+    misses = len(gold ^ predicted)
+    return [1.0] * 2 * hits + [0.0] * misses
 
 
-def _step(gold: str, reply: str) -> Scores:
-    """F1 is that of answering at once."""
-    steps = protocol.parse_step(gold), protocol.parse_step(reply)
-    sought, asked = (step.retrieve for step in steps)
-    if sought and sought.start:
-        return {
-            "time window": [
-                float(bool(asked) and (asked.start, asked.end) == (sought.start, sought.end))
-            ]
-        }
-    decided = ({"answer"} if step.answer and not step.retrieve else set() for step in steps)
-    words = set(asked.keywords.replace(",", " ").split()) if asked else set()
-    right = {"keywords": [float(set(sought.keywords.split()) <= words)]} if sought else {}
-    return {"answer or retrieve, F1": _f1(*decided)} | right
+def _score_step(gold: str, reply: str) -> Scores:
+    """Score the first reasoning step. The F1 is that of the decision to answer at once."""
+    gold_step = protocol.parse_step(gold)
+    step = protocol.parse_step(reply)
+    wanted = gold_step.retrieve
+    search = step.retrieve
+    if wanted and wanted.start:
+        period = (wanted.start, wanted.end)
+        found = search is not None and (search.start, search.end) == period
+        return {"time window": [float(found)]}
+    scores = {"answer or retrieve, F1": _f1_values(_decision(gold_step), _decision(step))}
+    if wanted:
+        words = set(search.keywords.replace(",", " ").split()) if search else set()
+        wanted_words = set(wanted.keywords.split())
+        scores["keywords"] = [float(wanted_words <= words)]
+    return scores
 
 
-def _personality(gold: str, reply: str) -> Scores:
-    """A reply that cannot be read counts as what it leaves behind: a neutral reading."""
-    pair = protocol.parse_personality(gold), protocol.parse_personality(reply) or BigFive.neutral()
-    errors = [abs(a - b) for a, b in zip(*(part.as_tuple() for part in pair), strict=True)]
-    return {"Big Five of a turn": [float(not any(errors))], "Big Five, error": errors}
+def _decision(step: protocol.Step) -> set[str]:
+    return {"answer"} if step.answer and not step.retrieve else set()
 
 
-def _semantic(gold: str, reply: str) -> Scores:
-    wanted, read = protocol.parse_semantic(gold), protocol.parse_semantic(reply)
-    kept = ({"keep"} if part and part.decision else set() for part in (wanted, read))
-    right = (
-        {"semantic content": [float(bool(read) and read.content == wanted.content)]}
-        if wanted.decision
-        else {}
-    )
-    return {"semantic decision, F1": _f1(*kept)} | right
+def _score_personality(gold: str, reply: str) -> Scores:
+    """Score a personality reading; an unreadable one counts as its effect, a neutral reading."""
+    wanted = protocol.parse_personality(gold)
+    assert wanted is not None
+    reading = protocol.parse_personality(reply) or BigFive.neutral()
+    errors = []
+    for a, b in zip(wanted.as_tuple(), reading.as_tuple(), strict=True):
+        errors.append(abs(a - b))
+    exact = not any(errors)
+    return {"Big Five of a turn": [float(exact)], "Big Five, error": errors}
 
 
-def _episodic(gold: str, reply: str) -> Scores:
-    topics = [
-        {topic.indices for topic in protocol.parse_episodes(text) if topic.indices}
-        for text in (gold, reply)
-    ]
-    starts = ({min(indices) for indices in part} - {0} for part in topics)
-    return {"topic boundaries, F1": _f1(*starts), "topics": [float(topics[0] == topics[1])]}
+def _score_semantic(gold: str, reply: str) -> Scores:
+    wanted = protocol.parse_semantic(gold)
+    assert wanted is not None
+    memory = protocol.parse_semantic(reply)
+    gold_decision = {"keep"} if wanted.decision else set()
+    decision = {"keep"} if memory and memory.decision else set()
+    scores = {"semantic decision, F1": _f1_values(gold_decision, decision)}
+    if wanted.decision:
+        same = memory is not None and memory.content == wanted.content
+        scores["semantic content"] = [float(same)]
+    return scores
 
 
-def _entries(gold: dict[str, str], got: dict[str, str]) -> list[float]:
-    return [float(gold.get(key) == got.get(key)) for key in gold | got]
+def _score_episodic(gold: str, reply: str) -> Scores:
+    gold_topics = _topics(gold)
+    topics = _topics(reply)
+    boundaries = _f1_values(_boundaries(gold_topics), _boundaries(topics))
+    return {"topic boundaries, F1": boundaries, "topics": [float(gold_topics == topics)]}
 
 
-UPDATES: dict[str, Score] = {
-    "personality": _personality, "semantic": _semantic, "episodic": _episodic,
-    "core": lambda *texts: {"core update": _entries(*map(protocol.parse_core, texts))},
-    "procedural": lambda *texts: {"procedural update": _entries(*map(protocol.parse_procedural, texts))},
-}  # fmt: skip
+def _topics(text: str) -> set[tuple[int, ...]]:
+    return {topic.indices for topic in protocol.parse_episodes(text) if topic.indices}
 
 
-# ---------------------------------------------------------------- what is asked
+def _boundaries(topics: set[tuple[int, ...]]) -> set[int]:
+    starts = {min(indices) for indices in topics}
+    return starts - {0}
+
+
+def _score_core(gold: str, reply: str) -> Scores:
+    return {"core update": _entry_values(protocol.parse_core(gold), protocol.parse_core(reply))}
+
+
+def _score_procedural(gold: str, reply: str) -> Scores:
+    wanted = protocol.parse_procedural(gold)
+    return {"procedural update": _entry_values(wanted, protocol.parse_procedural(reply))}
+
+
+def _entry_values(gold: dict[str, str], predicted: dict[str, str]) -> list[float]:
+    """One value per key of either side: whether both have the same entry."""
+    return [float(gold.get(key) == predicted.get(key)) for key in gold | predicted]
+
+
+def _score_answer(skill: str, question: Question, gold: str, response: Response) -> Scores:
+    return {skill: [accuracy(question, response.answer)]}
+
+
+UPDATE_SCORES: dict[str, Score] = {
+    "personality": _score_personality,
+    "semantic": _score_semantic,
+    "episodic": _score_episodic,
+    "core": _score_core,
+    "procedural": _score_procedural,
+}
+
+
+# ---------------------------------------------------------------- items
 
 
 @dataclass(frozen=True)
-class _Shows(Retriever):
-    """Brings back what it was made with, whatever it is asked for; the second time nothing."""
+class _FixedRetriever(Retriever):
+    """Returns the same memories for any first query, and nothing once they are excluded."""
 
-    shown: Retrieved = Retrieved()
+    results: Retrieved = Retrieved()
 
     def retrieve(self, *_, exclude: Collection[str] = frozenset(), **__) -> Retrieved:
-        return Retrieved() if set(self.shown.ids) <= set(exclude) else self.shown
+        if set(self.results.ids) <= set(exclude):
+            return Retrieved()
+        return self.results
 
 
-def _once(ask: ChatRequest) -> Trajectory[str]:
-    return (yield ask).text
+def _single_request(request: ChatRequest) -> Trajectory[str]:
+    reply = yield request
+    assert isinstance(reply, ChatReply)
+    return reply.text
 
 
 def _questions(life: Life, rng: random.Random) -> list[Question]:
-    """What can be asked of a life at night, on the morning after and two weeks after its turns, shuffled.
+    """All questions about a life at quiet moments, in random order.
 
-    Nothing twice: of the same picture, say, from day to day, which would count one glance as many.
+    The moments are late on a day with turns, and in the morning one day and two weeks later. A
+    question appears only once: the same one about the same image on several days would count one
+    glance several times.
     """
     days = sorted({turn.time.date() for turn in life.turns[12:]})
-    moments = [
-        datetime.combine(d + timedelta(days=i), time(h))
-        for d in days
-        for i, h in ((0, 23), (1, 7), (14, 7))
-    ]
-    quiet = [m for m in moments if all(abs(turn.time - m) > 2 * SESSION_GAP for turn in life.turns)]
-    asked = [
-        question
-        for moment in quiet
-        for maker in MAKERS
-        for question in maker(life.plan, rng, moment)
-    ]
-    asked = list({(q.text, q.answer, q.hops): q for q in asked}.values())
-    return rng.sample(asked, len(asked))
+    unique = {}
+    for day in days:
+        for days_later, hour in ((0, 23), (1, 7), (14, 7)):
+            moment = datetime.combine(day + timedelta(days=days_later), time(hour))
+            if not _is_quiet(life, moment):
+                continue
+            for make in MAKERS:
+                for question in make(life.plan, rng, moment):
+                    unique[question.text, question.answer, question.hops] = question
+    return rng.sample(list(unique.values()), len(unique))
 
 
-def _responses(
-    life: Life, store: MemoryStore, prompts: PromptSet, retrieving: bool, rng: random.Random
-) -> Iterator[tuple[str, SkillItem]]:
-    """What the response stage asks, by the skill that it is for."""
-    settings = AgentSettings(prompts, 3 if retrieving else 0, max_tokens=64 * prompts.room)
+def _is_quiet(life: Life, moment: datetime) -> bool:
+    """Whether no turn lies within two session gaps of the moment."""
+    return all(abs(turn.time - moment) > 2 * SESSION_GAP for turn in life.turns)
 
-    def first(question: Question) -> SkillItem:
-        """The first step alone; the oracle says which is right."""
-        view, oracle = store.as_of(question.time), replace(life, questions=(question,)).oracle
-        ask = next(
-            respond(as_query(question), view, PAPER_RETRIEVER, replace(settings, max_retrievals=3))
+
+class _ResponseItems:
+    """Makes the items of the response stage about one life, each with the name of its pool."""
+
+    def __init__(self, life: Life, store: MemoryStore, settings: SkillSettings, rng: random.Random):
+        self.life = life
+        self.store = store
+        self.retrieving = settings.retrieving
+        self.rng = rng
+        self.agent = AgentSettings(
+            settings.prompts,
+            max_retrievals=3 if settings.retrieving else 0,
+            max_tokens=64 * settings.prompts.room,
         )
-        return SkillItem(
-            life.user, ask.text, _once(ask), oracle.reply([(oracle.start(), ask)])[0].text, _step
-        )
 
-    def judged(
-        skill: str, question: Question, shown: Retrieved, raw: list[Turn]
-    ) -> tuple[str, SkillItem]:
-        """The answer from `shown`, or, of a model that does not retrieve, from the turns behind it."""
-        context = {} if retrieving else {"context": raw}
-        played = respond(
-            as_query(question), store.as_of(question.time), _Shows(shown=shown), settings, **context
-        )
-        asked = "\n".join([*(turn.user for turn in raw), question.query])
-        return skill, SkillItem(life.user, asked, played, question.answer,
-                           lambda _, response: {skill: [accuracy(question, response.answer)]})  # fmt: skip
+    def make(self) -> Iterator[tuple[str, SkillItem]]:
+        for question in _questions(self.life, self.rng):
+            hops = question.hops
+            if not hops:
+                pool = "answer"
+            elif hops[0].start:
+                pool = "time window"
+            else:
+                pool = "retrieve"
+            yield pool, self._first_step(question)
+            if len(hops) == 1 and not hops[0].start and question.evidence:
+                view = self.store.as_of(question.time)
+                yield from self._scene_items(question, view)
+                yield from self._fact_items(question, view)
 
-    for question in _questions(life, rng):
-        view, hop = store.as_of(question.time), question.hops[0] if question.hops else None
-        yield (
-            "answer" if hop is None else "time window" if hop.start else "retrieve",
-            first(question),
-        )
-        if len(question.hops) != 1 or hop.start or not question.evidence:
-            continue
-        told = view.turn(question.evidence[-1])
-        for scene, listed in IN_SCENES.items():
-            if hop.sentence.endswith("<img>") and question.answer in listed:
-                episodes = [
-                    RetrievedEpisode(**vars(e), raw=(told,))
-                    for e in view.episodes
-                    if told.index in e.turns
-                ]
-                yield judged(f"{scene} in a scene", question, Retrieved(episodic=episodes), [told])
-        known = [memory for memory in view.semantic if not memory.concept]
-        about = hop.keywords.removesuffix(" now")
-        alike = [memory for memory in known if memory.content.startswith(f"{about} ")]
-        right = [memory for memory in alike if memory.content == hop.sentence][-1:]
-        if not right or question.answer not in hop.sentence.split():
-            continue
-        bare = replace(question, kind="open", options=())
-        asks = [("option from value", question, right, 1)]
-        asks += [(f"look up among {n}", bare, right, n) for n in (4, 8, 12)]
-        if question.task == "Latest Preference Recognition" and len(alike) > 1:
-            asks.append(("newest of several", bare, alike, 8))
-        others = [memory for memory in known if memory not in alike]
-        for skill, asked, kept, n in asks:
-            if len(others) >= n - len(kept):
-                shown = sorted(
-                    kept + rng.sample(others, max(0, n - len(kept))), key=lambda memory: memory.id
-                )
-                yield judged(
-                    skill,
-                    asked,
-                    Retrieved(semantic=shown),
-                    [view.turn(m.sources[0]) for m in shown],
-                )
-        end = next(s for s in split_sessions(view.turns) if told in s)[-1].time
-        yield "in context", first(replace(question, time=end + timedelta(minutes=5)))
+    def _first_step(self, question: Question) -> SkillItem:
+        """The first reasoning step alone; the oracle's step is the right one."""
+        view = self.store.as_of(question.time)
+        oracle = replace(self.life, questions=(question,)).oracle
+        agent = replace(self.agent, max_retrievals=3)
+        request = next(respond(as_query(question), view, PAPER_RETRIEVER, agent))
+        assert isinstance(request, ChatRequest)
+        (gold,) = oracle.reply([(oracle.start(), request)])
+        trajectory = _single_request(request)
+        return SkillItem(self.life.user, request.text, trajectory, gold.text, _score_step)
+
+    def _answer(
+        self, skill: str, question: Question, memories: Retrieved, turns: list[Turn]
+    ) -> SkillItem:
+        """The answer from `memories`.
+
+        A model that does not retrieve gets `turns`, the raw turns behind the memories.
+        """
+        query = as_query(question)
+        view = self.store.as_of(question.time)
+        retriever = _FixedRetriever(results=memories)
+        context = None if self.retrieving else turns
+        trajectory = respond(query, view, retriever, self.agent, context=context)
+        lines = [turn.user for turn in turns]
+        request = "\n".join([*lines, question.query])
+        score = partial(_score_answer, skill, question)
+        return SkillItem(self.life.user, request, trajectory, question.answer, score)
+
+    def _scene_items(self, question: Question, view: MemoryView) -> Iterator[tuple[str, SkillItem]]:
+        """What a question about an image asks for, from the episodes with the image's turn."""
+        if not question.hops[0].sentence.endswith("<img>"):
+            return
+        turn = view.turn(question.evidence[-1])
+        for target, values in IN_SCENES.items():
+            if question.answer not in values:
+                continue
+            episodes = []
+            for episode in view.episodes:
+                if turn.index in episode.turns:
+                    episodes.append(RetrievedEpisode(**vars(episode), raw=(turn,)))
+            skill = f"{target} in a scene"
+            yield skill, self._answer(skill, question, Retrieved(episodic=episodes), [turn])
+
+    def _fact_items(self, question: Question, view: MemoryView) -> Iterator[tuple[str, SkillItem]]:
+        """Look up the fact behind a question, among more and more other facts and in context.
+
+        Makes nothing if the fact is not in semantic memory or does not contain the answer.
+        """
+        hop = question.hops[0]
+        facts = [memory for memory in view.semantic if not memory.concept]
+        subject = hop.keywords.removesuffix(" now")
+        about_subject = [fact for fact in facts if fact.content.startswith(f"{subject} ")]
+        matching = [fact for fact in about_subject if fact.content == hop.sentence]
+        if not matching or question.answer not in hop.sentence.split():
+            return
+        newest = matching[-1:]
+        open_question = replace(question, kind="open", options=())
+        lookups = [("option from value", question, newest, 1)]
+        for n in (4, 8, 12):
+            lookups.append((f"look up among {n}", open_question, newest, n))
+        if question.task == "Latest Preference Recognition" and len(about_subject) > 1:
+            lookups.append(("newest of several", open_question, about_subject, 8))
+        others = [fact for fact in facts if fact not in about_subject]
+        for skill, asked, relevant, n in lookups:
+            if len(others) >= n - len(relevant):
+                memories = self._mixed(relevant, others, n)
+                turns = [view.turn(memory.sources[0]) for memory in memories]
+                yield skill, self._answer(skill, asked, Retrieved(semantic=memories), turns)
+        soon = _session_end(view, question.evidence[-1]) + timedelta(minutes=5)
+        yield "in context", self._first_step(replace(question, time=soon))
+
+    def _mixed(
+        self, relevant: list[SemanticMemory], others: list[SemanticMemory], n: int
+    ) -> list[SemanticMemory]:
+        """The relevant memories and random others, `n` in all (or more), in order of id."""
+        missing = max(0, n - len(relevant))
+        memories = relevant + self.rng.sample(others, missing)
+        return sorted(memories, key=lambda memory: memory.id)
 
 
-def skill_suite(
-    folder: Path,
-    n: int,
-    seed: int,
-    prompts: PromptSet = NANO,
-    recognizer: ConceptRecognizer | None = None,
-    retrieving: bool = True,
-) -> list[SkillItem]:
-    """About `n` items of each skill, on n / 4 lives or two, which are written into `folder`.
+def _session_end(view: MemoryView, index: int) -> datetime:
+    """Time of the last turn of the session with turn `index`."""
+    turn = view.turn(index)
+    session = next(session for session in split_sessions(view.turns) if turn in session)
+    return session[-1].time
 
-    `retrieving`: False for a model that was never taught to, such as a backbone: what it would have to retrieve stands
-    before it as raw turns, as the baselines are asked.
+
+def _update_item(user: str, sample: dict, prompts: PromptSet) -> tuple[str, SkillItem]:
+    """The item of one recorded request of the update stage, with the name of its pool."""
+    request_message, gold_message = sample["messages"]
+    text = request_message["content"]
+    gold = gold_message["content"]
+    purpose = sample["purpose"]
+    images = tuple(sample["images"])
+    request = ChatRequest(text, images, 256 * prompts.room, new_conversation=True, purpose=purpose)
+    pool = purpose
+    if purpose == "semantic":
+        memory = protocol.parse_semantic(gold)
+        assert memory is not None
+        pool = f"semantic {memory.decision}"
+    return pool, SkillItem(user, text, _single_request(request), gold, UPDATE_SCORES[purpose])
+
+
+def _life_items(folder: Path, number: int, settings: SkillSettings) -> dict[str, list[SkillItem]]:
+    """All items about one simulated life, by pool."""
+    rng = random.Random(f"skills {settings.seed} {number}")
+    life_seed = FIRST_LIFE_SEED + 10_000 * settings.seed + number
+    life = simulate_life(life_seed, folder, 28, 1.0, 0, 0)
+    samples: list[dict] = []
+    prompts = settings.prompts
+    store = gold_memory(life, folder / life.user, settings.recognizer, samples, prompts)
+    pools = defaultdict(list)
+    for pool, item in _ResponseItems(life, store, settings, rng).make():
+        pools[pool].append(item)
+    for sample in rng.sample(samples, len(samples)):
+        pool, item = _update_item(life.user, sample, prompts)
+        pools[pool].append(item)
+    return pools
+
+
+def skill_suite(folder: Path, settings: SkillSettings) -> list[SkillItem]:
+    """About `settings.questions` items per skill, on half as many simulated lives (at least two).
+
+    The lives are written into `folder`.
     """
-    items: list[tuple[str, SkillItem]] = []
-    for number in range(lives := max(2, n // PER_LIFE)):
-        rng, samples, pools = random.Random(f"skills {seed} {number}"), [], defaultdict(list)
-        life = simulate_life(SEEDS + 10_000 * seed + number, folder, 28, 1.0, 0, 0)
-        store = gold_memory(life, folder / life.user, recognizer, samples, prompts)
-        for name, item in _responses(life, store, prompts, retrieving, rng):
-            pools[name].append(item)
-        for sample in rng.sample(samples, len(samples)):
-            (text, gold), purpose = (m["content"] for m in sample["messages"]), sample["purpose"]
-            ask = ChatRequest(text, tuple(sample["images"]), 256 * prompts.room, True, purpose)
-            half = f" {protocol.parse_semantic(gold).decision}" if purpose == "semantic" else ""
-            pools[purpose + half].append(
-                SkillItem(life.user, text, _once(ask), gold, UPDATES[purpose])
-            )
-        for name, pool in pools.items():
-            items += [
-                (name, item)
-                for item in pool[: ceil(SHARES.get(name, PER_LIFE) * n / (PER_LIFE * lives))]
-            ]
-    return [item for _, item in sorted(items, key=lambda named: (named[0], len(named[1].asked)))]
+    lives = max(2, settings.questions // PER_LIFE)
+    suite: list[tuple[str, SkillItem]] = []
+    for number in range(lives):
+        for pool, items in _life_items(folder, number, settings).items():
+            per_life = SHARES.get(pool, PER_LIFE)
+            most = ceil(per_life * settings.questions / (PER_LIFE * lives))
+            suite += [(pool, item) for item in items[:most]]
+    suite.sort(key=lambda entry: (entry[0], len(entry[1].request)))
+    return [item for _, item in suite]
 
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- measurement
 
 
 def measure_skills(
-    model: ChatModel, n: int, seed: int, prompts: PromptSet = NANO, recognizer: ConceptRecognizer | None = None, retrieving: bool = True,
-    seen_again: float = nan, width: int = 48,
-) -> pd.DataFrame:  # fmt: skip
-    """One row per value of a `suite`: skill, user, item (its place), value, and for reading: asked, gold, reply.
+    model: ChatModel, settings: SkillSettings, seen_again: float = nan, width: int = 48
+) -> pd.DataFrame:
+    """Measure a model on a `skill_suite`: one row per value that a reply adds to a skill.
 
-    `seen_again`, a skill of its own: which share of 50 things the eyes know again.
+    Columns: skill, value, user, item (position in the suite), and for inspection request, gold,
+    reply.
+    `seen_again` is a skill of the recognizer, not of the model: the share of 50 things that it
+    recognizes when it sees them again.
     """
-    rows = []
     with tempfile.TemporaryDirectory(prefix="skills-") as folder:
-        items = skill_suite(Path(folder), n, seed, prompts, recognizer, retrieving)
+        items = skill_suite(Path(folder), settings)
         results = run_trajectories([item.trajectory for item in items], model, width)
-    for place, (item, result) in enumerate(zip(items, results, strict=True)):
-        reply = getattr(result, "raw", result)
-        told = dict(user=item.user, item=place, asked=item.asked, gold=item.gold, reply=reply)
-        for skill, values in item.score(item.gold, result).items():
-            rows += [dict(skill=skill, value=value, **told) for value in values or [nan]]
-    hits = (
-        [] if seen_again != seen_again else [float(i < round(50 * seen_again)) for i in range(50)]
-    )
-    rows += [
-        dict(skill="thing seen again", user=str(i), item=-1 - i, value=hit)
-        for i, hit in enumerate(hits)
-    ]
+    rows = []
+    for position, (item, result) in enumerate(zip(items, results, strict=True)):
+        reply = result.raw if isinstance(result, Response) else result
+        about = dict(
+            user=item.user, item=position, request=item.request, gold=item.gold, reply=reply
+        )
+        scores = item.score(item.gold, result)
+        for skill, values in scores.items():
+            for value in values or [nan]:
+                rows.append(dict(skill=skill, value=value, **about))
+    if not isnan(seen_again):
+        hits = round(CONCEPTS * seen_again)
+        for i in range(CONCEPTS):
+            value = float(i < hits)
+            rows.append(dict(skill="thing seen again", value=value, user=str(i), item=-1 - i))
     return pd.DataFrame(rows)
 
 
 def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
-    """One row per skill in the order of SKILLS: skill, n (questions), score, low, high, target, chance.
+    """One row per skill, in the order of SKILLS.
 
-    The score is the share that is right unless the name says F1 or error. Intervals of 95% resample lives, or what else
-    `cluster` names: of models that differ in their seed, "model". Where all clusters are alike, which resampling would
-    take for certainty, Wilson's.
+    Columns: skill, n (items), score, low, high, target, chance. The score is the share of right
+    replies unless the name says F1 or error. The 95% intervals resample lives, or what `cluster`
+    names instead: "model" for models that differ in their seed. If all clusters are equal,
+    resampling would suggest certainty, so the interval is Wilson's.
     """
     rows = []
-    for name, (target, chance) in SKILLS.items():
-        asked = frame[frame["skill"] == name]
-        values = asked.dropna(subset="value")
-        if len(values):
-            found = cluster_bootstrap(values, "value", cluster)
-            ends = proportion_confint(round(found.mean * len(values)), len(values), method="wilson")
-            low, high = (found.low, found.high) if found.high > found.low else ends
-            n = len(asked[[cluster, "item"]].drop_duplicates())
-            rows.append(
-                dict(
-                    skill=name,
-                    n=n,
-                    score=found.mean,
-                    low=low,
-                    high=high,
-                    target=target,
-                    chance=chance,
-                )
-            )
-    return pd.DataFrame(rows)
+    for skill, (target, chance) in SKILLS.items():
+        items = frame[frame["skill"] == skill]
+        values = items.dropna(subset="value")
+        if values.empty:
+            continue
+        score = cluster_bootstrap(values, "value", cluster)
+        low = score.low
+        high = score.high
+        if not high > low:  # equal, or nan for a single cluster
+            right = round(score.mean * len(values))
+            low, high = proportion_confint(right, len(values), method="wilson")
+        n = len(items[[cluster, "item"]].drop_duplicates())
+        rows.append((skill, n, score.mean, low, high, target, chance))
+    columns = ["skill", "n", "score", "low", "high", "target", "chance"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,7 +1,7 @@
 """Intervals and paired tests over records.
 
-Questions about one user share a life, so users, not questions, are resampled: a percentile bootstrap over clusters.
-The paper prints single numbers without any interval; every interval here is ours.
+Questions about one user share one life. The percentile bootstrap therefore resamples users, not
+questions. The paper prints no intervals; every interval here is ours.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ from personavlm_lib.evaluation.records import QUESTION
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% interval; `n` is the number of rows (or steps) behind it, `p` McNemar's where it applies.
+    """A mean with its 95% interval.
 
-    Fewer than two clusters give `low` and `high` of nan: there is nothing to resample.
+    `n` is the number of rows or steps behind the mean, `p` the p-value of McNemar's test (nan if it
+    does not apply). With fewer than two clusters there is nothing to resample: `low` and `high` are
+    nan.
     """
 
     mean: float
@@ -33,35 +35,37 @@ class Interval:
 def cluster_bootstrap(
     frame: pd.DataFrame, value: str = "correct", cluster: str = "user", n: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of `value` over rows, with a 95% interval from `n` resamples of whole clusters.
+    """Mean of column `value`, with a 95% interval from `n` resamples of whole clusters.
 
-    ValueError on an empty frame.
+    Raises ValueError on an empty frame.
     """
     if frame.empty:
-        raise ValueError(f"no rows to take the mean of {value!r} from")
-    groups = (
-        frame.assign(_value=frame[value].astype(float))
-        .groupby(cluster)["_value"]
-        .agg(["sum", "count"])
-    )
-    sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
+        raise ValueError(f"cannot take the mean of {value!r}: the frame has no rows")
+    rows = len(frame)
+    values = frame.assign(_value=frame[value].astype(float))
+    clusters = values.groupby(cluster)["_value"].agg(["sum", "count"])
+    sums = clusters["sum"].to_numpy()
+    counts = clusters["count"].to_numpy()
     mean = sums.sum() / counts.sum()
-    if len(groups) < 2:
-        return Interval(mean, nan, nan, len(frame))
-    if (
-        np.ptp(sums / counts) == 0
-    ):  # all clusters alike: the interval is the point, and scipy would warn
-        return Interval(mean, mean, mean, len(frame))
-    found = bootstrap(
+    if len(clusters) < 2:
+        return Interval(mean, nan, nan, rows)
+    if np.ptp(sums / counts) == 0:  # all clusters are equal: scipy would warn
+        return Interval(mean, mean, mean, rows)
+
+    def resampled_mean(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+        return sums.sum(axis=axis) / counts.sum(axis=axis)
+
+    result = bootstrap(
         (sums, counts),
-        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        resampled_mean,
         paired=True,
         vectorized=True,
         n_resamples=n,
         method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(frame))
+    )
+    interval = result.confidence_interval
+    return Interval(mean, float(interval.low), float(interval.high), rows)
 
 
 def paired_difference(
@@ -73,71 +77,92 @@ def paired_difference(
     n: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Condition `a` minus condition `b` on the questions that both answered, users resampled.
+    """Condition `a` minus condition `b` on the questions that both answered; users are resampled.
 
-    `p` is McNemar's exact test, which takes questions as independent; verdicts rest on the interval, not on it.
-
-    ValueError if they share no question.
+    `p` is the p-value of McNemar's exact test, which treats questions as independent. Verdicts rest
+    on the interval, not on `p`. Raises ValueError if the conditions share no question.
     """
-    wide = frame[frame["condition"].isin([a, b])].pivot(
-        index=[*QUESTION, cluster], columns="condition", values=value
-    )
-    if not {a, b} <= set(wide.columns) or (wide := wide.dropna()).empty:
+    records = frame[frame["condition"].isin([a, b])]
+    answers = records.pivot(index=[*QUESTION, cluster], columns="condition", values=value)
+    shared = answers.reindex(columns=[a, b]).dropna()
+    if shared.empty:
         raise ValueError(f"conditions {a!r} and {b!r} share no question")
-    first, second = wide[a].astype(float), wide[b].astype(float)
-    found = cluster_bootstrap(
-        (first - second).rename("difference").reset_index(), "difference", cluster, n, seed
-    )
-    table = [[0, int((first > second).sum())], [int((first < second).sum()), 0]]
-    p = float(mcnemar(table, exact=True).pvalue) if sum(map(sum, table)) else 1.0
-    return Interval(found.mean, found.low, found.high, found.n, p)
+    first = shared[a].astype(float)
+    second = shared[b].astype(float)
+    difference = (first - second).rename("difference").reset_index()
+    mean = cluster_bootstrap(difference, "difference", cluster, n, seed)
+    p = _mcnemar(first, second)
+    return Interval(mean.mean, mean.low, mean.high, mean.n, p)
+
+
+def _mcnemar(first: pd.Series, second: pd.Series) -> float:
+    """p-value of McNemar's exact test; 1 if the two never differ."""
+    only_first = int((first > second).sum())
+    only_second = int((first < second).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    table = [[0, only_first], [only_second, 0]]
+    return float(mcnemar(table, exact=True).pvalue)
 
 
 def difference_of_means(
-    after: Sequence[float], before: Sequence[float], n: int = 2000, seed: int = 0
+    after: Sequence[float] | np.ndarray,
+    before: Sequence[float] | np.ndarray,
+    n: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """Mean of `after` minus mean of `before`, two independent samples, each resampled by itself."""
-    after, before = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
-    mean, count = float(after.mean() - before.mean()), len(after) + len(before)
-    if min(len(after), len(before)) < 2:
-        return Interval(mean, nan, nan, count)
-    if np.ptp(after) == np.ptp(before) == 0:
-        return Interval(mean, mean, mean, count)
-    found = bootstrap(
-        (after, before),
-        lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis),
+    """Mean of `after` minus mean of `before`: two independent samples, resampled separately."""
+    late = np.asarray(after, dtype=float)
+    early = np.asarray(before, dtype=float)
+    difference = float(late.mean() - early.mean())
+    count = len(late) + len(early)
+    if min(len(late), len(early)) < 2:
+        return Interval(difference, nan, nan, count)
+    if np.ptp(late) == np.ptp(early) == 0:
+        return Interval(difference, difference, difference, count)
+
+    def resampled_difference(late: np.ndarray, early: np.ndarray, axis: int) -> np.ndarray:
+        return late.mean(axis=axis) - early.mean(axis=axis)
+
+    result = bootstrap(
+        (late, early),
+        resampled_difference,
         vectorized=True,
         n_resamples=n,
         method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), count)
+    )
+    interval = result.confidence_interval
+    return Interval(difference, float(interval.low), float(interval.high), count)
 
 
 def accuracy_table(
     frame: pd.DataFrame, by: Sequence[str] = ("condition",), value: str = "correct"
 ) -> pd.DataFrame:
-    """One row per group, in the order of first appearance: the columns of `by`, then n, accuracy, low, high (0..1)."""
+    """One row per group, in order of first appearance.
+
+    Columns: those of `by`, then n, accuracy, low, high (shares, 0..1).
+    """
     rows = []
     for names, group in frame.groupby(list(by), sort=False):
-        found = cluster_bootstrap(group, value)
-        rows.append((*names, found.n, found.mean, found.low, found.high))
+        share = cluster_bootstrap(group, value)
+        rows.append((*names, share.n, share.mean, share.low, share.high))
     return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
 
 
 def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
-    """Share of a question's evidence turns among the turns retrieved for it, per condition: condition, n, recall, ...
+    """Share of a question's evidence turns among the turns retrieved for it, per condition.
 
-    Questions without evidence turns are left out. Columns condition, n, recall, low, high.
+    Questions without evidence turns are left out. Columns: condition, n, recall, low, high.
     """
     rows = frame[frame["evidence_turns"].map(len) > 0]
-    found = [
-        len(set(got) & set(want)) / len(set(want))
-        for got, want in zip(rows["retrieved_turns"], rows["evidence_turns"], strict=True)
-    ]
-    return accuracy_table(rows.assign(recall=found), value="recall").rename(
-        columns={"accuracy": "recall"}
-    )
+    recalls = []
+    for retrieved, evidence in zip(rows["retrieved_turns"], rows["evidence_turns"], strict=True):
+        wanted = set(evidence)
+        hits = wanted.intersection(retrieved)
+        recalls.append(len(hits) / len(wanted))
+    table = accuracy_table(rows.assign(recall=recalls), value="recall")
+    return table.rename(columns={"accuracy": "recall"})
 
 
 def mean_absolute_error_interval(
@@ -147,7 +172,6 @@ def mean_absolute_error_interval(
     cluster: str = "user",
     seed: int = 0,
 ) -> Interval:
-    """Mean absolute error of `estimated` against `true` (same unit as both), users resampled."""
-    return cluster_bootstrap(
-        frame.assign(error=(frame[estimated] - frame[true]).abs()), "error", cluster, seed=seed
-    )
+    """Mean absolute error of column `estimated` against `true`, in their unit; users resampled."""
+    error = (frame[estimated] - frame[true]).abs()
+    return cluster_bootstrap(frame.assign(error=error), "error", cluster, seed=seed)

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from personavlm_lib.evaluation import audit
 from personavlm_lib.evaluation.claims import (
-    NEUTRAL,
     ClaimResult,
     Evidence,
     evaluate_claims,

@@ -1,4 +1,4 @@
-"""Verdicts follow the interval and its side, and what a run lacks is not guessed."""
+"""Test that verdicts follow from the interval, and that missing results are not measured."""
 
 from math import nan
 
@@ -23,73 +23,78 @@ NOTHING = pd.DataFrame()
         (None, "not measured"),
     ],
 )
-def test_verdict(ours, expected):
+def test_verdict_follows_from_the_interval(ours, expected):
     assert verdict(ours) == expected
 
 
-def answers(kind: str, **right: list[bool]) -> pd.DataFrame:
-    rows = [
-        ("world", f"{kind}{case}", kind, 0, f"u{case % 6}", condition, hit)
-        for condition, hits in right.items()
-        for case, hit in enumerate(hits)
-    ]
-    return pd.DataFrame(
-        rows, columns=["benchmark", "case", "kind", "seed", "user", "condition", "correct"]
-    )
+def answers(kind: str, **outcomes: list[bool]) -> pd.DataFrame:
+    """Records of questions of `kind`: for each condition, whether each answer is right."""
+    rows = []
+    for condition, hits in outcomes.items():
+        for case, hit in enumerate(hits):
+            rows.append(("world", f"{kind}{case}", kind, 0, f"u{case % 6}", condition, hit))
+    columns = ["benchmark", "case", "kind", "seed", "user", "condition", "correct"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def verdicts(records=NOTHING, grpo=NOTHING, personality=NOTHING) -> dict[str, str]:
     evidence = Evidence(records, NOTHING, grpo, personality, NOTHING)
-    return {finding.claim.id: finding.verdict for finding in evaluate_claims(evidence)}
+    return {result.claim.id: result.verdict for result in evaluate_claims(evidence)}
 
 
-def test_nothing_is_not_measured():
-    assert set(verdicts().values()) == {"not measured"} and len(CLAIMS) == len(
-        {claim.id for claim in CLAIMS}
+def test_an_empty_run_measures_nothing():
+    assert set(verdicts().values()) == {"not measured"}
+
+
+def test_claim_ids_are_unique():
+    assert len(CLAIMS) == len({claim.id for claim in CLAIMS})
+
+
+def test_accuracy_claims_follow_the_sign_of_the_difference():
+    good = [True] * 25 + [False] * 5
+    bad = [True] * 5 + [False] * 25
+    records = answers(
+        "choice",
+        rl_own=good,
+        no_memory=bad,
+        sft_own=good,
+        rl_gold=bad,
+        rl_gold_wo_episodic=good,
     )
+    by_claim = verdicts(records)
+    assert by_claim["C1"] == "agrees"
+    assert by_claim["C2"] == "agrees"
+    assert by_claim["C3"] == "undecided"
+    assert by_claim["C6"] == "disagrees"
+    assert by_claim["C4"] == "not measured"
 
 
-def test_accuracy_claims_flip_with_the_sign():
-    good, bad = [True] * 25 + [False] * 5, [True] * 5 + [False] * 25
-    found = verdicts(
-        answers(
-            "choice",
-            rl_own=good,
-            no_memory=bad,
-            sft_own=good,
-            rl_gold=bad,
-            rl_gold_wo_episodic=good,
-        )
-    )
-    assert [found[name] for name in ("C1", "C2", "C3", "C6", "C4")] == [
-        "agrees", "agrees", "undecided", "disagrees", "not measured",
-    ]  # fmt: skip
-    alignment = {"rl_gold": good, "rl_gold_wo_pem": bad}
-    assert verdicts(answers("alignment", **alignment))["C9"] == "agrees"
-    assert (
-        verdicts(answers("choice", **alignment))["C9"] == "not measured"
-    )  # other questions do not count
+def test_the_alignment_claim_uses_only_alignment_questions():
+    good = [True] * 25 + [False] * 5
+    bad = [True] * 5 + [False] * 25
+    outcomes = {"rl_gold": good, "rl_gold_wo_pem": bad}
+    assert verdicts(answers("alignment", **outcomes))["C9"] == "agrees"
+    assert verdicts(answers("choice", **outcomes))["C9"] == "not measured"
 
 
-def test_reward_claim_reads_the_steps_in_order():
+def test_the_reward_claim_sorts_the_steps():
     steps = np.arange(50)
-    rising = pd.DataFrame({"step": steps, "reward": steps / 50}).sample(frac=1, random_state=0)
+    metrics = pd.DataFrame({"step": steps, "reward": steps / 50})
+    rising = metrics.sample(frac=1, random_state=0)
     assert verdicts(grpo=rising)["C5"] == "agrees"
-    assert verdicts(grpo=rising.assign(reward=-rising["reward"]))["C5"] == "disagrees"
+    falling = rising.assign(reward=-rising["reward"])
+    assert verdicts(grpo=falling)["C5"] == "disagrees"
 
 
-def test_personality_claim_takes_the_last_turn():
-    rows = [
-        (f"u{user}", turn, "openness", 4.5, estimate, "own")
-        for user in range(8)
-        for turn, estimate in ((1, 3.0), (9, 4.2 + user / 50))
-    ]
-    personality = pd.DataFrame(
-        rows, columns=["user", "turn", "trait", "true", "estimated", "source"]
-    )
-    found = verdicts(personality=personality)
-    assert found["C7"] == "agrees" and found["C7g"] == "not measured"
-    assert (
-        verdicts(personality=personality.assign(estimated=lambda p: 6 - p["estimated"]))["C7"]
-        == "disagrees"
-    )
+def test_the_personality_claim_uses_the_last_turn():
+    rows = []
+    for user in range(8):
+        rows.append((f"u{user}", 1, "openness", 4.5, 3.0, "own"))
+        rows.append((f"u{user}", 9, "openness", 4.5, 4.2 + user / 50, "own"))
+    columns = ["user", "turn", "trait", "true", "estimated", "source"]
+    personality = pd.DataFrame(rows, columns=columns)
+    by_claim = verdicts(personality=personality)
+    assert by_claim["C7"] == "agrees"
+    assert by_claim["C7g"] == "not measured"
+    opposite = personality.assign(estimated=6 - personality["estimated"])
+    assert verdicts(personality=opposite)["C7"] == "disagrees"

@@ -1,4 +1,4 @@
-"""Conditions on two short lives: one record per question, and what each condition shows the model and keeps from it."""
+"""Test the conditions on two short lives: the records they leave and what they show the model."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from personavlm_lib.benchmark.oracle import Oracle
 from personavlm_lib.evaluation.conditions import (
     CONDITIONS,
     Condition,
+    EvaluationSettings,
     answer_questions,
     cached_answers,
     write_memories,
@@ -19,10 +20,14 @@ from personavlm_lib.models.chat import ChatReply
 from personavlm_lib.models.local import LocalModel
 
 LABELS = dict(run="test", benchmark="world", seed=0, prompt_set_hash="0" * 12)
+SETTINGS = EvaluationSettings(LABELS, width=4)
+NEUTRAL_PROFILE = (
+    "openness mid conscientiousness mid extraversion mid agreeableness mid neuroticism mid"
+)
 
 
-class Listening:
-    """Searches once where it may, then answers the first option; keeps every text that it is shown."""
+class RecordingModel:
+    """Retrieves until it must answer, then picks the first option; records every text it sees."""
 
     def __init__(self):
         self.texts = []
@@ -30,199 +35,260 @@ class Listening:
     def start(self):
         return []
 
-    def reply(self, asked):
-        self.texts += [ask.text for _, ask in asked]
-        return [ChatReply("<think>hm</think><answer>(a)</answer>" if "answer now" in ask.text else
-                      '<think>hm</think><retrieve>"keywords": my drink</retrieve>') for _, ask in asked]  # fmt: skip
+    def reply(self, requests):
+        replies = []
+        for _, request in requests:
+            self.texts.append(request.text)
+            if "answer now" in request.text:
+                reply = "<think>hm</think><answer>(a)</answer>"
+            else:
+                reply = '<think>hm</think><retrieve>"keywords": my drink</retrieve>'
+            replies.append(ChatReply(reply))
+        return replies
+
+
+class LifeOracles:
+    """Replies with the oracle of the life that a request is about; records the batch sizes."""
+
+    def __init__(self, lives):
+        self.oracles = [life.oracle for life in lives]
+        self.batch_sizes = []
+
+    def start(self):
+        return []
+
+    def reply(self, requests):
+        self.batch_sizes.append(len(requests))
+        replies = []
+        for transcript, request in requests:
+            oracle = self.oracle_of(request.subject)
+            replies += oracle.reply([(transcript, request)])
+        return replies
+
+    def oracle_of(self, subject) -> Oracle:
+        turn = subject[0] if isinstance(subject, list) else subject
+        matching = [o for o in self.oracles if (turn.time, turn.user) in o.indices]
+        return matching[0]
 
 
 @pytest.fixture
-def ask(lives, memories):
+def memory(memories):
+    return lambda condition, life: memories[life.user]
+
+
+@pytest.fixture
+def ask(lives, memory):
+    """Answer the questions of the lives under a condition."""
+
     def ask(condition, model=None, lives=lives):
         if isinstance(condition, str):
             condition = CONDITIONS[condition]
-        return answer_questions(
-            condition, lives, lambda _, life: memories[life.user], lambda name: model, LABELS, 4
-        )
+        return answer_questions(condition, lives, memory, lambda name: model, SETTINGS)
 
     return ask
 
 
-def test_the_untrained_model_leaves_one_record_per_question(ask, lives, model, processor, tmp_path):
-    local, rows = LocalModel(model=model, processor=processor), []
-    small = [replace(life, questions=life.questions[:2]) for life in lives]
+def test_untrained_model_leaves_one_record_per_question(ask, lives, model, processor, tmp_path):
+    local = LocalModel(model=model, processor=processor)
+    short_lives = [replace(life, questions=life.questions[:2]) for life in lives]
+    cases = [question.case for life in short_lives for question in life.questions]
+    rows = []
     for name, condition in CONDITIONS.items():
-        if condition.model == "rl" and condition.memory != "own":
-            monkey = ask(name, local, small)
-            assert [row.case for row in monkey] == [
-                q.case for life in small for q in life.questions
-            ]
-            assert {row.condition for row in monkey} == {name}
-            rows += monkey
-    assert all(row.steps >= 1 and row.tokens_in > 50 and row.tokens_out > 0 for row in rows)
-    write_records(tmp_path / "records.parquet", rows)
-    assert len(read_records(tmp_path / "records.parquet")) == len(rows) >= 16
+        if condition.model != "rl" or condition.memory == "own":
+            continue
+        records = ask(name, local, short_lives)
+        assert [row.case for row in records] == cases
+        assert {row.condition for row in records} == {name}
+        rows += records
+    for row in rows:
+        assert row.steps >= 1
+        assert row.tokens_in > 50
+        assert row.tokens_out > 0
+    path = tmp_path / "records.parquet"
+    write_records(path, rows)
+    assert len(read_records(path)) == len(rows) >= 16
 
 
-def test_chance_is_drawn_from_the_options_and_the_same_each_time(ask, lives):
+def test_chance_picks_reproducible_random_options(ask, lives):
     rows = ask("chance")
     assert len(rows) == sum(len(life.questions) for life in lives)
-    assert all(row.raw in row.options and row.parsed == row.raw for row in rows)
-    assert [row.correct for row in rows] == [row.raw == row.gold for row in rows]
-    assert [row.raw for row in ask("chance")] == [row.raw for row in rows] and len(
-        {row.raw for row in rows}
-    ) > 4
+    for row in rows:
+        assert row.raw in row.options
+        assert row.parsed == row.raw
+        assert row.correct == (row.raw == row.gold)
+    picks = [row.raw for row in rows]
+    assert [row.raw for row in ask("chance")] == picks
+    assert len(set(picks)) > 4
 
 
-def test_the_oracle_is_the_ceiling(ask):
+def test_oracle_is_the_ceiling_and_retrieves_the_evidence(ask):
     rows = ask("oracle")
     assert sum(row.correct for row in rows) >= len(rows) - 1
+    assert {row.kind for row in rows} == {"choice", "alignment"}
     for row in rows:
         if row.kind == "alignment" or not row.retrievals:
             continue
-        looked_at, wanted = set(row.retrieved_turns), set(row.evidence_turns)
-        if row.task == "Relationship Recognition":  # three searches bring some of it
-            assert looked_at & wanted
-        elif row.task == "Long-term Goal Tracking":  # what became of it stands in the last turn
-            assert {*row.evidence_turns[-1:]} <= looked_at
+        retrieved = set(row.retrieved_turns)
+        evidence = set(row.evidence_turns)
+        if row.task == "Relationship Recognition":  # three searches find only part of it
+            assert retrieved & evidence
+        elif row.task == "Long-term Goal Tracking":  # the last turn holds the outcome
+            assert set(row.evidence_turns[-1:]) <= retrieved
         else:
-            assert wanted <= looked_at
-    assert {row.kind for row in rows} == {"choice", "alignment"}
+            assert evidence <= retrieved
 
 
-def test_records_say_what_was_answered(ask):
-    for row in ask(Condition("listening", "rl", "gold"), Listening()):
-        assert row.parsed == row.options[0] and row.correct == (row.options[0] == row.gold)
+def test_records_hold_the_answer_and_the_retrieved_memories(ask):
+    for row in ask(Condition("recording", "rl", "gold"), RecordingModel()):
+        assert row.parsed == row.options[0]
+        assert row.correct == (row.options[0] == row.gold)
         assert (row.steps, row.retrievals, row.memory, row.model) == (4, 3, "gold", "rl")
-        assert row.retrieved_ids and len(set(row.retrieved_ids)) == len(row.retrieved_ids)
+        assert row.retrieved_ids
+        assert len(set(row.retrieved_ids)) == len(row.retrieved_ids)
 
 
-def test_without_memory_nothing_is_known_but_the_personality(ask, lives):
-    model = Listening()
-    rows = ask("no_memory", model)
-    assert all(row.retrievals == 0 and row.steps == 1 and not row.retrieved_ids for row in rows)
-    assert all(
-        "profile" in map(str.strip, text.split("\n")) and "answer now" in text
-        for text in model.texts
-    )
+def test_without_memory_only_the_personality_is_known(ask, lives):
+    model = RecordingModel()
+    for row in ask("no_memory", model):
+        assert row.retrievals == 0
+        assert row.steps == 1
+        assert not row.retrieved_ids
     names = {life.plan.persona.name for life in lives}
-    assert not any(f"my name is {name}" in text for text in model.texts for name in names)
+    for text in model.texts:
+        lines = [line.strip() for line in text.split("\n")]
+        assert "profile" in lines
+        assert "answer now" in text
+        assert not any(f"my name is {name}" in text for name in names)
 
 
-def test_context_conditions_show_raw_turns_and_no_memory_search(ask, lives):
+def test_context_conditions_show_raw_turns_and_do_not_retrieve(ask, lives):
     shown = {}
     for name in ("gold_evidence", "backbone_rag5", "backbone_full"):
-        model = Listening()
-        rows = ask(name, model)
-        assert all(row.retrievals == 0 and row.memory == "context" for row in rows)
-        shown[name] = [
-            [line for line in text.split("\n") if " assistant " in line] for text in model.texts
-        ]
+        model = RecordingModel()
+        for row in ask(name, model):
+            assert row.retrievals == 0
+            assert row.memory == "context"
+        shown[name] = [turn_lines(text) for text in model.texts]
     questions = [(life, question) for life in lives for question in life.questions]
     for (life, question), evidence, five, full in zip(questions, *shown.values(), strict=True):
         before = [turn for turn in life.turns if turn.time <= question.time]
-        assert len(full) == len(before) and len(five) == min(5, len(before))
-        assert len(evidence) == min(8, len(question.evidence)) and set(evidence) <= set(full)
+        assert len(full) == len(before)
+        assert len(five) == min(5, len(before))
+        assert len(evidence) == min(8, len(question.evidence))
+        assert set(evidence) <= set(full)
         if question.evidence:
-            assert life.turns[question.evidence[-1]].user.split(" <img>")[0] in evidence[-1]
+            last_turn = life.turns[question.evidence[-1]]
+            assert last_turn.user.split(" <img>")[0] in evidence[-1]
 
 
-def test_what_is_taken_away_is_gone(ask):
-    whole, bare = Listening(), Listening()
-    rows = ask("rl_gold", whole)
-    assert any(i.startswith("episode:") for row in rows for i in row.retrieved_ids)
-    rows = ask("rl_gold_wo_episodic", bare)
-    assert not any(i.startswith("episode:") for row in rows for i in row.retrieved_ids)
-    once = Listening()
-    rows = ask("rl_gold_wo_reasoning", once)
-    assert all(row.steps == 1 == row.retrievals and row.retrieved_ids for row in rows)
-    neutral = Listening()
-    ask("rl_gold_wo_pem", neutral)
-    flat = "openness mid conscientiousness mid extraversion mid agreeableness mid neuroticism mid"
-    assert all(flat in text for text in neutral.texts if text.startswith("respond"))
-    assert not all(flat in text for text in whole.texts if text.startswith("respond"))
+def turn_lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if " assistant " in line]
 
 
-def test_the_prompt_set_reaches_answers_and_memories(lives, memories, tmp_path):
-    full, answering, living = PromptSet("full"), Listening(), Listening()
-    models, memory = (lambda _: answering), (lambda _, life: memories[life.user])
-    answer_questions(CONDITIONS["rl_gold"], lives[:1], memory, models, LABELS, 4, 64, full)
-    assert all(
-        text.startswith(("You assist one person", "This is what your memory holds"))
-        for text in answering.texts
-    )
-    write_memories(lives[:1], tmp_path, living, "rl", None, 4, "key", full)
-    assert (
-        living.texts[0].startswith("Judge how the user's personality shows")
-        and "User: " in living.texts[-1]
-    )
+def retrieves_episodes(rows) -> bool:
+    return any(id.startswith("episode:") for row in rows for id in row.retrieved_ids)
 
 
-def test_answers_are_kept_by_what_made_them(lives, memories, tmp_path):
-    model, made = Listening(), {"lives": "these", "weights": {"rl": "a", "sft": "a"}}
+def test_a_removed_memory_type_is_never_retrieved(ask):
+    assert retrieves_episodes(ask("rl_gold", RecordingModel()))
+    assert not retrieves_episodes(ask("rl_gold_wo_episodic", RecordingModel()))
 
-    def ask(made_from, max_tokens=9):
-        given = (lives, lambda _, life: memories[life.user], lambda name: model)
+
+def test_without_reasoning_the_model_retrieves_exactly_once(ask):
+    for row in ask("rl_gold_wo_reasoning", RecordingModel()):
+        assert row.steps == 1
+        assert row.retrievals == 1
+        assert row.retrieved_ids
+
+
+def test_without_pem_the_profile_is_neutral(ask):
+    full = RecordingModel()
+    ask("rl_gold", full)
+    without_pem = RecordingModel()
+    ask("rl_gold_wo_pem", without_pem)
+    assert all(NEUTRAL_PROFILE in text for text in first_prompts(without_pem))
+    assert not all(NEUTRAL_PROFILE in text for text in first_prompts(full))
+
+
+def first_prompts(model: RecordingModel) -> list[str]:
+    return [text for text in model.texts if text.startswith("respond")]
+
+
+def test_the_prompt_set_is_used_for_answers(lives, memory):
+    model = RecordingModel()
+    settings = replace(SETTINGS, max_tokens=64, prompts=PromptSet("full"))
+    answer_questions(CONDITIONS["rl_gold"], lives[:1], memory, lambda name: model, settings)
+    openings = ("You assist one person", "This is what your memory holds")
+    assert all(text.startswith(openings) for text in model.texts)
+
+
+def test_the_prompt_set_is_used_for_memories(lives, tmp_path):
+    model = RecordingModel()
+    settings = replace(SETTINGS, prompts=PromptSet("full"))
+    write_memories(lives[:1], tmp_path, model, "rl", "key", settings)
+    assert model.texts[0].startswith("Judge how the user's personality shows")
+    assert "User: " in model.texts[-1]
+
+
+def test_answers_are_cached_by_their_inputs(lives, memory, tmp_path):
+    model = RecordingModel()
+    inputs = {"lives": "these", "weights": {"rl": "a", "sft": "a"}}
+
+    def ask(inputs, max_tokens=9):
+        settings = replace(SETTINGS, max_tokens=max_tokens)
         return cached_answers(
-            "rl_gold", tmp_path, made_from, *given, labels=LABELS, width=4, max_tokens=max_tokens
+            "rl_gold", tmp_path, inputs, lives, memory, lambda name: model, settings
         )
 
-    rows, asked = ask(made), len(model.texts)
-    assert (
-        ask(made) == rows
-        and ask(made | {"weights": {"rl": "a", "sft": "b"}}) == rows
-        and len(model.texts) == asked
-    )
-    for n, changed in enumerate((made | {"weights": {"rl": "b"}}, made | {"lives": "others"}), 2):
-        assert [row.case for row in ask(changed)] == [row.case for row in rows] and len(
-            model.texts
-        ) == n * asked
-    ask(made | {"lives": "others"}, max_tokens=8)
-    assert len(model.texts) == 4 * asked
+    rows = ask(inputs)
+    requests = len(model.texts)
+    assert ask(inputs) == rows
+    other_model_changed = inputs | {"weights": {"rl": "a", "sft": "b"}}
+    assert ask(other_model_changed) == rows
+    assert len(model.texts) == requests
+
+    cases = [row.case for row in rows]
+    model_changed = inputs | {"weights": {"rl": "b"}}
+    assert [row.case for row in ask(model_changed)] == cases
+    assert len(model.texts) == 2 * requests
+    lives_changed = inputs | {"lives": "others"}
+    assert [row.case for row in ask(lives_changed)] == cases
+    assert len(model.texts) == 3 * requests
+    ask(lives_changed, max_tokens=8)
+    assert len(model.texts) == 4 * requests
 
 
-def test_memories_are_written_side_by_side_and_kept(lives, tmp_path):
-    class Oracles:
-        """Each life's own oracle, by the turn that is asked about."""
-
-        def start(self):
-            return []
-
-        def reply(self, asked):
-            rounds.append(len(asked))
-            return [
-                next(o for o in oracles if self.knows(o, ask.subject)).reply([(t, ask)])[0]
-                for t, ask in asked
-            ]
-
-        @staticmethod
-        def knows(oracle: Oracle, about):
-            turn = about[0] if isinstance(about, list) else about
-            return (turn.time, turn.user) in oracle.indices
-
-    rounds, oracles = [], [life.oracle for life in lives]
-    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
-    assert max(rounds) == 6
+def test_memories_are_written_side_by_side(lives, tmp_path):
+    model = LifeOracles(lives)
+    write_memories(lives, tmp_path, model, "oracle", "key", replace(SETTINGS, width=8))
+    assert max(model.batch_sizes) == 6
     for life in lives:
         with MemoryStore(tmp_path / life.user) as store:
-            assert len(store.as_of().turns) == len(life.turns)
-            assert store.as_of().semantic[0].written_by.startswith("oracle/nano-")
-    asked = len(rounds)
-    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
-    assert len(rounds) == asked, "what is whole is kept"
+            view = store.as_of()
+            assert len(view.turns) == len(life.turns)
+            assert view.semantic[0].written_by.startswith("oracle/nano-")
+
+
+def test_complete_memories_are_reused_and_partial_groups_rewritten(lives, tmp_path):
+    model = LifeOracles(lives)
+    settings = replace(SETTINGS, width=8)
+
+    def write(key):
+        write_memories(lives, tmp_path, model, "oracle", key, settings)
+        return len(model.batch_sizes)
+
+    rounds = write("key")
+    assert write("key") == rounds, "complete memories are reused"
     (tmp_path / lives[0].user / "finished").unlink()
-    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "key")
-    assert len(rounds) == 2 * asked, "of a group that was cut short, all are written anew"
-    write_memories(lives, tmp_path, Oracles(), "oracle", None, 8, "another model's")
-    assert len(rounds) == 3 * asked
+    assert write("key") == 2 * rounds, "an incomplete group is rewritten as a whole"
+    assert write("another model's") == 3 * rounds
     with MemoryStore(tmp_path / lives[0].user) as store:
         assert len(store.as_of().turns) == len(lives[0].turns)
 
 
-def test_memory_of_other_words_lies_elsewhere():
-    assert (
-        CONDITIONS["rl_own"].writer == "rl"
-        and CONDITIONS["rl_own_paraphrased"].writer == "rl_paraphrased"
-    )
-    assert CONDITIONS["rl_gold"].writer == CONDITIONS["backbone_full"].writer == "gold"
+def test_memories_of_paraphrased_dialogues_have_their_own_folder():
+    assert CONDITIONS["rl_own"].writer == "rl"
+    assert CONDITIONS["rl_own_paraphrased"].writer == "rl_paraphrased"
+    assert CONDITIONS["rl_gold"].writer == "gold"
+    assert CONDITIONS["backbone_full"].writer == "gold"
     assert CONDITIONS["backbone_rag5_paraphrased"].writer == "gold_paraphrased"

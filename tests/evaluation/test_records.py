@@ -1,4 +1,4 @@
-"""Records come back as they were written, and no question is counted twice."""
+"""Test that records survive a round trip, and that no question is counted twice."""
 
 from dataclasses import replace
 
@@ -11,30 +11,43 @@ from personavlm_lib.evaluation.records import (
     write_records,
 )
 
-ONE = AnswerRecord(
-    run="r", benchmark="world", case="1", user="ann", task="t", aspect="Memory", kind="choice", condition="rl_own",
-    model="nano", seed=0, prompt_set_hash="0", memory="own", options=["tea", "cola"], gold="tea", raw="<answer>?",
-    parsed=None, correct=False, retrieved_turns=[3, 1],
-)  # fmt: skip
+RECORD = AnswerRecord(
+    run="r",
+    benchmark="world",
+    case="1",
+    user="ann",
+    task="t",
+    aspect="Memory",
+    kind="choice",
+    condition="rl_own",
+    model="nano",
+    seed=0,
+    prompt_set_hash="0",
+    memory="own",
+    options=["tea", "cola"],
+    gold="tea",
+    raw="<answer>?",
+    parsed=None,
+    correct=False,
+    retrieved_turns=[3, 1],
+)
 
 
-def test_round_trip(tmp_path):
-    written = [ONE, replace(ONE, case="2", parsed="tea", correct=True)]
-    write_records(tmp_path / "new" / "records.parquet", written)
-    assert load_records(tmp_path / "new" / "records.parquet") == written
-    rows = read_records(tmp_path / "new" / "records.parquet")
-    assert list(rows["correct"]) == [False, True] and rows["parsed"].isna().tolist() == [
-        True,
-        False,
-    ]
-    assert list(rows["options"][0]) == ["tea", "cola"] and list(rows["retrieved_turns"][1]) == [
-        3,
-        1,
-    ]
+def test_records_survive_a_round_trip(tmp_path):
+    path = tmp_path / "new" / "records.parquet"
+    written = [RECORD, replace(RECORD, case="2", parsed="tea", correct=True)]
+    write_records(path, written)
+    assert load_records(path) == written
+    rows = read_records(path)
+    assert list(rows["correct"]) == [False, True]
+    assert list(rows["parsed"].isna()) == [True, False]
+    assert list(rows["options"][0]) == ["tea", "cola"]
+    assert list(rows["retrieved_turns"][1]) == [3, 1]
     assert list(rows["retrieved_ids"][0]) == []
 
 
-def test_a_question_answered_twice_is_refused(tmp_path):
+def test_a_question_answered_twice_by_one_condition_is_rejected(tmp_path):
+    path = tmp_path / "records.parquet"
     with pytest.raises(ValueError, match="answered twice .*'case': '1'"):
-        write_records(tmp_path / "records.parquet", [ONE, replace(ONE, correct=True)])
-    write_records(tmp_path / "records.parquet", [ONE, replace(ONE, condition="sft_own")])
+        write_records(path, [RECORD, replace(RECORD, correct=True)])
+    write_records(path, [RECORD, replace(RECORD, condition="sft_own")])

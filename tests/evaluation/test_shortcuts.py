@@ -1,4 +1,4 @@
-"""The surface baselines: what they find where there is something, nothing in our questions, and what they can read."""
+"""Test the surface baselines on benchmarks with and without shortcuts, and on our own questions."""
 
 import json
 import random
@@ -20,146 +20,179 @@ from personavlm_lib.evaluation.shortcuts import (
 from personavlm_lib.simulation.plan import sample_plan
 
 
-# What leaks today; a task that is mended makes its test fail until it is taken off this list.
-def items(n=400, seed=0, **better):
-    """`n` items of a benchmark without a leak, but for `better`: share of items in which the right option is so."""
+def random_items(n=400, seed=0, **shortcuts):
+    """`n` items without a shortcut, except for `shortcuts`: its name -> the share of items with it.
+
+    longest: the right option is the longest. often: it is always the same. second: it is the second
+    option. overlap: it appears in the question.
+    """
     rng = random.Random(seed)
     for i in range(n):
-        words = [
-            f"{rng.choice('abcdefgh')}{rng.choice('klmnop') * rng.randint(2, 7)}" for _ in range(3)
-        ]
-        right = rng.choice("abcdefgh") + rng.choice("klmnop") * rng.randint(2, 7)
-        if rng.random() < better.get("longest", 0):
+        wrong = [random_option(rng) for _ in range(3)]
+        right = random_option(rng)
+        if rng.random() < shortcuts.get("longest", 0):
             right = "x" * 12 + str(rng.random())
-        if rng.random() < better.get("often", 0):
+        if rng.random() < shortcuts.get("often", 0):
             right = "usual"
-        place = 1 if rng.random() < better.get("second", 0) else rng.randrange(4)
-        asked = right if rng.random() < better.get("overlap", 0) else "nothing"
-        yield ShortcutItem(
-            "t", f"u{i % 20}", f"what of {asked}", (*words[:place], right, *words[place:]), place
-        )
+        if rng.random() < shortcuts.get("second", 0):
+            position = 1
+        else:
+            position = rng.randrange(4)
+        subject = right if rng.random() < shortcuts.get("overlap", 0) else "nothing"
+        options = (*wrong[:position], right, *wrong[position:])
+        yield ShortcutItem("t", f"u{i % 20}", f"what of {subject}", options, position)
 
 
-def accuracies(made, **kwargs):
-    table = shortcut_table(list(made), **kwargs)
+def random_option(rng: random.Random) -> str:
+    return rng.choice("abcdefgh") + rng.choice("klmnop") * rng.randint(2, 7)
+
+
+def accuracies(items, **kwargs):
+    table = shortcut_table(list(items), **kwargs)
     return dict(zip(table["baseline"], table["accuracy"], strict=True))
 
 
-@pytest.mark.parametrize("leak, found_by", [
-    ("longest", "longest"), ("longest", "surface"), ("often", "most_frequent"), ("second", "surface"),
-    ("overlap", "surface"),
-])  # fmt: skip
-def test_each_baseline_finds_its_leak(leak, found_by):
-    assert accuracies(items(**{leak: 0.6}))[found_by] > 0.45
-    assert accuracies(items())[found_by] == pytest.approx(0.25, abs=0.07)
+@pytest.mark.parametrize(
+    "shortcut, found_by",
+    [
+        ("longest", "longest"),
+        ("longest", "surface"),
+        ("often", "most_frequent"),
+        ("second", "surface"),
+        ("overlap", "surface"),
+    ],
+)
+def test_each_baseline_finds_its_shortcut(shortcut, found_by):
+    with_shortcut = accuracies(random_items(**{shortcut: 0.6}))
+    assert with_shortcut[found_by] > 0.45
+    without = accuracies(random_items())
+    assert without[found_by] == pytest.approx(0.25, abs=0.07)
 
 
-def test_equals_share_the_choice_and_nothing_is_learned_from_the_item_itself():
-    alike = [ShortcutItem("t", f"u{i}", "?", ("aa", "bb", "cc", "dd"), i % 4) for i in range(40)]
-    found = accuracies(alike)
-    assert found["longest"] == found["shortest"] == 0.25
-    unique = [
-        ShortcutItem("t", f"u{i}", "?", (f"right{i:02d}", f"wrong{i:02d}"), 0) for i in range(40)
-    ]
-    assert accuracies(unique)["most_frequent"] == 0.5
+def test_options_of_equal_length_share_the_choice():
+    options = ("aa", "bb", "cc", "dd")
+    items = [ShortcutItem("t", f"u{i}", "?", options, i % 4) for i in range(40)]
+    by_baseline = accuracies(items)
+    assert by_baseline["longest"] == 0.25
+    assert by_baseline["shortest"] == 0.25
 
 
-def test_of_one_user_nothing_can_be_learned_and_no_interval_is_given():
+def test_nothing_is_learned_from_the_tested_item():
+    items = []
+    for i in range(40):
+        options = (f"right{i:02d}", f"wrong{i:02d}")
+        items.append(ShortcutItem("t", f"u{i}", "?", options, 0))
+    assert accuracies(items)["most_frequent"] == 0.5
+
+
+def test_one_user_gives_guesses_and_no_interval():
     table = shortcut_table([ShortcutItem("t", "u", "?", ("a", "bb", "ccc", "dddd"), 3)] * 8)
-    assert dict(zip(table["baseline"], table["accuracy"], strict=True)) == {
-        "longest": 1, "shortest": 0, "most_frequent": 0.25, "surface": 0.25
-    }  # fmt: skip
+    by_baseline = dict(zip(table["baseline"], table["accuracy"], strict=True))
+    assert by_baseline == {"longest": 1, "shortest": 0, "most_frequent": 0.25, "surface": 0.25}
     assert table["low"].isna().all()
 
 
-def persona_mme(path, n=12):
-    """A made-up file of the authors' shape, in which the right option is the longest."""
+def write_author_file(path, n=12):
+    """Write a file in the authors' format in which the right option is always the longest."""
     cases = []
     for i in range(n):
-        choices = {f"({letter})": "word" for letter in "abcd"} | {
-            f"({'abcd'[i % 4]})": "the longest of them"
+        choices = {f"({letter})": "word" for letter in "abcd"}
+        answer = f"({'abcd'[i % 4]})"
+        choices[answer] = "the longest of them"
+        case = {
+            "data_path": f"./data/Persona-MME/samples/50/{i % 3}/user_data.json",
+            "type": "Intent Inference",
+            "question_type": "Explicit Intent Inference",
+            "time": "2024-09-23 20:08 (Monday)",
+            "query": "Which one?",
+            "choices": choices,
+            "answer": answer,
         }
-        cases.append({
-            "data_path": f"./data/Persona-MME/samples/50/{i % 3}/user_data.json", "type": "Intent Inference",
-            "question_type": "Explicit Intent Inference", "time": "2024-09-23 20:08 (Monday)", "query": "Which one?",
-            "choices": choices, "answer": f"({'abcd'[i % 4]})",
-        })  # fmt: skip
         if i % 3 == 0:
-            cases[-1]["alignment"] = {"chosen": "Sure, with joy!", "rejected": "No."}
+            case["alignment"] = {"chosen": "Sure, with joy!", "rejected": "No."}
+        cases.append(case)
     path.write_text(json.dumps(cases))
     return path
 
 
-def test_the_authors_file_and_our_lives_are_read(tmp_path):
-    result = measure_shortcuts(persona_mme(tmp_path / "Persona-MME.json"))
+def test_the_authors_file_is_measured(tmp_path):
+    result = measure_shortcuts(write_author_file(tmp_path / "Persona-MME.json"))
+    assert (result["questions"], result["users"]) == (16, 3)
     task = result["tasks"]["Explicit Intent Inference"]
-    assert (result["questions"], result["users"], task["n"], task["chance"]) == (16, 3, 12, 0.25)
-    assert (
-        set(task["baselines"]) == set(BASELINES) and task["baselines"]["longest"]["accuracy"] == 1
-    )
+    assert (task["n"], task["chance"]) == (12, 0.25)
+    assert set(task["baselines"]) == set(BASELINES)
+    assert task["baselines"]["longest"]["accuracy"] == 1
     pairs = result["tasks"]["Personality Alignment"]
-    assert (pairs["n"], pairs["chance"], pairs["baselines"]["longest"]["accuracy"]) == (4, 0.5, 1)
-    own = [simulate_life(seed, tmp_path / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
-    write_lives(tmp_path / "lives.jsonl", own)
-    read = read_items(tmp_path / "lives.jsonl")
-    asked = [question for life in own for question in life.questions]
-    assert (
-        len(read)
-        == sum(q.kind == "choice" for q in asked) + sum(q.kind == "binary" for q in asked) / 2
-    )
-    rights = {q.answer for q in asked if q.kind == "choice"} | {
-        q.text for q in asked if q.answer == "yes"
-    }
-    assert {item.options[item.right] for item in read} == rights
+    assert (pairs["n"], pairs["chance"]) == (4, 0.5)
+    assert pairs["baselines"]["longest"]["accuracy"] == 1
 
 
-def test_the_command_writes_numbers_and_fails_in_one_line(tmp_path, capsys):
-    path = persona_mme(tmp_path / "Persona-MME.json")
-    assert main(["shortcuts", str(path), "--json", str(tmp_path / "out.json")]) == 0
-    assert json.loads((tmp_path / "out.json").read_text()) == measure_shortcuts(path)
+def test_our_lives_are_read(tmp_path):
+    lives = [simulate_life(seed, tmp_path / "images", 20, 0.7, 8, 1) for seed in (1, 2)]
+    path = tmp_path / "lives.jsonl"
+    write_lives(path, lives)
+    items = read_items(path)
+    questions = [question for life in lives for question in life.questions]
+    choice = [question for question in questions if question.kind == "choice"]
+    binary = [question for question in questions if question.kind == "binary"]
+    assert len(items) == len(choice) + len(binary) / 2
+    right = {question.answer for question in choice}
+    right |= {question.text for question in binary if question.answer == "yes"}
+    assert {item.options[item.right] for item in items} == right
+
+
+def test_the_command_prints_and_writes_the_numbers(tmp_path, capsys):
+    path = write_author_file(tmp_path / "Persona-MME.json")
+    out = tmp_path / "out.json"
+    assert main(["shortcuts", str(path), "--json", str(out)]) == 0
+    assert json.loads(out.read_text()) == measure_shortcuts(path)
     assert "Explicit Intent Inference" in capsys.readouterr().out
-    for bad in (
+
+
+def test_the_command_rejects_other_files_in_one_line(tmp_path, capsys):
+    valid = write_author_file(tmp_path / "Persona-MME.json").read_text()
+    path = tmp_path / "bad.json"
+    for text in (
         "[]",
         "[1]",
         '[{"query": "?"}]',
         "{",
         '{"users": 1}',
-        path.read_text().replace("(a)", "(z)", 1),
+        valid.replace("(a)", "(z)", 1),
     ):
-        (tmp_path / "bad.json").write_text(bad)
-        assert main(["shortcuts", str(tmp_path / "bad.json")]) == 1
-        told = capsys.readouterr().err.strip()
-        assert "\n" not in told and "bad.json" in told and "expected lives" in told
+        path.write_text(text)
+        assert main(["shortcuts", str(path)]) == 1
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        assert "bad.json" in error
+        assert "expected lives" in error
     assert main(["shortcuts", str(tmp_path / "missing.json")]) == 1
     assert "\n" not in capsys.readouterr().err.strip()
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """The leak table of the questions about two thousand lives; no picture is drawn and no turn told.
+    """The shortcut table of questions about 2,000 lives, without images and dialogues.
 
-    Three points are three standard errors of a task with one question a life; with a thousand lives they are two.
+    With 2,000 lives, three percentage points are three standard errors of a task with one question
+    per life; with 1,000 lives they would be two.
     """
-    made, path = [], tmp_path_factory.mktemp("ours") / "lives.jsonl"
+    lines = []
     for seed in range(2000):
-        plan = sample_plan(seed, *((28, 1.0) if seed % 2 else (70, 1.2)))
-        made.append(
-            json.dumps(
-                {"user": plan.user, "questions": [asdict(q) for q in make_questions(plan, 26, 4)]},
-                default=str,
-            )
-        )
-    path.write_text("\n".join(made))
-    return shortcut_table(
-        read_items(path), folds=2
-    )  # few folds: the rarest of equally many is rare in the rest of them
+        days, size = (28, 1.0) if seed % 2 else (70, 1.2)
+        plan = sample_plan(seed, days, size)
+        questions = [asdict(question) for question in make_questions(plan, 26, 4)]
+        lines.append(json.dumps({"user": plan.user, "questions": questions}, default=str))
+    path = tmp_path_factory.mktemp("ours") / "lives.jsonl"
+    path.write_text("\n".join(lines))
+    # With many folds, leaving out a fold would make its options rare among the rest.
+    return shortcut_table(read_items(path), folds=2)
 
 
 @pytest.mark.parametrize("task", ASPECTS)
-def test_no_surface_baseline_is_off_chance_by_three_points(task, table):
+def test_no_surface_baseline_is_three_points_off_chance(task, table):
     rows = table[table["task"] == task]
-    off = dict(zip(rows["baseline"], (rows["accuracy"] - rows["chance"]).round(3), strict=True))
-    assert (
-        len(off) == len(BASELINES)
-        and {name: by for name, by in off.items() if abs(by) > 0.03} == {}
-    )
+    differences = (rows["accuracy"] - rows["chance"]).round(3)
+    by_baseline = dict(zip(rows["baseline"], differences, strict=True))
+    assert len(by_baseline) == len(BASELINES)
+    assert {name: by for name, by in by_baseline.items() if abs(by) > 0.03} == {}

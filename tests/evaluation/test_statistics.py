@@ -1,4 +1,4 @@
-"""Intervals that cover a known truth, and tests on hand-worked pairs."""
+"""Test that intervals cover a known truth, and paired tests on hand-computed pairs."""
 
 from math import isnan
 
@@ -10,70 +10,83 @@ from scipy.stats import binomtest
 from personavlm_lib.evaluation import statistics
 
 
-def clustered(rng, users: int, each: int, mean: float) -> pd.DataFrame:
-    """Users who differ: a user's own rate is mean +- 0.3, so that questions of one user are alike."""
-    rates = mean + rng.choice([-0.3, 0.3], users)
-    return pd.DataFrame(
-        {
-            "user": np.repeat(np.arange(users), each),
-            "correct": rng.random(users * each) < np.repeat(rates, each),
-        }
-    )
+def clustered_answers(rng, users: int, questions: int, mean: float) -> pd.DataFrame:
+    """Answers of users whose own accuracy is mean +- 0.3, so that a user's answers correlate."""
+    accuracies = mean + rng.choice([-0.3, 0.3], users)
+    user = np.repeat(np.arange(users), questions)
+    correct = rng.random(users * questions) < np.repeat(accuracies, questions)
+    return pd.DataFrame({"user": user, "correct": correct})
 
 
-def test_interval_covers_the_truth_because_it_resamples_users():
+def test_interval_covers_the_truth_only_if_it_resamples_users():
     rng = np.random.default_rng(1)
     covered = {"user": 0, "row": 0}
     for _ in range(60):
-        frame = clustered(rng, users=30, each=20, mean=0.6).assign(row=range(600))
+        frame = clustered_answers(rng, users=30, questions=20, mean=0.6)
+        frame = frame.assign(row=range(600))
         for cluster in covered:
-            found = statistics.cluster_bootstrap(frame, cluster=cluster, n=300)
-            covered[cluster] += found.low <= 0.6 <= found.high
+            interval = statistics.cluster_bootstrap(frame, cluster=cluster, n=300)
+            covered[cluster] += interval.low <= 0.6 <= interval.high
     assert covered["user"] >= 52  # 95% of 60 is 57
-    assert covered["row"] <= 45  # resampling questions would promise too much
+    assert covered["row"] <= 45  # resampling questions gives intervals that are too narrow
 
 
-def test_small_cases():
+def test_cluster_bootstrap_on_small_frames():
     frame = pd.DataFrame({"user": ["a", "a", "b"], "correct": [True, False, True]})
-    found = statistics.cluster_bootstrap(frame)
-    assert (found.mean, found.n) == (pytest.approx(2 / 3), 3) and found.low <= 2 / 3 <= found.high
-    assert found == statistics.cluster_bootstrap(frame)
-    assert isnan(statistics.cluster_bootstrap(frame[:2]).low)  # one user: no interval
-    assert statistics.cluster_bootstrap(frame.assign(correct=True)).low == 1.0
+    interval = statistics.cluster_bootstrap(frame)
+    assert interval.mean == pytest.approx(2 / 3)
+    assert interval.n == 3
+    assert interval.low <= 2 / 3 <= interval.high
+    assert interval == statistics.cluster_bootstrap(frame)
+    one_user = statistics.cluster_bootstrap(frame[:2])
+    assert isnan(one_user.low)
+    all_right = statistics.cluster_bootstrap(frame.assign(correct=True))
+    assert all_right.low == 1.0
     with pytest.raises(ValueError, match="no rows"):
         statistics.cluster_bootstrap(frame[:0])
 
 
-def pairs(a_only: int, b_only: int, both: int) -> pd.DataFrame:
+def paired_answers(a_only: int, b_only: int, both: int) -> pd.DataFrame:
+    """Records of conditions a and b: how many questions only a, only b or both answer right."""
     outcomes = [(True, False)] * a_only + [(False, True)] * b_only + [(True, True)] * both
-    rows = [
-        ("world", str(case), "choice", 0, f"u{case % 8}", condition, right)
-        for case, pair in enumerate(outcomes)
-        for condition, right in zip("ab", pair, strict=True)
-    ]
-    return pd.DataFrame(
-        rows, columns=["benchmark", "case", "kind", "seed", "user", "condition", "correct"]
-    )
+    rows = []
+    for case, (a_right, b_right) in enumerate(outcomes):
+        question = ("world", str(case), "choice", 0, f"u{case % 8}")
+        rows.append((*question, "a", a_right))
+        rows.append((*question, "b", b_right))
+    columns = ["benchmark", "case", "kind", "seed", "user", "condition", "correct"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def test_paired_difference_and_mcnemar():
-    frame = pairs(a_only=16, b_only=4, both=20)
-    found = statistics.paired_difference(frame, "a", "b")
-    assert found.mean == pytest.approx(0.3) and found.n == 40 and found.low > 0
-    assert found.p == pytest.approx(binomtest(4, 20).pvalue)
-    turned = statistics.paired_difference(frame, "b", "a")
-    assert turned.mean == -found.mean and turned.high < 0
-    only_shared = frame[(frame["condition"] == "a") | (frame["case"].astype(int) < 16)]
-    assert statistics.paired_difference(only_shared, "a", "b").n == 16
+def test_paired_difference_and_mcnemar_on_hand_computed_pairs():
+    frame = paired_answers(a_only=16, b_only=4, both=20)
+    difference = statistics.paired_difference(frame, "a", "b")
+    assert difference.mean == pytest.approx(0.3)
+    assert difference.n == 40
+    assert difference.low > 0
+    assert difference.p == pytest.approx(binomtest(4, 20).pvalue)
+    reverse = statistics.paired_difference(frame, "b", "a")
+    assert reverse.mean == -difference.mean
+    assert reverse.high < 0
+
+
+def test_paired_difference_uses_only_shared_questions():
+    frame = paired_answers(a_only=16, b_only=4, both=20)
+    case = frame["case"].astype(int)
+    partly_shared = frame[(frame["condition"] == "a") | (case < 16)]
+    assert statistics.paired_difference(partly_shared, "a", "b").n == 16
     with pytest.raises(ValueError, match="share no question"):
         statistics.paired_difference(frame, "a", "c")
 
 
 def test_difference_of_means():
     rng = np.random.default_rng(0)
-    found = statistics.difference_of_means(rng.normal(1.0, 0.1, 40), rng.normal(0.5, 0.1, 40))
-    assert 0.4 < found.low < found.mean < found.high < 0.6
-    assert isnan(statistics.difference_of_means([1.0], [0.0]).low)
+    after = rng.normal(1.0, 0.1, 40)
+    before = rng.normal(0.5, 0.1, 40)
+    difference = statistics.difference_of_means(after, before)
+    assert 0.4 < difference.low < difference.mean < difference.high < 0.6
+    single = statistics.difference_of_means([1.0], [0.0])
+    assert isnan(single.low)
 
 
 def test_evidence_recall_leaves_out_questions_without_evidence():
@@ -85,8 +98,9 @@ def test_evidence_recall_leaves_out_questions_without_evidence():
             "evidence_turns": [[2, 3], [1], []],
         }
     )
-    found = statistics.evidence_recall(frame)
-    assert found.loc[0, "recall"] == 0.25 and found.loc[0, "n"] == 2
+    table = statistics.evidence_recall(frame)
+    assert table.loc[0, "recall"] == 0.25
+    assert table.loc[0, "n"] == 2
 
 
 def test_mean_absolute_error():
