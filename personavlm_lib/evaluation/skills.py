@@ -292,6 +292,7 @@ class _ResponseItems:
         request = next(respond(as_query(question), view, PAPER_RETRIEVER, agent))
         assert isinstance(request, ChatRequest)
         (gold,) = oracle.reply([(oracle.start(), request)])
+        assert isinstance(gold, ChatReply)  # the oracle does not fail
         trajectory = _single_request(request)
         return SkillItem(self.life.user, request.text, trajectory, gold.text, _score_step)
 

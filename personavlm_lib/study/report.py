@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from personavlm_lib.evaluation import audit
 from personavlm_lib.evaluation.claims import (
+    INITIAL_SCORE,
     ClaimResult,
     Evidence,
     evaluate_claims,
@@ -217,9 +218,10 @@ def _personality_errors(personality: pd.DataFrame) -> dict[str, dict]:
         return {}
     errors: dict[str, dict] = {}
     for source, rows in last_profiles(personality).groupby("source"):
+        unchanged = rows.assign(estimated=INITIAL_SCORE)
         errors[str(source)] = {
             "final": _interval_row(mean_absolute_error_interval(rows)),
-            "neutral": _interval_row(mean_absolute_error_interval(rows.assign(estimated=NEUTRAL))),
+            "neutral": _interval_row(mean_absolute_error_interval(unchanged)),
         }
     return errors
 
