@@ -50,8 +50,8 @@ class Retrieved:
     def ids(self) -> list[str]:
         """Stable names, such as "procedural:morning run", "semantic:12", "episode:3"."""
         ids = [f"procedural:{key}" for key, _ in self.procedural]
-        for record in (*self.semantic, *self.episodic):
-            ids.append(_name(record))
+        ids += [_name(memory) for memory in self.semantic]
+        ids += [_name(episode) for episode in self.episodic]
         return ids
 
 
