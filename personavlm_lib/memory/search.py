@@ -124,7 +124,7 @@ class Retriever:
         installed.
         """
         if self.time_filter == "released":
-            period = Period()
+            period = ANY_TIME
         k = top_k or self.top_k
         texts = self._search_texts(keywords, query)
         not_blank = [text for text in texts if text.strip()]
