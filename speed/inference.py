@@ -176,13 +176,16 @@ class Benchmark:
         """Seconds for a prompt and two retrieved messages, with and without reusing the cache."""
         steps = []
         for tokens in (context, STEP, STEP):
-            steps.append(self.requests(batch, tokens, self.decode))
+            requests = self.requests(batch, tokens, self.decode)
+            steps.append(requests)
 
         def reason(reuse_cache: bool) -> None:
-            self.local.reuse_cache = reuse_cache
-            transcripts = [self.local.start() for _ in range(batch)]
+            local = self.local
+            local.reuse_cache = reuse_cache
+            transcripts = [local.start() for _ in range(batch)]
             for requests in steps:
-                self.local.reply(list(zip(transcripts, requests, strict=True)))
+                asked = list(zip(transcripts, requests, strict=True))
+                local.reply(asked)
 
         cached = fastest(lambda: reason(True), self.repeats)
         scratch = fastest(lambda: reason(False), self.repeats)
@@ -210,7 +213,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def describe_setup(arguments: argparse.Namespace, local: LocalModel) -> dict:
-    machine = f"{psutil.cpu_count()} x {platform.machine()}"
+    cores = psutil.cpu_count()
+    machine = f"{cores} x {platform.machine()}"
     seconds = "processor"
     if GPU:
         machine = torch.cuda.get_device_name()
@@ -235,8 +239,11 @@ def describe_setup(arguments: argparse.Namespace, local: LocalModel) -> dict:
 def write_results(file: Path, about: dict, rows: list[dict]) -> None:
     """Write the rows as JSON, and as CSV next to it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-    columns = dict.fromkeys(key for row in rows for key in row)
+    text = json.dumps({"about": about, "rows": rows}, indent=1)
+    file.write_text(text + "\n")
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
     with file.with_suffix(".csv").open("w", newline="") as output:
         table = csv.DictWriter(output, columns)
         table.writeheader()
@@ -247,7 +254,8 @@ def main() -> None:
     arguments = parse_arguments()
     local = build_local_model(arguments.size)
     benchmark = Benchmark(local, arguments.decode, arguments.repeats)
-    benchmark.reply([benchmark.request(50, 2)])  # warm up
+    warm_up = benchmark.request(50, 2)
+    benchmark.reply([warm_up])
     jobs = [(benchmark.users, 200, arguments.users)]
     for context in arguments.contexts:
         jobs += [(benchmark.prefix, context, batch) for batch in arguments.batches]

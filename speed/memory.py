@@ -56,27 +56,32 @@ def cluster(vectors: np.ndarray) -> np.ndarray:
         return _normalize(vectors)
     normal = np.random.default_rng(2).normal(size=(count, WIDTH))
     centers = _normalize(normal)
-    chosen = np.random.default_rng(len(vectors)).integers(count, size=len(vectors))
+    n = len(vectors)
+    chosen = np.random.default_rng(n).integers(count, size=n)
+    chosen_centers = centers[chosen].astype(np.float32)
     offsets = _normalize(vectors)
-    return _normalize(centers[chosen].astype(np.float32) + offsets)
+    return _normalize(chosen_centers + offsets)
 
 
 def generate_entries(n: int) -> tuple[list[str], np.ndarray]:
     """Texts, each unique by its number, and unit vectors (n, WIDTH)."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
+    words = _zipf(rng, (n, 12))
     texts = []
-    for i, words in enumerate(_zipf(rng, (n, 12))):
-        texts.append(f"{_text(words)} n{i}")
+    for i, row in enumerate(words):
+        text = _text(row)
+        texts.append(f"{text} n{i}")
     return texts, cluster(vectors)
 
 
 def generate_queries(n: int) -> tuple[list[str], np.ndarray]:
     """Texts of five words from the entries' distribution: most hold a very common word."""
     rng = np.random.default_rng(1)
-    vectors = cluster(rng.normal(size=(n, WIDTH)).astype(np.float32))
-    texts = [_text(words) for words in _zipf(rng, (n, 5))]
-    return texts, vectors
+    vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
+    words = _zipf(rng, (n, 5))
+    texts = [_text(row) for row in words]
+    return texts, cluster(vectors)
 
 
 def _text(words: np.ndarray) -> str:
@@ -126,10 +131,12 @@ def write(system: str, n: int, folder: Path) -> dict:
 
 def window_spans(n: int, part: float, count: int) -> list[tuple[int, int]]:
     """`count` windows, (first row, size), of that part of the timeline, evenly distributed."""
+    length = n * part
+    size = max(1, int(length))
     spans = []
     for i in range(count):
-        first = int((n - n * part) * i / count)
-        spans.append((first, max(1, int(n * part))))
+        first = int((n - length) * i / count)
+        spans.append((first, size))
     return spans
 
 
@@ -139,9 +146,11 @@ def exact_results(
     """The K rows with the highest inner product in each query's window."""
     results = []
     for (first, size), query in zip(spans, queries, strict=True):
-        scores = vectors[first : first + size] @ query
+        window = vectors[first : first + size]
+        scores = window @ query
         best = np.argsort(-scores)[:K]
-        results.append(set((first + best).tolist()))
+        rows = first + best
+        results.append(set(rows.tolist()))
     return results
 
 
@@ -179,9 +188,11 @@ def time_searches(
     milliseconds = []
     found = []
     for text, query, (first, size) in zip(texts, queries, spans, strict=True):
+        stop = first + size
         start = clocks()
-        rows = search(text, query, first, first + size)
-        milliseconds.append(1000 * (clocks() - start))
+        rows = search(text, query, first, stop)
+        elapsed = clocks() - start
+        milliseconds.append(1000 * elapsed)
         found.append(set(rows))
     return np.array(milliseconds), found
 
@@ -199,7 +210,8 @@ def summarize_times(milliseconds: np.ndarray) -> dict[str, Any]:
 def mean_recall(found: list[set[int]], exact: list[set[int]]) -> float:
     recalls = []
     for rows, exact_rows in zip(found, exact, strict=True):
-        recalls.append(len(rows & exact_rows) / len(exact_rows))
+        common = rows & exact_rows
+        recalls.append(len(common) / len(exact_rows))
     return np.mean(recalls)
 
 
@@ -296,14 +308,16 @@ def describe_setup(clusters: int) -> dict:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
+    cores = psutil.cpu_count()
     processor = platform.processor() or platform.machine()
+    threads = os.environ.get("OMP_NUM_THREADS")
     return dict(
-        machine=f"{psutil.cpu_count()} x {processor}, {platform.system()}",
+        machine=f"{cores} x {processor}, {platform.system()}",
         load=os.getloadavg(),
         python=platform.python_version(),
         sqlite=sqlite3.sqlite_version,
         versions=versions,
-        threads=os.environ.get("OMP_NUM_THREADS"),
+        threads=threads,
         k=K,
         width=WIDTH,
         clusters=clusters,
@@ -312,8 +326,11 @@ def describe_setup(clusters: int) -> dict:
 
 def write_results(file: Path, about: dict, rows: list[dict]) -> None:
     """Write the rows as JSON, and as CSV next to it."""
-    file.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-    columns = dict.fromkeys(key for row in rows for key in row)
+    text = json.dumps({"about": about, "rows": rows}, indent=1)
+    file.write_text(text + "\n")
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
     with file.with_suffix(".csv").open("w", newline="") as output:
         table = csv.DictWriter(output, columns)
         table.writeheader()

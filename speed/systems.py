@@ -113,9 +113,8 @@ class Limit:
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
         self.index.add(vectors)
         with self.db:
-            self.db.executemany(
-                "INSERT INTO t (rowid, text) VALUES (?, ?)", enumerate(texts, first)
-            )
+            rows = enumerate(texts, first)
+            self.db.executemany("INSERT INTO t (rowid, text) VALUES (?, ?)", rows)
 
     def finish(self) -> None:
         vectors = self.index.reconstruct_n(0, self.index.ntotal)
@@ -201,11 +200,12 @@ class Qdrant:
         n = self.client.count("m").count
 
         def search(text: str, vector: np.ndarray, first: int, stop: int) -> list[int]:
+            models = self.models
             window = None
             if stop - first < n:
-                times = self.models.Range(gte=first, lt=stop)
-                condition = self.models.FieldCondition(key="t", range=times)
-                window = self.models.Filter(must=[condition])
+                times = models.Range(gte=first, lt=stop)
+                condition = models.FieldCondition(key="t", range=times)
+                window = models.Filter(must=[condition])
             result = self.client.query_points("m", vector.tolist(), query_filter=window, limit=K)
             return [point.id for point in result.points]
 
@@ -238,11 +238,12 @@ class LanceDB:
         self.table = self.db.create_table("m", schema=self.schema, exist_ok=True)
 
     def add(self, first: int, texts: list[str], vectors: np.ndarray) -> None:
-        times = self.pa.array(range(first, first + len(texts)))
-        values = self.pa.array(vectors.ravel())
-        column = self.pa.FixedSizeListArray.from_arrays(values, WIDTH)
-        columns = [times, self.pa.array(texts), column]
-        rows = self.pa.Table.from_arrays(columns, schema=self.schema)
+        pa = self.pa
+        times = pa.array(range(first, first + len(texts)))
+        values = pa.array(vectors.ravel())
+        vector_column = pa.FixedSizeListArray.from_arrays(values, WIDTH)
+        columns = [times, pa.array(texts), vector_column]
+        rows = pa.Table.from_arrays(columns, schema=self.schema)
         self.table.add(rows)
 
     def finish(self) -> None:

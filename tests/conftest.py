@@ -160,17 +160,19 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
                 self.send(200, response)
             elif isinstance(response, int):
                 key = self.headers["Authorization"]
-                error = {"error": {"message": f"refused with {key}"}}
-                self.send(response, json.dumps(error).encode())
+                message = f"refused with {key}"
+                error = json.dumps({"error": {"message": message}})
+                self.send(response, error.encode())
             elif response is None:
                 self.send(200, completion(None), sent_bytes=20)
             else:
                 self.send(200, completion(response))
 
         def send(self, status, data, sent_bytes=None):
+            length = len(data)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(length))
             self.send_header("Retry-After-Ms", "10")
             self.end_headers()
             self.wfile.write(data[:sent_bytes])

@@ -405,8 +405,9 @@ def _cached_columns(cache: DynamicCache, prompt_mask: torch.Tensor, generated: i
     start = len(prompt_mask)
     length = cache.get_seq_length()
     stop = min(start + generated, length)
+    device = prompt_mask.device
     prompt_columns = prompt_mask.nonzero()[:, 0]
-    generated_columns = torch.arange(start, stop, device=prompt_mask.device)
+    generated_columns = torch.arange(start, stop, device=device)
     return torch.cat([prompt_columns, generated_columns])
 
 

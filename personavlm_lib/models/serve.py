@@ -104,9 +104,10 @@ def read_messages(request: Request, model: LocalModel, folder: Path) -> QueuedRe
     the messages are, after an optional system message, user, assistant, ..., user.
     """
     turns = _turns(request, folder)
+    count = len(turns)
     roles = [role for role, _ in turns]
-    alternating = ["user", "assistant"] * len(turns)
-    if len(turns) % 2 == 0 or roles != alternating[: len(turns)]:
+    alternating = ["user", "assistant"] * count
+    if count % 2 == 0 or roles != alternating[:count]:
         raise ValueError(
             "messages: after an optional system message, user and assistant must take turns, and "
             "the last message must be the user's"
@@ -163,7 +164,7 @@ def _read_content(
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one HTTP request; errors have the shape of OpenAI's."""
+    """Answers one HTTP request; errors have the format of OpenAI's."""
 
     protocol_version = "HTTP/1.1"
     server: ChatServer

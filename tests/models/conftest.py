@@ -121,11 +121,13 @@ def internvl_parts():
         end_image_token="</img>",
         context_image_token="<IMG_CONTEXT>",
     )
-    text = TEXT_CONFIG | dict(model_type="qwen2", vocab_size=len(tokenizer))
+    text = dict(model_type="qwen2", vocab_size=len(tokenizer))
+    vision = dict(image_size=[28, 28], patch_size=[7, 7])
+    image_token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     config = transformers.InternVLConfig(
-        text_config=text,
-        vision_config=VISION_CONFIG | dict(image_size=[28, 28], patch_size=[7, 7]),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        text_config=TEXT_CONFIG | text,
+        vision_config=VISION_CONFIG | vision,
+        image_token_id=image_token,
         image_seq_length=4,
     )
     images = GotOcr2ImageProcessorPil(size=IMAGE_SIZE, max_patches=3, crop_to_patches=True)
@@ -145,12 +147,14 @@ def llava_onevision_parts():
     tokenizer = build_byte_tokenizer(special_tokens, "<|im_end|>")
     grid = [[28, 28], [28, 56], [56, 28], [56, 56]]
     vision = dict(model_type="siglip_vision_model", image_size=28, patch_size=7)
+    text = dict(model_type="qwen2", vocab_size=len(tokenizer))
+    image_token, video_token = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     config = transformers.LlavaOnevisionConfig(
-        text_config=TEXT_CONFIG | dict(model_type="qwen2", vocab_size=len(tokenizer)),
+        text_config=TEXT_CONFIG | text,
         vision_config=VISION_CONFIG | vision,
         image_grid_pinpoints=grid,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_token_index=image_token,
+        video_token_index=video_token,
     )
     images = LlavaOnevisionImageProcessorPil(size=IMAGE_SIZE, image_grid_pinpoints=grid)
     processor = processor_of(
@@ -170,12 +174,14 @@ def idefics3_parts():
     tokenizer.bos_token = "<|im_start|>"
     padding = tokenizer.pad_token_id
     text = dict(model_type="llama", vocab_size=len(tokenizer), pad_token_id=padding)
+    vision = dict(image_size=28, patch_size=7)
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
     config = transformers.Idefics3Config(
         text_config=TEXT_CONFIG | text,
-        vision_config=VISION_CONFIG | dict(image_size=28, patch_size=7),
+        vision_config=VISION_CONFIG | vision,
         scale_factor=2,
         pad_token_id=padding,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=image_token,
     )
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": 56}, max_image_size={"longest_edge": 28}

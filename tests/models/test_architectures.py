@@ -20,8 +20,10 @@ def pictures(tmp_path_factory):
     rng = np.random.default_rng(0)
     paths = []
     for n, (height, width) in enumerate([(60, 90), (84, 56), (30, 30)]):
-        colors = rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
-        pixels = colors.repeat(6, 0).repeat(6, 1)
+        shape = (height // 6, width // 6, 3)
+        colors = rng.integers(0, 255, shape, dtype=np.uint8)
+        rows = colors.repeat(6, 0)
+        pixels = rows.repeat(6, 1)
         path = folder / f"{n}.png"
         Image.fromarray(pixels).save(path)
         paths.append(str(path))
@@ -66,9 +68,10 @@ def converse(model, conversations):
     transcripts = [model.start() for _ in conversations]
     replies = []
     for requests in zip(*conversations, strict=True):
-        asked = list(zip(transcripts, requests, strict=True))
-        replies.append(model.reply(asked))
-    return transcripts, list(zip(*replies, strict=True))
+        pairs = zip(transcripts, requests, strict=True)
+        replies.append(model.reply(list(pairs)))
+    by_conversation = zip(*replies, strict=True)
+    return transcripts, list(by_conversation)
 
 
 def plain_generate(model, messages, image_paths, max_tokens):
@@ -78,9 +81,10 @@ def plain_generate(model, messages, image_paths, max_tokens):
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     bos = processor.tokenizer.bos_token
     template_writes_bos = bool(bos and text.startswith(bos))
+    image_lists = [images] if images else None
     inputs = processor(
         text=[text],
-        images=[images] if images else None,
+        images=image_lists,
         return_tensors="pt",
         add_special_tokens=not template_writes_bos,
     )
@@ -127,7 +131,8 @@ def test_batch_composition_may_change_between_steps(architecture, pictures):
     transcripts = [caching.start() for _ in talks]
     members_of_steps = [[0, 1, 2, 3], [3, 0, 2], [4, 2, 3, 1]]
     for step, members in enumerate(members_of_steps):
-        caching.reply([(transcripts[n], talks[n][step]) for n in members])
+        asked = [(transcripts[n], talks[n][step]) for n in members]
+        caching.reply(asked)
     steps_of_talks = [[0, 1], [0, 2], [0, 1, 2], [0, 1, 2], [2]]
     for talk, steps, transcript in zip(talks, steps_of_talks, transcripts, strict=True):
         requests = [talk[step] for step in steps]
@@ -138,10 +143,12 @@ def test_batch_composition_may_change_between_steps(architecture, pictures):
 def test_first_request_equals_template_and_plain_generate(architecture, pictures):
     model = LocalModel(architecture)
     requests = [talk[0] for talk in conversations(pictures)]
-    transcripts, _ = converse(model, [[request] for request in requests])
+    talks = [[request] for request in requests]
+    transcripts, _ = converse(model, talks)
     for request, transcript in zip(requests, transcripts, strict=True):
-        message = {"role": "user", "content": content_parts(request.text)}
-        ids = plain_generate(model, [message], request.images, request.max_tokens)
+        content = content_parts(request.text)
+        messages = [{"role": "user", "content": content}]
+        ids = plain_generate(model, messages, request.images, request.max_tokens)
         assert_same_ids(ids, transcript)
 
 
@@ -167,7 +174,7 @@ def test_later_requests_equal_template_over_the_whole_and_plain_generate(
             patch.setattr(model.model, "generate", generate)
             model.reply([(transcript, request)])
         messages.append({"role": "user", "content": content_parts(request.text)})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": line}]})
+        messages.append({"role": "assistant", "content": content_parts(line)})
     model.reply([(transcript, last)])
     messages.append({"role": "user", "content": content_parts(last.text)})
     ids = plain_generate(model, messages, pictures[:1], last.max_tokens)
@@ -184,17 +191,21 @@ def generate_that_writes(ids):
 def test_text_cannot_open_a_turn_or_insert_an_image_in_any_template(architecture):
     model = LocalModel(architecture)
     markers = [marker for marker in model.markers if marker != "<img>"]
+    text = " ".join(markers)
+    tokenizer = model.processor.tokenizer
     hostile = model.start()
-    model.append_request(hostile, ChatRequest(" ".join(markers)))
     plain = model.start()
+    model.append_request(hostile, ChatRequest(text))
     model.append_request(plain, ChatRequest("hello"))
-    for token in model.processor.tokenizer.all_special_ids:
-        assert hostile.ids.count(token) == plain.ids.count(token)
+    for token in tokenizer.all_special_ids:
+        expected = plain.ids.count(token)
+        assert hostile.ids.count(token) == expected
 
 
 def test_single_pixel_image_is_accepted(architecture, tmp_path):
     path = tmp_path / "dot.png"
-    Image.new("RGB", (1, 1), (200, 0, 0)).save(path)
+    image = Image.new("RGB", (1, 1), (200, 0, 0))
+    image.save(path)
     model = LocalModel(architecture)
     request = ChatRequest("<img>", (str(path),), max_tokens=2)
     [reply] = model.reply([(model.start(), request)])

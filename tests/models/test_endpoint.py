@@ -22,6 +22,12 @@ def picture(tmp_path):
     return str(path)
 
 
+def reply_to(model, text, images=()):
+    """The reply to one request in a new conversation."""
+    [reply] = model.reply([(model.start(), ChatRequest(text, images))])
+    return reply
+
+
 def last_content(body):
     return body["messages"][-1]["content"]
 
@@ -37,17 +43,22 @@ def test_messages_are_kept_in_full_and_images_are_sent(served, picture):
         found = ChatRequest("found <|im_end|>", max_tokens=5)
         model.reply([(transcript, found)])
     assert replies == [ChatReply(first_line, 7, 3)]
-    before, image, after = bodies[0]["messages"][0]["content"]
+    first_body, second_body = bodies
+    before, image, after = first_body["messages"][0]["content"]
     assert before["text"] == "look "
     assert after["text"] == " here"
     header, data = image["image_url"]["url"].split(",")
     assert header == "data:image/png;base64"
-    assert base64.b64decode(data) == Path(picture).read_bytes()
-    later = [message["content"] for message in bodies[1]["messages"][1:]]
-    assert later == [first_line, "found < |im_end| >"]
-    assert [body["max_tokens"] for body in bodies] == [9, 5]
-    assert [body["temperature"] for body in bodies] == [0.0, 0.0]
-    assert [body["model"] for body in bodies] == ["teller", "teller"]
+    sent_bytes = base64.b64decode(data)
+    assert sent_bytes == Path(picture).read_bytes()
+    _, answer, question = second_body["messages"]
+    assert answer["content"] == first_line
+    assert question["content"] == "found < |im_end| >"
+    assert first_body["max_tokens"] == 9
+    assert second_body["max_tokens"] == 5
+    for body in bodies:
+        assert body["temperature"] == 0.0
+        assert body["model"] == "teller"
 
 
 def test_concurrency_is_bounded_and_replies_are_in_order(served):
@@ -73,8 +84,7 @@ def test_concurrency_is_bounded_and_replies_are_in_order(served):
 def test_transient_failures_are_retried(served):
     responses = iter([500, 429, None, "well"])
     with served(lambda body: next(responses)) as (source, bodies):
-        model = EndpointModel(source)
-        [reply] = model.reply([([], ChatRequest("hello"))])
+        reply = reply_to(EndpointModel(source), "hello")
     assert reply.text == "well"
     assert len(bodies) == 4
 
@@ -110,19 +120,19 @@ def test_failed_request_fails_alone_and_hides_the_key(
     with served(respond) as (source, bodies):
         model = EndpointModel(source, retries=1, timeout=timeout)
         transcript = model.start()
-        asked = [
-            ([], ChatRequest("a")),
-            (transcript, ChatRequest("bad")),
-            ([], ChatRequest("b")),
-        ]
+        requests = [ChatRequest("a"), ChatRequest("bad"), ChatRequest("b")]
+        transcripts = [model.start(), transcript, model.start()]
+        asked = list(zip(transcripts, requests, strict=True))
         before, error, after = model.reply(asked)
-        assert before.text == after.text == "good"
+        assert before.text == "good"
+        assert after.text == "good"
         assert isinstance(error, EndpointError)
         assert error.kind == kind
         contents = [last_content(body) for body in bodies]
         assert contents.count("bad") == tries
         message = str(error)
-        assert message.startswith(f"server {source.split('#')[0]} ")
+        url, _ = source.split("#")
+        assert message.startswith(f"server {url} ")
         assert message.count(": ") >= 1
         assert transcript == []
         [again] = model.reply([(transcript, ChatRequest("again"))])
@@ -135,19 +145,22 @@ def test_failed_request_fails_alone_and_hides_the_key(
 
 def test_unreachable_server_is_reported_with_a_fix():
     model = EndpointModel(UNREACHABLE, retries=0)
-    [error] = model.reply([([], ChatRequest("hello"))])
+    error = reply_to(model, "hello")
+    message = str(error)
     assert error.kind == "unreachable"
-    assert "127.0.0.1:9/v1 cannot be reached" in str(error)
-    assert "start it" in str(error)
+    assert "127.0.0.1:9/v1 cannot be reached" in message
+    assert "start it" in message
 
 
 def test_unreadable_image_fails_alone(served, tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(b"none")
+    bad = ChatRequest("<img>", (str(path),))
+    good = ChatRequest("hello")
     with served(lambda body: "seen") as (source, _):
         model = EndpointModel(source)
-        bad_request = ChatRequest("<img>", (str(path),))
-        error, reply = model.reply([([], bad_request), ([], ChatRequest("hello"))])
+        asked = [(model.start(), bad), (model.start(), good)]
+        error, reply = model.reply(asked)
     assert isinstance(error, ValueError)
     assert "cannot be read" in str(error)
     assert reply.text == "seen"

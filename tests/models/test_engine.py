@@ -20,9 +20,11 @@ class Echo:
 
     def reply(self, asked):
         self.batch_sizes.append(len(asked))
+        replies = []
         for transcript, request in asked:
             transcript.append(request.text)
-        return [ChatReply(f"{len(transcript)} {request.text}") for transcript, request in asked]
+            replies.append(ChatReply(f"{len(transcript)} {request.text}"))
+        return replies
 
 
 class FailingEcho(Echo):
@@ -31,8 +33,9 @@ class FailingEcho(Echo):
     def reply(self, asked):
         replies = super().reply(asked)
         for n, (_, request) in enumerate(asked):
-            if "!" in request.text:
-                replies[n] = ValueError(f"no {request.text}")
+            text = request.text
+            if "!" in text:
+                replies[n] = ValueError(f"no {text}")
         return replies
 
 
@@ -56,10 +59,15 @@ def raising(name, at):
 
 def test_results_are_in_input_order_whichever_ends_first():
     trajectories = [counting("a", 3), counting("b", 0), counting("c", 1), counting("d", 2)]
-    model = Echo()
-    results = run_trajectories(iter(trajectories), model)
-    assert results == [["1 a0", "2 a1", "3 a2"], [], ["1 c0"], ["1 d0", "2 d1"]]
-    assert run_trajectories([], model) == []
+    a, b, c, d = run_trajectories(iter(trajectories), Echo())
+    assert a == ["1 a0", "2 a1", "3 a2"]
+    assert b == []
+    assert c == ["1 c0"]
+    assert d == ["1 d0", "2 d1"]
+
+
+def test_no_trajectories_give_no_results():
+    assert run_trajectories([], Echo()) == []
 
 
 def test_free_places_are_refilled_and_width_is_never_exceeded():
@@ -100,13 +108,14 @@ def test_new_conversation_opens_a_new_transcript():
 def test_tuple_of_requests_goes_into_one_batch_of_new_conversations():
     def request_pair():
         first = yield ChatRequest("a")
-        pair = yield ChatRequest("b"), ChatRequest("c")
+        b, c = yield ChatRequest("b"), ChatRequest("c")
         last = yield ChatRequest("d", new_conversation=True)
-        return [first.text, [reply.text for reply in pair], last.text]
+        return [first.text, b.text, c.text, last.text]
 
     model = Echo()
-    results = run_trajectories([request_pair(), counting("x", 2)], model)
-    assert results == [["1 a", ["1 b", "1 c"], "1 d"], ["1 x0", "2 x1"]]
+    paired, counted = run_trajectories([request_pair(), counting("x", 2)], model)
+    assert paired == ["1 a", "1 b", "1 c", "1 d"]
+    assert counted == ["1 x0", "2 x1"]
     assert model.batch_sizes == [2, 3, 1]
 
 
@@ -128,8 +137,9 @@ def test_recorder_keeps_messages_and_images_of_each_conversation_in_order():
     samples = []
     trajectories = [two_conversations("a"), two_conversations("b")]
     run_trajectories(trajectories, Recorder(Echo(), samples))
-    assert [sample["purpose"] for sample in samples] == ["core", "core", "episodic", "episodic"]
+    purposes = [sample["purpose"] for sample in samples]
     images = [sample["images"] for sample in samples]
+    assert purposes == ["core", "core", "episodic", "episodic"]
     assert images == [["a1", "a2", "a3"], ["b1", "b2", "b3"], [], []]
     assert samples[1]["messages"] == [
         {"role": "user", "content": "b <img> <img>"},
@@ -158,7 +168,10 @@ def test_failing_trajectory_fails_alone_with_its_transcripts():
         raising("g", 0),
     ]
     results = run_trajectories(trajectories, FailingEcho(), width=3, on_error=record_failure)
-    assert results == [["1 a0", "2 a1", "3 a2"], "failed", "failed", "failed", ["1 f0"], "failed"]
+    a, b, c, pair, f, g = results
+    assert a == ["1 a0", "2 a1", "3 a2"]
+    assert f == ["1 f0"]
+    assert [b, c, pair, g] == ["failed"] * 4
     assert sorted(failures) == [
         ("KeyError('b')", [["b0", "b1"]]),
         ("KeyError('g')", []),

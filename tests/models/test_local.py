@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
 from personavlm_lib.models.weights import follow_source, write_source
 from personavlm_lib.simulation.scenes import render, sample_scene
 
@@ -22,9 +22,10 @@ def pictures(tmp_path_factory):
     paths = []
     for n, size in enumerate([(84, 84), (56, 84), (84, 84)]):
         scene = sample_scene(random.Random(n), [("cup", "red")])
-        path = folder / f"{n}.png"
-        render(scene).resize(size).save(path)
-        paths.append(str(path))
+        image = render(scene).resize(size)
+        path = str(folder / f"{n}.png")
+        image.save(path)
+        paths.append(path)
     return paths
 
 
@@ -43,7 +44,8 @@ def make_model_write(monkeypatch, local, *lines, end=True):
             line += "<|im_end|>"
         new = local.processor.tokenizer(line).input_ids
         padded = new + [0, 0]
-        return torch.cat([input_ids, torch.tensor([padded] * len(input_ids))], dim=1)
+        rows = torch.tensor([padded] * len(input_ids))
+        return torch.cat([input_ids, rows], dim=1)
 
     model = SimpleNamespace(generate=generate, device=torch.device("cpu"))
     monkeypatch.setattr(local, "model", model)
@@ -74,9 +76,15 @@ def converse(local, conversations):
     transcripts = [local.start() for _ in conversations]
     replies = []
     for requests in zip(*conversations, strict=True):
-        asked = list(zip(transcripts, requests, strict=True))
-        replies.append(local.reply(asked))
-    return transcripts, list(zip(*replies, strict=True))
+        pairs = zip(transcripts, requests, strict=True)
+        replies.append(local.reply(list(pairs)))
+    by_conversation = zip(*replies, strict=True)
+    return transcripts, list(by_conversation)
+
+
+def reply_to(local, transcript, request):
+    [reply] = local.reply([(transcript, request)])
+    return reply
 
 
 def append_text(local, text):
@@ -117,15 +125,20 @@ def test_replies_depend_on_the_images_of_both_turns(local, pictures):
 def test_later_turns_only_append_to_the_transcript(local, pictures):
     for requests in conversations(pictures):
         transcript = local.start()
-        before = Transcript()
+        ids = []
+        mask = []
+        images = 0
         for request in requests:
             local.reply([(transcript, request)])
-            length = len(before.ids)
-            assert transcript.ids[:length] == before.ids
-            assert transcript.generated_mask[:length] == before.generated_mask
-            assert len(transcript.ids) == len(transcript.generated_mask) > length
-            before = Transcript(transcript.ids.copy(), transcript.generated_mask.copy())
-        assert len(transcript.images) == sum(len(request.images) for request in requests)
+            length = len(ids)
+            assert transcript.ids[:length] == ids
+            assert transcript.generated_mask[:length] == mask
+            ids = transcript.ids.copy()
+            mask = transcript.generated_mask.copy()
+            images += len(request.images)
+            assert len(ids) == len(mask)
+            assert len(ids) > length
+        assert len(transcript.images) == images
 
 
 @pytest.mark.parametrize("end", [True, False])
@@ -142,18 +155,20 @@ def test_generated_mask_marks_model_tokens_and_each_turn_ends_once(
         ChatRequest("my drink", max_tokens=3 + end),
     ]
     for request in requests:
-        [reply] = local.reply([(transcript, request)])
+        reply = reply_to(local, transcript, request)
         assert reply.tokens_out == request.max_tokens
         assert transcript.ids[-1] == local.end_token
     expected = "my cup is red<answer> tea</answer>"
     if end:
         expected = "my cup is red<|im_end|><answer> tea</answer><|im_end|>"
-    assert tokenizer.decode(generated_ids(transcript)) == expected
+    generated = tokenizer.decode(generated_ids(transcript))
+    assert generated == expected
     # One end token for each turn: the system's, two of the user's and two of the model's.
     assert transcript.ids.count(local.end_token) == 5
-    prompt = transcript.ids[: transcript.prompt_length]
+    length = transcript.prompt_length
+    prompt = transcript.ids[:length]
     assert prompt.count(local.end_token) == 2
-    assert not any(transcript.generated_mask[: transcript.prompt_length])
+    assert not any(transcript.generated_mask[:length])
 
 
 def test_incremental_ids_equal_the_template_over_the_whole_conversation(
@@ -164,6 +179,7 @@ def test_incremental_ids_equal_the_template_over_the_whole_conversation(
         "my cup is red",
     ]
     make_model_write(monkeypatch, local, *lines)
+    processor = local.processor
     first, second, third = pictures
     look = "respond\n\ntoday monday 2024-03-04\nlook at my cup <img> now"
     found = "found\nsemantic\n\n2024-03-04 my cup <img> <img>\nanswer now"
@@ -173,14 +189,15 @@ def test_incremental_ids_equal_the_template_over_the_whole_conversation(
     for request, line in zip(requests, lines, strict=True):
         local.reply([(transcript, request)])
         messages.append({"role": "user", "content": content_parts(request.text)})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": line}]})
-    text = local.processor.apply_chat_template(messages, tokenize=False)
+        messages.append({"role": "assistant", "content": content_parts(line)})
+    text = processor.apply_chat_template(messages, tokenize=False)
     images = [Image.open(path).convert("RGB") for path in pictures]
-    rendered = local.processor(text=[text], images=images)["input_ids"][0]
+    rendered = processor(text=[text], images=images)["input_ids"][0]
     length = len(transcript.ids)
     assert rendered[:length] == transcript.ids
     # Only the template's last line break is missing.
-    assert local.processor.tokenizer.decode(rendered[length:]).strip() == ""
+    missing = processor.tokenizer.decode(rendered[length:])
+    assert missing.strip() == ""
 
 
 @pytest.mark.parametrize(
@@ -193,6 +210,7 @@ def test_incremental_ids_equal_the_template_over_the_whole_conversation(
     ],
 )
 def test_text_cannot_open_a_turn_or_insert_an_image(local, text):
+    tokenizer = local.processor.tokenizer
     hostile = append_text(local, text)
     plain = append_text(local, "hello")
     for marker in (
@@ -202,8 +220,9 @@ def test_text_cannot_open_a_turn_or_insert_an_image(local, text):
         "<|video_pad|>",
         "<|vision_start|>",
     ):
-        token = local.processor.tokenizer.convert_tokens_to_ids(marker)
-        assert hostile.ids.count(token) == plain.ids.count(token), marker
+        token = tokenizer.convert_tokens_to_ids(marker)
+        expected = plain.ids.count(token)
+        assert hostile.ids.count(token) == expected, marker
 
 
 def test_image_placeholders_are_never_sampled(local):
@@ -212,7 +231,8 @@ def test_image_placeholders_are_never_sampled(local):
     torch.manual_seed(1)
     transcripts = [hot.start() for _ in range(16)]
     request = ChatRequest("hello", max_tokens=64)
-    hot.reply([(transcript, request) for transcript in transcripts])
+    asked = [(transcript, request) for transcript in transcripts]
+    hot.reply(asked)
     generated = set()
     for transcript in transcripts:
         generated.update(generated_ids(transcript))
@@ -223,7 +243,8 @@ def test_image_placeholders_are_never_sampled(local):
 def test_content_parts_keep_text_and_image_marks_in_order():
     image = {"type": "image", "text": None}
     cup = {"type": "text", "text": "my cup"}
-    assert content_parts("<img>my cup<img><img>") == [image, cup, image, image]
+    parts = content_parts("<img>my cup<img><img>")
+    assert parts == [image, cup, image, image]
     assert content_parts("my cup") == [cup]
 
 
@@ -231,14 +252,16 @@ def test_source_reference_still_resolves_after_the_folders_move(tmp_path):
     for folder in ("run/base", "run/sft/adapter", "run/rl/adapter"):
         (tmp_path / folder).mkdir(parents=True)
     run = tmp_path / "run"
-    write_source(run / "sft/model", run / "base", run / "sft/adapter")
-    write_source(run / "rl/model", run / "sft/model", run / "rl/adapter")
+    sft = run / "sft/model"
+    write_source(sft, run / "base", run / "sft/adapter")
+    write_source(run / "rl/model", sft, run / "rl/adapter")
     moved = run.rename(tmp_path / "moved")
     base, adapters = follow_source(moved / "rl/model")
     assert Path(base).samefile(moved / "base")
     stages = [Path(adapter).resolve().parent.name for adapter in adapters]
     assert stages == ["sft", "rl"]  # in merging order
-    assert follow_source(moved / "base") == (str(moved / "base"), [])
+    own_weights = moved / "base"
+    assert follow_source(own_weights) == (str(own_weights), [])
 
 
 def test_source_reference_keeps_hub_ids(tmp_path):
@@ -260,8 +283,12 @@ def test_invalid_requests_fail_alone_and_leave_their_transcripts(local, pictures
     requests.append(ChatRequest("my drink is tea " * 1500, max_tokens=4, purpose="answer"))
     requests.append(ChatRequest("look <img>", (pictures[0],), max_tokens=4))
     transcripts = [local.start() for _ in requests]
-    replies = local.reply(list(zip(transcripts, requests, strict=True)))
-    errors = {n: str(reply) for n, reply in enumerate(replies) if isinstance(reply, ValueError)}
+    asked = list(zip(transcripts, requests, strict=True))
+    replies = local.reply(asked)
+    errors = {}
+    for n, reply in enumerate(replies):
+        if isinstance(reply, ValueError):
+            errors[n] = str(reply)
     assert sorted(errors) == [2, 3, 4, 5]
     assert "aspect ratio" in errors[2]
     assert "none.png" in errors[3]
@@ -269,18 +296,18 @@ def test_invalid_requests_fail_alone_and_leave_their_transcripts(local, pictures
     assert errors[5].startswith("answer: 60")
     assert "are more than the 4096 of model" in errors[5]
     for n in errors:
-        assert not transcripts[n].ids
-        assert not transcripts[n].vision_inputs
+        failed = transcripts[n]
+        assert not failed.ids
+        assert not failed.vision_inputs
     alone = local.start()
-    [reply] = local.reply([(alone, requests[-1])])
-    assert reply == replies[-1]
+    valid = requests[-1]
+    assert reply_to(local, alone, valid) == replies[-1]
     assert alone.ids == transcripts[-1].ids
     # The conversation of a failed request can continue.
     hello = ChatRequest("hello", max_tokens=4)
     well = ChatRequest("so", max_tokens=4)
     [continued, _] = local.reply([(transcripts[3], hello), (transcripts[-1], well)])
-    [fresh] = local.reply([(local.start(), hello)])
-    assert continued == fresh
+    assert continued == reply_to(local, local.start(), hello)
 
 
 def test_missing_model_is_named_in_the_error(monkeypatch, tmp_path):
@@ -307,11 +334,12 @@ def test_four_bit_weights_need_bitsandbytes(checkpoint):
 
 def test_samples_depend_on_the_seed_and_on_no_other_draw(local):
     def sample_twice(seed):
+        request = ChatRequest("hello", max_tokens=12)
         settings = GenerationSettings(temperature=3.0, seed=seed)
         hot = LocalModel(model=local.model, processor=local.processor, settings=settings)
         texts = []
         for _ in range(2):
-            [reply] = hot.reply([(hot.start(), ChatRequest("hello", max_tokens=12))])
+            reply = reply_to(hot, hot.start(), request)
             texts.append(reply.text)
         return texts
 
@@ -329,9 +357,10 @@ def test_closing_tag_of_several_tokens_ends_the_turn(local, monkeypatch):
     assert local.closing_tags == []
     monkeypatch.setattr(local, "closing_tags", [" tea"])
     ids = local.processor.tokenizer("my drink is tea and coffee").input_ids
-    monkeypatch.setattr(local.model, "forward", forward_that_writes(local.model, ids))
+    forward = forward_that_writes(local.model, ids)
+    monkeypatch.setattr(local.model, "forward", forward)
     transcript = local.start()
-    [reply] = local.reply([(transcript, ChatRequest("what ?", max_tokens=9))])
+    reply = reply_to(local, transcript, ChatRequest("what ?", max_tokens=9))
     assert reply.text == "my drink is tea"
     assert transcript.ids[-1] == local.end_token
     assert transcript.generated_mask[-2:] == [1, 0]

@@ -21,9 +21,10 @@ def test_word_is_the_same_single_token_at_every_position(processor):
     for word in vocabulary():
         (token,) = tokenizer(word).input_ids
         text = f"qx {word}\n{word} (a) {word}."
-        assert tokenizer(text).input_ids.count(token) == 3, word
-        thought = tokenizer(f"<think>{word}</think>").input_ids
-        assert thought[1] == token
+        ids = tokenizer(text).input_ids
+        assert ids.count(token) == 3, word
+        _, thought, _ = tokenizer(f"<think>{word}</think>").input_ids
+        assert thought == token
 
 
 def test_dates_and_times_of_the_world_are_single_tokens(processor):
@@ -51,8 +52,8 @@ def test_dialogue_of_a_life_needs_no_byte_tokens(processor):
         for turn in render_dialogue(plan, Path("unused"), draw=False):
             user = turn.user.replace("<img>", "")
             text = f"{turn.time:%Y-%m-%d} user {user} assistant {turn.assistant}"
-            ids = tokenizer(text).input_ids
-            assert min(ids) > last_byte, text
+            lowest = min(tokenizer(text).input_ids)
+            assert lowest > last_byte, text
 
 
 QUESTION = "my drink is tea\nask what is my drink ? options (a) tea (b) coffee"
@@ -67,7 +68,8 @@ RETRIEVAL = """\
 @pytest.mark.parametrize("text", [QUESTION, "Zażółć 🦆 42,5%", RETRIEVAL])
 def test_decoding_restores_the_text_up_to_spaces(processor, text):
     tokenizer = processor.tokenizer
-    decoded = tokenizer.decode(tokenizer(text).input_ids)
+    ids = tokenizer(text).input_ids
+    decoded = tokenizer.decode(ids)
     words = text.split()
     decoded_words = decoded.split()
     assert decoded_words == words or "".join(decoded_words) == "".join(words)
@@ -84,7 +86,8 @@ def test_image_has_as_many_tokens_as_patches(processor, size, tokens):
     scene = sample_scene(random.Random(0), [("cup", "red")])
     image = render(scene).resize(size)
     text = "look <|vision_start|><|image_pad|><|vision_end|> now"
-    ids = processor(text=[text], images=[image])["input_ids"][0]
+    inputs = processor(text=[text], images=[image])
+    ids = inputs["input_ids"][0]
     assert ids.count(processor.image_token_id) == tokens
 
 
@@ -112,10 +115,14 @@ def test_untrained_model_attends_to_the_answer(processor, seed):
         pieces = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
         position = pieces.index(" is", first_label)  # in `<think> bob drink is`
         value = pieces[position + 1]
-        value_positions = [i for i in range(3, first_label) if pieces[i - 1] == " is"]
+        value_positions = []
+        for i in range(3, first_label):
+            if pieces[i - 1] == " is":
+                value_positions.append(i)
         with torch.no_grad():
             attentions = model(**batch, output_attentions=True).attentions
-        weights = attentions[1][0, :, position].mean(0)  # over the heads of layer 1
+        layer = attentions[1][0]  # (heads, queries, keys)
+        weights = layer[:, position].mean(0)
         most_attended = max(value_positions, key=lambda i: weights[i])
         correct += pieces[most_attended] == value
     assert correct >= 24  # of 40, with five values on average; a fact that changed twice has two

@@ -46,9 +46,10 @@ def pictures(tmp_path_factory):
     paths = []
     for n, color in enumerate(("red", "blue")):
         scene = sample_scene(random.Random(n), [("cup", color)])
-        path = folder / f"{n}.png"
-        render(scene).save(path)
-        paths.append(str(path))
+        path = str(folder / f"{n}.png")
+        image = render(scene)
+        image.save(path)
+        paths.append(path)
     return paths
 
 
@@ -58,14 +59,23 @@ def server_url(server, path):
 
 def post(server, **changes):
     """Status and JSON response of a chat completion request."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    message = {"role": "user", "content": "hello"}
+    body = {"model": "tiny", "messages": [message], "max_tokens": 4}
     data = json.dumps(body | changes).encode()
-    request = urllib.request.Request(server_url(server, "/v1/chat/completions"), data)
+    url = server_url(server, "/v1/chat/completions")
+    request = urllib.request.Request(url, data)
     try:
         with urllib.request.urlopen(request) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+def finish(server, **changes):
+    """Finish reason and usage of a chat completion request."""
+    _, response = post(server, **changes)
+    choice = response["choices"][0]
+    return choice["finish_reason"], response["usage"]
 
 
 def three_steps(pictures, n):
@@ -94,8 +104,8 @@ def test_server_returns_the_text_and_counts_of_the_published_model(pictures):
             expected = []
             for pair in zip(local_transcripts, requests, strict=True):
                 expected += local.reply([pair])
-            replies = remote.reply(list(zip(remote_transcripts, requests, strict=True)))
-            assert replies == expected
+            asked = list(zip(remote_transcripts, requests, strict=True))
+            assert remote.reply(asked) == expected
     first_replies = {transcript[1]["content"] for transcript in remote_transcripts}
     assert len(first_replies) > 1  # they depend on the picture and the number
 
@@ -119,18 +129,18 @@ def test_simultaneous_requests_share_a_batch(server, monkeypatch):
 def test_system_message_is_part_of_the_prompt(server):
     user = {"role": "user", "content": "hello"}
     system = {"role": "system", "content": "my drink is tea"}
-    _, without = post(server, messages=[user])
-    _, with_system = post(server, messages=[system, user])
-    assert without["usage"]["prompt_tokens"] != with_system["usage"]["prompt_tokens"]
+    _, plain_usage = finish(server, messages=[user])
+    _, system_usage = finish(server, messages=[system, user])
+    assert plain_usage["prompt_tokens"] != system_usage["prompt_tokens"]
 
 
 def test_finish_reason_says_whether_the_reply_was_cut(server):
-    _, cut = post(server)
-    assert cut["choices"][0]["finish_reason"] == "length"
-    assert cut["usage"]["completion_tokens"] == 4
-    _, ended = post(server, max_tokens=400)
-    reason = ended["choices"][0]["finish_reason"]
-    assert reason == "stop" or ended["usage"]["completion_tokens"] == 400
+    reason, usage = finish(server, max_tokens=4)
+    assert reason == "length"
+    assert usage["completion_tokens"] == 4
+    reason, usage = finish(server, max_tokens=400)
+    length = usage["completion_tokens"]
+    assert reason == "stop" or length == 400
 
 
 def image_message(url):
@@ -171,18 +181,23 @@ def test_bad_request_gets_a_reason_and_the_server_continues(server, changes, sta
 
 def test_jpeg_image_is_accepted(server):
     file = BytesIO()
-    Image.new("RGB", (300, 200), "red").save(file, "jpeg")
-    data = base64.b64encode(file.getvalue()).decode()
-    status, _ = post(server, messages=image_message(f"data:image/jpeg;base64,{data}"))
+    image = Image.new("RGB", (300, 200), "red")
+    image.save(file, "jpeg")
+    jpeg = file.getvalue()
+    data = base64.b64encode(jpeg).decode()
+    messages = image_message(f"data:image/jpeg;base64,{data}")
+    status, _ = post(server, messages=messages)
     assert status == 200
 
 
 def test_models_are_listed_and_other_paths_are_not_found(server):
-    with urllib.request.urlopen(server_url(server, "/v1/models")) as response:
-        models = json.load(response)["data"]
-    assert [model["id"] for model in models] == ["tiny"]
+    models_url = server_url(server, "/v1/models")
+    with urllib.request.urlopen(models_url) as response:
+        [model] = json.load(response)["data"]
+    assert model["id"] == "tiny"
+    other_url = server_url(server, "/")
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(server_url(server, "/"))
+        urllib.request.urlopen(other_url)
 
 
 def test_port_in_use_is_reported_in_one_line(server, checkpoint, capsys):
@@ -196,4 +211,5 @@ def test_profile_may_name_a_server_or_a_stage(server, tmp_path, monkeypatch, che
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         model_source("any", "03_grpo")
-    assert isinstance(open_model(checkpoint), LocalModel)
+    model = open_model(checkpoint)
+    assert isinstance(model, LocalModel)

@@ -20,10 +20,14 @@ def test_every_measurement_runs_on_a_tiny_model(tmp_path):
     command = [sys.executable, script, *ARGUMENTS, "--json", str(file)]
     subprocess.run(command, check=True, cwd=tmp_path)
     results = json.loads(file.read_text())
-    rows = {(row["what"], row["batch"]): row for row in results["rows"]}
+    rows = {}
+    for row in results["rows"]:
+        key = (row["what"], row["batch"])
+        rows[key] = row
     assert list(rows) == [("users", 4), ("prefix", 2), ("speed", 1), ("speed", 2)]
-    assert rows["speed", 2]["prefill_per_s"] > 0
-    assert rows["speed", 2]["decode_per_s"] > 0
+    speed = rows["speed", 2]
+    assert speed["prefill_per_s"] > 0
+    assert speed["decode_per_s"] > 0
     assert_gain(rows["users", 4], slow="apart_s", fast="together_s")
     assert_gain(rows["prefix", 2], slow="scratch_s", fast="kept_s")
     assert results["about"]["parameters"] > 0
