@@ -201,7 +201,7 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
 
 
 def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
-    planned = []
+    planned: list[_PlannedLife] = []
     for group in groups:
         for place in range(group.users):
             persona = personas[len(planned)]
