@@ -58,17 +58,16 @@ def answer_samples(
 ) -> list[dict]:
     """Record the oracle as it answers this life's questions from its own retrievals.
 
-    The shares below are drawn independently for each question:
+    A quarter of the choice questions have no options. One question in eight follows its evidence
+    within minutes, while the evidence is still in the context and needs no retrieval. Besides, each
+    question sees all of the memory, or one of:
 
-    - A quarter of the choice questions have no options.
-    - One question in eight follows its evidence within minutes, while the evidence is still in the
-      context and needs no retrieval.
-    - A share `without` sees no memory and may not retrieve, to teach the model to say `unknown` and
-      guess.
-    - Twice that share sees no profile but retrieves as usual; otherwise an empty profile would come
-      to mean that no facts are available.
-    - Three times that share sees no episodes, which mostly repeat semantic memory; otherwise the
-      model would never learn to read the raw turns they bring.
+    - no memory and no retrieval, in a share `without`, so that the model learns to say `unknown`
+      and guess;
+    - no profile but the usual retrieval, in twice that share; otherwise an empty profile would come
+      to mean that no facts are available;
+    - no episodes, in three times that share: they mostly repeat semantic memory, which the model
+      would otherwise never learn to read.
 
     Returns the samples with the right answer, and all of those without memory.
     """

@@ -45,7 +45,7 @@ def hashes(folder):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def data_sets(tmp_path_factory):
     """A folder with the tiny data set made by one worker and by two, in jobs of two lives."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
@@ -57,9 +57,9 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_number_of_workers_does_not_change_the_files(made):
-    one = hashes(made / "one")
-    assert one == hashes(made / "two")
+def test_number_of_workers_does_not_change_the_files(data_sets):
+    one = hashes(data_sets / "one")
+    assert one == hashes(data_sets / "two")
     assert {
         "train.jsonl",
         "test.parquet",
@@ -69,39 +69,41 @@ def test_number_of_workers_does_not_change_the_files(made):
         "README.md",
     } <= set(one)
     assert not [name for name in one if name.endswith((".part", ".sft"))]
-    assert sorted(path.name for path in made.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in data_sets.iterdir()) == ["one", "two"]
 
 
-def test_data_set_has_the_expected_lives_samples_and_card(made):
-    lives = read_lives(made / "one" / "train.jsonl")
+def test_data_set_has_the_expected_lives_samples_and_card(data_sets):
+    lives = read_lives(data_sets / "one" / "train.jsonl")
     assert [life.plan.seed for life in lives] == [300_000, 300_001, 300_002]
     assert all(
         life.plan.events[turn.index].time == turn.time for life in lives for turn in life.turns
     )
-    assert len(read_items(made / "one" / "test.jsonl")) == 5
-    sft = pd.read_parquet(made / "one" / "sft.parquet")
+    assert len(read_items(data_sets / "one" / "test.jsonl")) == 5
+    sft = pd.read_parquet(data_sets / "one" / "sft.parquet")
     assert sft.purpose.value_counts()["respond"] == 26
     pictures = [image for images in sft.images for image in images]
     assert pictures and all(
         image["bytes"][1:4] == b"PNG" and image["path"].startswith("images/") for image in pictures
     )
-    lines = (made / "one" / "rl.jsonl").read_text().splitlines()
+    lines = (data_sets / "one" / "rl.jsonl").read_text().splitlines()
     kinds = Counter(json.loads(line)["kind"] for line in lines)
     assert kinds == {"choice": 11, "binary": 5, "open": 4}
-    card = (made / "one" / "README.md").read_text()
+    card = (data_sets / "one" / "README.md").read_text()
     assert "data_files: train.parquet" in card and "| choice | 11 | 55 |" in card
 
 
-def test_failure_leaves_no_files_and_existing_folder_is_refused(tmp_path, made):
+def test_failure_leaves_no_files_and_existing_folder_is_refused(tmp_path, data_sets):
     broken = partial(open_recognizer, "classical", str(tmp_path / "nowhere"))
     with pytest.raises(Exception, match="nowhere"):
         synthesize(TINY[:1], tmp_path / "new", replace(SETTINGS, recognizer=broken))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileExistsError, match="already exists"):
-        synthesize(TINY, made / "one", SETTINGS)
+        synthesize(TINY, data_sets / "one", SETTINGS)
 
 
-def test_generated_dialogues_replace_templates_and_failures_are_omitted(tmp_path, made, capsys):
+def test_generated_dialogues_replace_templates_and_failures_are_omitted(
+    tmp_path, data_sets, capsys
+):
     def generator(plans, folder):
         lives = {
             plan.user: render_dialogue(plan, folder / "images", draw=False, wording="paraphrased")
@@ -111,7 +113,7 @@ def test_generated_dialogues_replace_templates_and_failures_are_omitted(tmp_path
 
     counts = synthesize(TINY, tmp_path / "generated", replace(SETTINGS, generator=generator))
     assert counts["lives"] == 3 and "1 left out (1 no JSON" in capsys.readouterr().out
-    _, *originals = read_lives(made / "one" / "train.jsonl")
+    _, *originals = read_lives(data_sets / "one" / "train.jsonl")
     generated = read_lives(tmp_path / "generated" / "train.jsonl")
     assert [life.plan for life in generated] == [life.plan for life in originals]
     for life, original in zip(generated, originals, strict=True):
