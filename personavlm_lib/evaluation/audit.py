@@ -68,8 +68,10 @@ def read_counts(folder: Path) -> Counts:
     The context is "" where a table has only one.
     """
     counts: Counts = {}
-    for row in _read(folder / "counts.csv").itertuples():
-        columns = counts.setdefault((row.set, row.context), {})
+    table = _read(folder / "counts.csv")
+    for row in table.itertuples():
+        questions = (row.set, row.context)
+        columns = counts.setdefault(questions, {})
         columns[row.column] = int(row.n)
     return counts
 
@@ -122,13 +124,12 @@ def audit_tables(folder: Path) -> pd.DataFrame:
     cells = read_paper(folder)
     counts = read_counts(folder)
     statements = _read(folder / "statements.csv")
-    checks = [
-        *_grim_checks(cells, counts),
-        *_overall_checks(cells, counts),
-        *_change_checks(cells),
-        *_chance_checks(cells, counts),
-        *_statement_checks(cells, statements),
-    ]
+    checks: list[Check] = []
+    checks += _grim_checks(cells, counts)
+    checks += _overall_checks(cells, counts)
+    checks += _change_checks(cells)
+    checks += _chance_checks(cells, counts)
+    checks += _statement_checks(cells, statements)
     return pd.DataFrame(checks, columns=list(Check._fields))
 
 
@@ -260,30 +261,37 @@ def _psoups_check(row_cells: dict[str, Any]) -> Check:
     columns = ("P-SOUPS Expertise", "P-SOUPS Informativeness", "P-SOUPS Style")
     average = mean(float(row_cells[column].value) for column in columns)
     cell = row_cells["P-SOUPS Overall"]
-    good = abs(average - float(cell.value)) < 1.5 * _unit(cell.value)
+    error = abs(average - float(cell.value))
+    good = error < 1.5 * _unit(cell.value)
     note = "mean of three equal parts"
     return _check("overall", cell, cell.value, f"{average:.2f}", good, note)
 
 
 def _change_checks(cells: pd.DataFrame) -> Iterator[Check]:
-    """Recompute the changes printed beside a score.
+    """Recompute the changes printed beside a score."""
+    for cell in cells[cells["change"] != ""].itertuples():
+        base = _reference_score(cells, cell)
+        change = float(cell.value) - base
+        error = abs(change - float(cell.change))
+        good = error < 1.5 * _unit(cell.value)
+        note = f"{cell.value} - {base:g}"
+        yield _check("change", cell, cell.change, f"{change:+.2f}", good, note)
+
+
+def _reference_score(cells: pd.DataFrame, cell: Any) -> float:
+    """The score that a change refers to.
 
     Tables 8 and 9 compare with the full model, Table 1 with the baseline with RAG.
     """
-    for cell in cells[cells["change"] != ""].itertuples():
-        same_table = cells[cells["source"] == cell.source]
-        same_context = same_table[same_table["context"] == cell.context]
-        same_column = same_context[same_context["column"] == cell.column]
-        if cell.source == "Table 1":
-            with_rag = same_column[same_column["setting"] == "RAG"]
-            references = with_rag[with_rag["model"] == "Qwen2.5-VL-7B"]
-        else:
-            references = same_column[same_column["setting"] == "full"]
-        base = float(references["value"].iloc[0])
-        change = float(cell.value) - base
-        good = abs(change - float(cell.change)) < 1.5 * _unit(cell.value)
-        note = f"{cell.value} - {base:g}"
-        yield _check("change", cell, cell.change, f"{change:+.2f}", good, note)
+    same_table = cells[cells["source"] == cell.source]
+    same_context = same_table[same_table["context"] == cell.context]
+    scores = same_context[same_context["column"] == cell.column]
+    if cell.source == "Table 1":
+        with_rag = scores[scores["setting"] == "RAG"]
+        reference = with_rag[with_rag["model"] == "Qwen2.5-VL-7B"]
+    else:
+        reference = scores[scores["setting"] == "full"]
+    return float(reference["value"].iloc[0])
 
 
 def _chance_checks(cells: pd.DataFrame, counts: Counts) -> Iterator[Check]:
@@ -319,11 +327,7 @@ def _statement_checks(cells: pd.DataFrame, statements: pd.DataFrame) -> Iterator
     """
     names = cells[CELL].agg("|".join, axis=1)
     values = dict(zip(names, cells["value"], strict=True))
-    decimals: dict[tuple[str, str], int] = {}
-    for cell in cells.itertuples():
-        column = (cell.source, cell.column)
-        decimals[column] = max(decimals.get(column, 0), digits(cell.value))
-
+    decimals = _column_decimals(cells)
     for statement in statements.itertuples():
         operation = OPERATIONS[statement.operation]
         a = _mean_bounds(statement.a, values, decimals)
@@ -334,6 +338,7 @@ def _statement_checks(cells: pd.DataFrame, statements: pd.DataFrame) -> Iterator
         printed = statement.printed
         good = _statement_holds(relation, result, printed)
         sign = relation if relation in "<>" else ""
+        note = "not claimed; for comparison" if relation == "cf." else ""
         yield Check(
             check="statement",
             table=statement.source,
@@ -342,8 +347,18 @@ def _statement_checks(cells: pd.DataFrame, statements: pd.DataFrame) -> Iterator
             printed=sign + printed,
             recomputed=f"{result.value:.2f}",
             consistent=good,
-            note="not claimed; for comparison" if relation == "cf." else "",
+            note=note,
         )
+
+
+def _column_decimals(cells: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Most decimals printed in each column, by (table, column)."""
+    decimals: dict[tuple[str, str], int] = {}
+    for cell in cells.itertuples():
+        column = (cell.source, cell.column)
+        most = decimals.get(column, 0)
+        decimals[column] = max(most, digits(cell.value))
+    return decimals
 
 
 def _mean_bounds(

@@ -186,7 +186,7 @@ def _learned_picks(
 def _surface_picks(
     items: list[ShortcutItem], features: list[np.ndarray], train: np.ndarray, test: np.ndarray
 ) -> list[np.ndarray]:
-    """Choices of a logistic regression on the test items, after fitting it to the training items."""
+    """Fit a logistic regression to the training items; its choices on the test items."""
     labels = []
     for i in train:
         item = items[i]

@@ -167,10 +167,11 @@ def _score_semantic(gold: str, reply: str) -> Scores:
 
 
 def _score_episodic(gold: str, reply: str) -> Scores:
-    gold_topics = _topics(gold)
+    wanted = _topics(gold)
     topics = _topics(reply)
-    boundaries = _f1_values(_boundaries(gold_topics), _boundaries(topics))
-    return {"topic boundaries, F1": boundaries, "topics": [float(gold_topics == topics)]}
+    boundaries = _f1_values(_boundaries(wanted), _boundaries(topics))
+    exact = topics == wanted
+    return {"topic boundaries, F1": boundaries, "topics": [float(exact)]}
 
 
 def _topics(text: str) -> set[tuple[int, ...]]:

@@ -5,7 +5,7 @@ questions. The paper prints no intervals; every interval here is ours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
@@ -90,9 +90,8 @@ def paired_difference(
     first = shared[a].astype(float)
     second = shared[b].astype(float)
     difference = (first - second).rename("difference").reset_index()
-    mean = cluster_bootstrap(difference, "difference", cluster, n, seed)
-    p = _mcnemar(first, second)
-    return Interval(mean.mean, mean.low, mean.high, mean.n, p)
+    interval = cluster_bootstrap(difference, "difference", cluster, n, seed)
+    return replace(interval, p=_mcnemar(first, second))
 
 
 def _mcnemar(first: pd.Series, second: pd.Series) -> float:
