@@ -149,4 +149,4 @@ def test_the_radar_has_a_line_for_each_model():
     by_model = pd.concat([table.assign(model=name) for name in ("backbone", "sft")])
     figure = figures.skills_radar(by_model)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["backbone", "sft", "aim"]
+    assert labels == ["backbone", "sft", "target"]
