@@ -1,15 +1,16 @@
-"""The assistant as a user meets it: it answers at once and updates its memory when idle.
+"""The assistant that a user talks to: it answers at once and updates its memory in the background.
 
     store = MemoryStore("memory/kai")
     with PersonaVLM(store, model, PromptSet("full"), recognizer=recognizer) as assistant:
         print(assistant.chat("My cat Miso is three today!"))
 
-A reply sees the raw turns of the last hour. Derived memory (semantic memory, personality) follows
-as soon as a background worker has written it, at the latest after `flush`. Only the first `chat` of
-a new session waits for the updates of the previous session (Algorithm 1, lines 1-3), because those
-turns are no longer in the context. Pending updates are stored in the database, written together
-with their turn and removed together with their results. A crash therefore neither loses nor
-repeats an update, and the next PersonaVLM on the same memory continues.
+The prompt of a reply contains the raw turns of the last hour. Derived memory (semantic memory,
+personality) is available as soon as a background worker has written it, at the latest after
+`flush`. Only the first `chat` of a new session waits for the updates of the previous session
+(Algorithm 1, lines 1-3), because those turns are no longer in the context. Pending updates are
+stored in the database, written together with their turn and removed together with their results. A
+crash therefore neither loses nor repeats an update, and the next PersonaVLM on the same memory
+continues.
 """
 
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ class PersonaVLM:
             self.flush(query.time)
         self._now = query.time
         response = self._respond(query)
-        # A stored "<img>" would promise an image wherever the turn is shown.
+        # A stored "<img>" would refer to an image that does not exist, wherever the turn is shown.
         answer = (response.answer or "").replace("<img>", "")
         self.store.add_turn(replace(query, assistant=answer), pending=True)
         self._last_run = self._start_worker()
@@ -113,10 +114,11 @@ class PersonaVLM:
         return self._respond(self._as_query(text, images, time))
 
     def flush(self, now: datetime | None = None, timeout: float | None = None) -> None:
-        """Wait until no turn is pending and, if `now` is given, no session that ended by then.
+        """Wait until all due updates are done.
 
-        Raises the worker's exception if it failed; its updates stay pending, and the next flush
-        retries them. Raises TimeoutError after `timeout` seconds.
+        Those are the updates of all turns and, if `now` is given, of all sessions that ended by
+        then. Raises the worker's exception if it failed; its updates stay pending, and the next
+        flush retries them. Raises TimeoutError after `timeout` seconds.
         """
         self._now = max(now or self._now, self._now)
         self._last_run = self._start_worker()
@@ -155,9 +157,10 @@ class PersonaVLM:
             run_trajectories([update], self._model)
 
     def _next_update(self) -> Trajectory[None] | None:
-        """The oldest pending update that is due: each turn, then its session once it has ended.
+        """Return the oldest pending update that is due, or None.
 
-        This is the order of `replay_conversation`.
+        A turn is due at once, a session once it has ended. This is the order of
+        `replay_conversation`.
         """
         jobs = self.store.pending()
         view = self.memory

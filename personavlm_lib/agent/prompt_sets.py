@@ -22,7 +22,7 @@ MORNING = timedelta(hours=11, minutes=59)
 def periods(now: datetime) -> dict[str, tuple[datetime, datetime]]:
     """Phrases for past periods at `now`, such as "last friday", with their first and last minute.
 
-    The nano prompts show this as a calendar.
+    The nano prompts show these periods as a calendar.
     """
 
     def midnight(days_ago: int) -> datetime:
@@ -60,13 +60,16 @@ def _label(prompts: "PromptSet") -> str:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The templates of one folder. Call it with a template's name and slots to fill one."""
+    """The templates of one folder.
+
+    Call it with a template's name and slots to fill that template.
+    """
 
     name: str
 
     @property
     def quote(self) -> bool:
-        """Whether replies quote their values. `nano` replies write them bare, one pair a line."""
+        """Whether replies quote their values. `nano` replies write them bare, one pair per line."""
         return self.name != "nano"
 
     @property
@@ -86,7 +89,7 @@ class PromptSet:
     def request(
         self, template: str, images: tuple[str, ...], max_tokens: int, subject: Any, **slots: Any
     ) -> ChatRequest:
-        """Fill a template as a `ChatRequest` that opens a conversation and carries its slots."""
+        """Fill a template as a `ChatRequest` that opens a conversation and records its slots."""
         return ChatRequest(
             text=self(template, **slots),
             images=images,

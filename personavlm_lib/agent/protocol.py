@@ -1,11 +1,11 @@
 """Parsers for model replies (paper, Figures 16 and 18-22). `protocol_writer.py` writes the format.
 
 A step of the Response stage is a `<think>` block followed by exactly one of `<answer>` and
-`<retrieve>`. The Update stage replies in `"key": value` pairs. Released weights write a dialect of
-this (values without quotes, `True`, full-width punctuation, text around the tags, a missing closing
-tag), and a small model can write anything, so **no parser in this file raises on any text**. The
-format errors of a step are in `Step.errors`, which the format reward reads; an unusable reply is
-None or empty.
+`<retrieve>`. The Update stage replies in `"key": value` pairs. The authors' released weights
+write a variant of this format (values without quotes, `True`, full-width punctuation, text around
+the tags, a missing closing tag), and a small model can write anything, so **no parser in this file
+raises on any text**. The format errors of a step are in `Step.errors`, which the format reward
+reads. The parsers return None or an empty value for an unusable reply.
 """
 
 import re
@@ -20,7 +20,7 @@ TIME_FORMAT = "%Y-%m-%d %H:%M"
 
 @dataclass(frozen=True)
 class RetrieveArgs:
-    """What to search for, and in which period; None is an open end."""
+    """The keywords and the period of a search; None leaves that end of the period open."""
 
     keywords: str
     start: datetime | None = None
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SemanticReply:
-    """Figure 20: whether to remember something, and what. A negative decision has no content."""
+    """A reply of Figure 20: whether to remember something, and what. A "no" has no content."""
 
     reason: str
     decision: bool
@@ -49,7 +49,7 @@ class SemanticReply:
 
 @dataclass(frozen=True)
 class EpisodeReply:
-    """Figure 22: one topic of a session. `indices` are the dialogue numbers of the prompt."""
+    """One topic of a session (Figure 22). `indices` are the dialogue numbers of the prompt."""
 
     topic_summary: str
     keywords: str
@@ -64,7 +64,7 @@ _TAG = re.compile(r"<\s*(/?)\s*(think|answer|retrieve)\s*>", re.IGNORECASE)
 def parse_step(text: str) -> Step:
     """Parse one generation.
 
-    The first block of each name counts. A step with both actions has both, and an error.
+    Only the first block of each name is used. A step with both actions keeps both and has an error.
     """
     blocks, errors = _read_blocks(text)
     if len(blocks) == 1:
@@ -209,8 +209,9 @@ _VALUE_ENDS = re.compile(r"\s*[,，;；]?\s*(?:$|\n|[}\]]|" + _KEY.pattern + ")"
 def parse_pairs(text: str, known: Iterable[str] = ()) -> dict[str, str]:
     """All `"key": value` pairs in order, on one line or many, with values quoted or bare.
 
-    The first pair of each key counts. Values keep their colons, commas, inner quotes and full-width
-    characters. If the text has no quoted key at all, the `known` keys are also read without quotes.
+    Only the first pair of each key is used. Values keep their colons, commas, inner quotes and
+    full-width characters. If the text has no quoted key at all, the `known` keys are also read
+    without quotes.
     """
     pairs: dict[str, str] = {}
     for key, value in _read_pairs(text, known):
@@ -328,7 +329,7 @@ _SCORE = re.compile(r"\D{0,3}?(-?\d{1,3}(?:\.\d{1,6})?)(?!\d)")
 
 
 def parse_personality(text: str) -> BigFive | None:
-    """The momentary p' of Figure 18; None unless all five traits have a score between 1 and 5."""
+    """The turn's p' (Figure 18); None unless all five traits have a score between 1 and 5."""
     fields = _fields(text, TRAITS)
     scores = []
     for trait in TRAITS:
@@ -346,7 +347,7 @@ _DECISIONS = {"true": True, "yes": True, "1": True, "false": False, "no": False,
 
 
 def parse_semantic(text: str) -> SemanticReply | None:
-    """Figure 20; None if the decision is unreadable, or positive without content."""
+    """The decision of Figure 20; None if it is unreadable, or positive without content."""
     fields = _fields(text, ("reason", "decision", "content", "keywords"))
     word = re.match(r"\W*(\w+)", fields.get("decision", ""))
     if word is None:
@@ -364,7 +365,7 @@ def parse_semantic(text: str) -> SemanticReply | None:
 
 
 def parse_episodes(text: str) -> list[EpisodeReply]:
-    """Figure 22: a topic starts at each `topic_summary`. Without readable indices it has none."""
+    """The topics of Figure 22, one per `topic_summary`; `indices` is empty if it is unreadable."""
     topics: list[dict[str, str]] = []
     for key, value in _read_pairs(text, ("topic_summary", "keywords", "source_dialog_indices")):
         name = _field_name(key)
@@ -389,7 +390,7 @@ def _indices(text: str) -> tuple[int, ...]:
 
 
 def parse_core(text: str) -> dict[str, str]:
-    """Figure 21: the new profile without `null` entries.
+    """The new profile of Figure 21, without its `null` entries.
 
     A value may be empty; the store rejects such a profile.
     """
@@ -401,7 +402,7 @@ def parse_core(text: str) -> dict[str, str]:
 
 
 def parse_procedural(text: str) -> dict[str, str]:
-    """Figure 19: key -> sentence. The store rejects more than five entries."""
+    """The goals and habits of Figure 19, key -> sentence; the store rejects more than five."""
     return parse_core(text)
 
 

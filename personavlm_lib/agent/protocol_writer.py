@@ -1,6 +1,7 @@
 """Write replies in the exact output format (paper, Figures 16 and 18-22) that `protocol.py` reads.
 
-The oracle answers in this format; the backbone and the SFT samples teach it.
+The oracle (`benchmark/oracle.py`) answers in this format, and the nano backbone's drills and the
+SFT samples teach it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ Value = str | bool | int | datetime | tuple[int, ...] | None
 
 
 def write_pairs(pairs: Mapping[str, Value], *, separator: str = "\n", quote: bool = True) -> str:
-    """`"key": value` pairs, the format of Figures 18, 19 and 21.
+    """Write `"key": value` pairs, the format of Figures 18, 19 and 21.
 
     Booleans and numbers are never quoted, and None is `null`. `quote=False` writes bare text: line
     breaks become spaces, and a value must not contain a `"key":` itself.
@@ -40,7 +41,7 @@ def _format(value: Value, quote: bool) -> str:
 
 
 def write_answer(think: str, answer: str, *, separator: str = "\n") -> str:
-    """A step that answers (Figure 16)."""
+    """Write a step that answers (Figure 16)."""
     return f"<think>{think}</think>{separator}<answer>{answer}</answer>"
 
 
@@ -53,21 +54,21 @@ def write_retrieve(
     separator: str = "\n",
     quote: bool = True,
 ) -> str:
-    """A step that searches (Figure 16)."""
+    """Write a step that searches (Figure 16)."""
     fields: dict[str, Value] = {"keywords": keywords, "start_time": start, "end_time": end}
     pairs = write_pairs(fields, separator=separator, quote=quote)
     return f"<think>{think}</think>{separator}<retrieve>{separator}{pairs}{separator}</retrieve>"
 
 
 def write_semantic(reply: SemanticReply, *, separator: str = "\n", quote: bool = True) -> str:
-    """The four pairs of Figure 20."""
+    """Write the four pairs of Figure 20."""
     return write_pairs(vars(reply), separator=separator, quote=quote)
 
 
 def write_episodes(
     replies: Sequence[EpisodeReply], *, separator: str = "\n", quote: bool = True
 ) -> str:
-    """The three pairs of each topic, one topic after another (Figure 22)."""
+    """Write the three pairs of each topic, one topic after another (Figure 22)."""
     topics = []
     for reply in replies:
         fields: dict[str, Value] = {

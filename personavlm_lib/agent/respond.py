@@ -1,7 +1,7 @@
 """The Response stage: Algorithm 1, lines 4-16, as a generator (paper, Section 3.1, Appendix A.2).
 
-Two points that the paper leaves open: the request after the last allowed retrieval tells the model
-to answer, and a model that asks for yet another retrieval ends the trajectory without an answer
+The paper leaves two points open. Here, the request after the last allowed retrieval tells the model
+to answer, and a model that still asks for another retrieval ends the trajectory without an answer
 (`Response.unfinished`).
 """
 
@@ -23,10 +23,10 @@ Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How the agent behaves; the defaults are the paper's.
+    """Settings of the agent; the defaults are the paper's.
 
     `max_retrievals` is N: the model generates at most N + 1 times. `top_k` is how many memories of
-    each type a retrieval returns; None takes the retriever's own (see `training_top_k`).
+    each type a retrieval returns; None uses the retriever's default (see also `training_top_k`).
     `personality_as` is "text" (the paper), "numbers" (its Fig. 16) or "cut" (the released code).
     """
 
@@ -68,7 +68,7 @@ class Response:
 
     @property
     def retrieved_turns(self) -> list[int]:
-        """Sorted indices of the raw turns behind all retrieved memories."""
+        """Sorted indices of the source turns of all retrieved memories."""
         turns: set[int] = set()
         for results in self.retrieved:
             for memory in results.semantic:
@@ -128,7 +128,7 @@ def respond(
         step = parse_step(reply.text)
         response.add_step(step, reply)
 
-        # Lines 12-14: the action is an answer (or the reply holds no action at all).
+        # Lines 12-14: the action is an answer, or the reply contains no action at all.
         if step.retrieve is None:
             response.answer = step.answer
             return response

@@ -47,7 +47,7 @@ PERSONA_ATTRIBUTES = ("job", "occupation", "profession", "education", "role")
 
 @dataclass(frozen=True)
 class _Provenance:
-    """Since when an update is known, the turns it comes from, and the model that wrote it."""
+    """The time from which an update is known, its source turns, and the model that wrote it."""
 
     known_from: datetime
     sources: tuple[int, ...]
@@ -62,9 +62,9 @@ def update_turn(
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
-    """Lines 17-19, after each turn: update the personality profile and the semantic memory.
+    """Update the personality profile and the semantic memory after a turn (lines 17-19).
 
-    Everything is written in one transaction, which also removes the pending `jobs` of the turn.
+    One transaction writes all results and removes the pending `jobs` of the turn.
     Nothing is written if one of `jobs` is no longer pending.
     """
     view = store.as_of(turn.time)
@@ -110,10 +110,10 @@ def update_session(
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
 ) -> Trajectory[None]:
-    """Lines 1-3, after each session: update core, procedural and episodic memory.
+    """Update core, procedural and episodic memory after a session (lines 1-3).
 
-    Writes in one transaction with `jobs`, as `update_turn` does. A rejected update is stored with
-    the reason.
+    As in `update_turn`, one transaction writes all results and removes the pending `jobs`. A
+    rejected update is stored with the reason.
     """
     known_from = session[-1].time + SESSION_GAP
     view = store.as_of(known_from)
@@ -174,7 +174,7 @@ def _semantic_memory(
     """The proposed memory; one that names an image object becomes a visual concept with its crop.
 
     Appendix C: the class name that the model wrote selects the crop. Without a recognizer, the
-    whole image is the crop. A concept whose object is not found keeps its text alone.
+    whole image is the crop. A concept whose object is not found is stored as text only.
     """
     content = proposal.content.strip()
     kind = "fact"
@@ -227,7 +227,7 @@ def _write_procedural(
 def _write_episodes(
     store: MemoryStore, session: list[Turn], reply: ChatReply, provenance: _Provenance
 ) -> None:
-    """Store each topic that names at least one turn of the session; ValueError if none does."""
+    """Store each topic that names a turn of the session. Raises ValueError if none does."""
     stored = False
     for topic in parse_episodes(reply.text):
         turns = [session[index] for index in topic.indices if index < len(session)]
@@ -267,7 +267,7 @@ def _core_attributes(view: MemoryView) -> dict[str, str]:
 
 
 def _without_image_marks(reply: ChatReply) -> str:
-    """The reply's text without `<img>` marks, which would promise an image in later prompts."""
+    """The reply's text without `<img>` marks, which would refer to no image later."""
     return reply.text.replace("<img>", "")
 
 
