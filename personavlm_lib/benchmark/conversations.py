@@ -14,7 +14,7 @@ from pathlib import Path
 
 from personavlm_lib.memory.records import Turn, split_sessions
 
-# MemoryBank dates only days, LoCoMo only sessions: the times of the turns are made up from these.
+# MemoryBank gives only days and LoCoMo only session times, so the times of turns are made up.
 FIRST_TURN = time(9)
 TURN_STEP = timedelta(minutes=2)
 CATEGORIES = {  # of LoCoMo's questions
@@ -59,7 +59,7 @@ def read_conversations(path: str | Path, questions: str | Path | None = None) ->
 
     `questions` is a file with one `{user: [question, ...]}` per line; by default
     `<stem>_questions.jsonl` beside the conversations, if it exists. Raises FileNotFoundError, and
-    ValueError with a message of one line if a file has another structure.
+    raises ValueError with a one-line message if a file has another structure.
     """
     path = Path(path)
     questions_path = path.with_name(f"{path.stem}_questions.jsonl")

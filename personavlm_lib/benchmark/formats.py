@@ -49,7 +49,7 @@ FOLDER_SIZES = (50, 100, 200, 500)  # maximum turns of a dialogue in each of the
 
 
 def write_parquet(path: Path, rows: Iterable[dict], features: Features, batch: int = 500) -> None:
-    """Write Parquet that `datasets` reads as `features`, with the pictures inside.
+    """Write Parquet that `datasets` reads as `features`, with the pictures embedded.
 
     Images in `rows` are paths relative to the folder of `path`. Keys that `features` does not name
     are dropped.
@@ -123,8 +123,8 @@ def _sorted_questions(questions: list[Question]) -> tuple[Question, ...]:
 def export_persona_mme(folder: Path, lives: Iterable[PublicLife]) -> Path:
     """Write `Persona-MME.json` and `samples/<size>/<number>/user_data.json` with `imgs/`.
 
-    Returns the path of the first. Raises ValueError for a life with more alignment pairs than
-    choice questions, since each pair is stored with a choice question.
+    Returns the path of `Persona-MME.json`. Raises ValueError for a life with more alignment pairs
+    than choice questions, since each pair is stored with a choice question.
     """
     cases = []
     folder_counts = dict.fromkeys(FOLDER_SIZES, 0)
@@ -148,7 +148,7 @@ def _folder_size(turns: int) -> int:
 
 
 def _cases(life: PublicLife, data_path: str) -> list[dict]:
-    """One case per choice question; the first ones also hold an alignment pair each."""
+    """One case per choice question; the first cases also hold one alignment pair each."""
     choices = [question for question in life.questions if question.kind == "choice"]
     binary = [question for question in life.questions if question.kind == "binary"]
     pairs = list(zip(binary[::2], binary[1::2], strict=True))
@@ -257,7 +257,7 @@ def _parse_time(text: str) -> datetime:
 
 
 def as_conversation(sample: dict) -> dict:
-    """A recording as the authors' SFT sample, its purpose as an additional key."""
+    """Convert a recording to the authors' SFT format, with its purpose as an additional key."""
     speakers = {"user": "human", "assistant": "gpt"}
     conversation = []
     for message in sample["messages"]:
@@ -271,7 +271,7 @@ def as_conversation(sample: dict) -> dict:
 
 
 def from_conversation(sample: dict) -> dict:
-    """The authors' SFT sample as a recording."""
+    """Convert a sample in the authors' SFT format to a recording."""
     roles = {"human": "user", "gpt": "assistant"}
     messages = []
     for message in sample["conversations"]:

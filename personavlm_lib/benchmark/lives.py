@@ -34,7 +34,7 @@ class Life:
 def simulate_life(
     seed: int, images: Path, days: int, size: float, questions: int, alignment: int
 ) -> Life:
-    """A life with `questions` choice questions and `alignment` pairs of alignment items.
+    """Simulate a life with `questions` choice questions and `alignment` pairs of alignment items.
 
     Writes the pictures into the folder `images`.
     """

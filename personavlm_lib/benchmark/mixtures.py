@@ -27,7 +27,7 @@ def sample_kind(sample: dict) -> str:
 def split_by_share(total: int, shares: dict[str, float]) -> dict[str, int]:
     """Split `total` into whole numbers by shares.
 
-    Those that lose most by rounding down are rounded up.
+    The parts that lose most by rounding down are rounded up.
     """
     counts = {}
     gains = {}  # negative: what rounding down took away
@@ -50,8 +50,8 @@ def mix_samples(samples: list[dict], total: int, rng: random.Random) -> list[dic
 def draw_mixture(kinds: Iterable[str], total: int, rng: random.Random) -> list[int]:
     """Draw the indices of `total` samples of these kinds in the shares of SFT_MIXTURE.
 
-    No sample is repeated before all of its group are drawn. Of memory samples, concepts come first,
-    in their share of all samples, then each purpose in turn.
+    No sample is repeated before all of its group are drawn. Memory samples start with the concepts,
+    in their share of all samples; the other purposes follow in turn.
     """
     queues: dict[str, list[int]] = {}
     for index, kind in enumerate(kinds):

@@ -2,8 +2,8 @@
 
 Driving the response and update stages with the oracle yields gold memory and, through a Recorder,
 the SFT samples, so training conversations have the format of the agent's own. The oracle knows the
-plan, but states only what the profile or a retrieved memory has shown it: an answer rests on the
-conversation alone (appendix C).
+plan, but states only facts that the profile or a retrieved memory contains, so that an answer uses
+nothing but the conversation (appendix C).
 """
 
 import itertools
@@ -35,7 +35,7 @@ def value_chain(statements: Sequence[str]) -> str:
 
     `my drink is cola from cola is tea because stress`: each step is one look-up, from value to
     value, and the last statement keeps its cause or consequence. Separate sentences would all begin
-    alike, so a reader would have to know which is the newest before it states a value.
+    with the same words, so a model would have to know the newest one before it states a value.
     """
     *earlier, newest = statements
     steps = [sentence.split(" because ")[0] for sentence in earlier]
@@ -62,7 +62,7 @@ def final_thought(question: Question, seen: str) -> str:
 
 
 class Oracle:
-    """Knows one life: finds its plan events by turn, and its questions by time and text."""
+    """The oracle of one life; it finds plan events by turn, and questions by time and text."""
 
     def __init__(self, plan: LifePlan, turns: list[Turn], questions: Iterable[Question] = ()):
         self.plan = plan
@@ -158,7 +158,7 @@ class Oracle:
 
     @staticmethod
     def _judge(question: Question, request: ChatRequest, guess: str) -> str:
-        """Yes or no to a style: compare it with the style for the trait's level in the prompt.
+        """Say whether a style suits the user, by the style for the trait's level in the prompt.
 
         The reasoning does not compare two levels: a model that has just written one level copies it
         for the other without looking.
@@ -173,7 +173,7 @@ class Oracle:
             levels = request.slots["levels"]
         level = levels[trait]
         style = REPLY_STYLES[trait].get(level.split()[-1])
-        if style is None:  # a middle level suits neither style
+        if style is None:  # neither style suits a middle level
             style = "nothing"
             answer = guess
         elif style == asked:
@@ -223,7 +223,7 @@ class Oracle:
         return write_pairs(dict(entries), quote=request.slots["quote"])
 
     def _episodic(self, transcript: list[str], request: ChatRequest) -> str:
-        """One topic per run of turns with events of the same kind; an outing is its own topic."""
+        """One topic per run of turns with events of the same kind; each outing is its own topic."""
         events = [self._event(turn) for turn in request.subject]
         replies = []
         for topic in _topics(events):
@@ -253,14 +253,14 @@ def _shown_text(transcript: list[str], request: ChatRequest) -> str:
 
 
 def _give_up(question: Question, hop: Hop, guess: str) -> str:
-    """Answer without the fact: `unknown` where that can be the answer, else a guess."""
+    """Answer without the fact: `unknown` if that can be the answer, else a guess."""
     if "unknown" in (*question.options, question.answer):
         return write_answer(f"{hop.keywords} is unknown", "unknown")
     return write_answer("unknown", guess)
 
 
 def _topics(events: Sequence[LifeEvent]) -> list[list[int]]:
-    """Positions of consecutive events of the same kind; every outing stands alone."""
+    """Positions of consecutive events of the same kind; every outing is separate."""
     topics: list[list[int]] = []
     for position, event in enumerate(events):
         if position > 0 and events[position - 1].kind == event.kind != "event":

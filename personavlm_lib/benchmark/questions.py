@@ -27,8 +27,8 @@ ASPECTS = {
 class Hop:
     """One fact to find: keywords and period of the search, and the sentence that states the fact.
 
-    `note` is set for facts that are to be counted: it is what the reasoner notes of each, and its
-    last word is what is counted.
+    `note` is set for facts that the reasoner must count: it writes the note of each fact, and
+    counts the last words of the notes.
     """
 
     keywords: str
@@ -40,7 +40,7 @@ class Hop:
 
 @dataclass(frozen=True)
 class Question:
-    """An in-situ question.
+    """A question that the user asks at one moment of the conversation ("in-situ" in the paper).
 
     `kind` is choice (four options), binary (yes or no) or open (no options); `answer` is the text
     of the right option. `evidence` holds the indices of the turns that the answer follows from.
@@ -120,7 +120,7 @@ def match_option(answer: str, options: Sequence[str]) -> int | None:
 def _labels(answer: str) -> tuple[set[int], str]:
     """The options whose labels the answer contains, and the answer without these labels.
 
-    A label at the beginning hides all later ones.
+    If the answer begins with a label, all later labels are ignored.
     """
     first = _LABEL.match(answer)
     if first:

@@ -59,13 +59,13 @@ def answer_samples(
     """Record the oracle as it answers this life's questions from its own retrievals.
 
     A quarter of the choice questions have no options. One question in eight follows its evidence
-    within minutes, while the evidence is still in the context and needs no retrieval. Besides, each
-    question sees all of the memory, or one of:
+    within minutes, while the evidence is still in the context and needs no retrieval. In addition,
+    each question is answered with the whole memory or with one of these restrictions:
 
     - no memory and no retrieval, in a share `without`, so that the model learns to say `unknown`
       and guess;
-    - no profile but the usual retrieval, in twice that share; otherwise an empty profile would come
-      to mean that no facts are available;
+    - no profile but the usual retrieval, in twice that share; otherwise the model would learn
+      that no facts are available when the profile is empty;
     - no episodes, in three times that share: they mostly repeat semantic memory, which the model
       would otherwise never learn to read.
 
@@ -118,7 +118,7 @@ def _vary_questions(life: Life, rng: random.Random) -> list[Question]:
 def _ask_after_evidence(question: Question, life: Life) -> Question:
     """Move a question to five minutes after the session that holds its evidence.
 
-    Questions with several hops, with a period, or without evidence stay where they are.
+    Questions with several hops, with a period, or without evidence keep their time.
     """
     if len(question.hops) != 1 or question.hops[0].start or not question.evidence:
         return question

@@ -37,7 +37,7 @@ from personavlm_lib.simulation.plan import LifePlan, sample_plan
 from personavlm_lib.simulation.storyteller import StorytellingResult
 
 CHUNK = 20  # lives per job: the texts that they share are encoded once
-JOBS_PER_PROCESS = 6  # a process's memory grows, so a fresh one replaces it after these
+JOBS_PER_PROCESS = 6  # then a new process replaces it, because its memory grows
 QUESTIONS_PER_ATTEMPT = 24
 MAX_ATTEMPTS = 4
 
@@ -48,7 +48,7 @@ JobResult = tuple[list[str], list[Violation]]  # the kinds of the SFT samples, r
 
 @dataclass(frozen=True)
 class Group:
-    """Lives of one kind, with seeds from `first` on, within `days`.
+    """Lives of one kind, with seeds from `first` on, each within `days` days.
 
     `size` or the range `turns` sets the length. Each life has `questions` choice questions and
     `pairs` pairs of alignment items; `sft` and `rl` count the samples drawn from the whole group.
@@ -84,7 +84,7 @@ DATASET_SIZES = {
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """How to make a data set, apart from its groups.
+    """Settings of a data set, apart from its groups.
 
     `recognizer` opens the concept recognizer within each process. `personas` is a PersonaHub file.
     `generator` writes the dialogues in place of the templates, which use `wording`.
@@ -159,7 +159,7 @@ def group_questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
 
 
 def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) -> dict[str, int]:
-    """Make a data set in the new folder `out` and return the number of items of each sort.
+    """Make a data set in the new folder `out` and return the number of items of each kind.
 
     Writes the lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, the rule
     violations in `findings.csv`, and `README.md`. A dialogue generator keeps its stories in
@@ -306,7 +306,7 @@ def _search_keywords(lives: list[Life]) -> list[str]:
 def _record_samples(
     life: Life, images: Path, encoder: TextEncoder, recognizer: ConceptRecognizer
 ) -> list[dict]:
-    """All SFT samples of a life: of the update stage first, then of its questions."""
+    """All SFT samples of a life: first those of the update stage, then those of its questions."""
     samples: list[dict] = []
     rng = random.Random(f"answers {life.plan.seed}")
     crops = images / f"{life.user}_crops"
@@ -396,7 +396,7 @@ def _write_questions(path: Path, questions: list[Question]) -> None:
 
 
 def _read_and_remove(parts: Iterable[Path]) -> Iterator[str]:
-    """Yield the lines of all files in the order of their names; remove each file after its last."""
+    """Yield the lines of all files in the order of their names; remove each file that is read."""
     for part in sorted(parts):
         with open(part) as file:
             yield from file

@@ -28,7 +28,7 @@ def dialogue_table(groups: dict[str, list[Life]]) -> pd.DataFrame:
 def needed_picture(life: Life, question: Question) -> str:
     """The first picture in the gold evidence, without which there is no answer; "" if none.
 
-    Questions about the personality need none: it shows in the wording of the turns.
+    Questions about the personality need no picture: the wording of the turns shows it.
     """
     if question.kind == "binary":
         return ""
@@ -41,7 +41,8 @@ def needed_picture(life: Life, question: Question) -> str:
 def question_table(lives: list[Life]) -> pd.DataFrame:
     """One row per question.
 
-    Columns: user, task, aspect, kind, question_words (options aside), answer_words, needs_picture.
+    Columns: user, task, aspect, kind, question_words (without the options), answer_words,
+    needs_picture.
     """
     rows = []
     for life in lives:

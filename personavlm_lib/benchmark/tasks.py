@@ -2,8 +2,8 @@
 
 Every question is answerable from its gold evidence turns. Personality Alignment asks yes or no
 about one reply, two items per case; the other thirteen tasks have four options. Without the life
-no option is likelier than another: all four come from one list from which plans draw uniformly.
-For tasks with few answers (`EVEN`), choose the answer first, then a moment at which it is correct.
+no option is more likely than another: all four come from one list from which plans draw uniformly.
+Tasks with few answers (`EVEN`) first draw the answer, then a moment at which it is correct.
 """
 
 import itertools
@@ -93,9 +93,9 @@ class _Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class Lookup:
-    """A maker of questions that one newest fact answers, directly or by common knowledge.
+    """A maker of questions that one current fact answers, directly or by common knowledge.
 
-    `text` is a template over the event's fields. The answer is the event's `field`, or, where
+    `text` is a template over the event's fields. The answer is the event's `field`, or, if
     `knowledge` names a table of `lexicon.KNOWLEDGE`, the table's entry for it. `pool` lists the
     possible answers unless a table does. `applies` selects events that suit the moment.
     """
@@ -142,7 +142,7 @@ class Lookup:
         values = []
         for other in plan.events:
             same_key = other.key == event.key
-            # Habits and intents each have a key of their own, and any change has a cause.
+            # Each habit and each intent has its own key; the causes of all changes are comparable.
             same_kind = other.kind == event.kind and event.kind in ("habit", "intent")
             value = getattr(other, self.field)
             if value and (same_key or same_kind or self.field == "cause"):
@@ -168,10 +168,10 @@ class _PictureDetail(NamedTuple):
 
 
 def _picture_details(event: LifeEvent, shown_once: bool) -> dict[str, _PictureDetail]:
-    """What can be asked about the picture of an event, by DETAILS.
+    """The possible questions about the picture of an event, by DETAILS.
 
-    A thing that is shown again may then stand alone, so its count and what stood beside it are
-    available only if it is `shown_once`.
+    The second picture of a thing may have another count or no neighbor, so these two details are
+    available only if the thing is `shown_once`.
     """
     assert event.scene is not None  # every image event has one
     name = statement(event)
@@ -210,7 +210,7 @@ def _picture_details(event: LifeEvent, shown_once: bool) -> dict[str, _PictureDe
 def visual_detail_recall(
     plan: LifePlan, rng: random.Random, moment: datetime, details: Collection[str] = DETAILS
 ) -> Questions:
-    """Questions about pictures, by `details`: color, count, what stood beside it, a sign's word."""
+    """Questions about `details` of pictures: color, count, neighboring thing, word of a sign."""
     task = "Visual Detail Recall"
     pictures = _past_events(plan, moment, "image")
     showings = Counter((event.who, event.key) for _, event in pictures)
@@ -239,7 +239,7 @@ def _outings(plan: LifePlan, moment: datetime) -> Iterator[tuple[int, LifeEvent,
 
 
 def recall_by_period(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
-    """Questions about the only outing of its kind this morning, last sunday, two weeks ago."""
+    """Questions about the only outing of its kind in a named period, such as last sunday."""
     task = "Semantic Information Recall"
     for index, event, others in _outings(plan, moment):
         for period, (start, end) in periods(moment).items():
@@ -286,7 +286,7 @@ def outing_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Quest
 
 
 def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
-    """Which friend the user meets most, if one has a clear lead: all outings must be counted."""
+    """The question which friend the user meets most, if one leads clearly; it needs a count."""
     task = "Relationship Recognition"
     outings = _past_events(plan, moment, "event")
     if len(outings) < 3:
@@ -320,7 +320,7 @@ def _has_cause(event: LifeEvent, moment: datetime) -> bool:
 
 
 def semantic_information_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
-    """Questions about friends' tastes, core facts, the liked picture style, and outings."""
+    """Questions about friends' tastes, core facts, the preferred picture style, and outings."""
     task = "Semantic Information Recall"
     for kind in ("friend", "core", "style"):
         lookup = Lookup(task, kind, "what is {who} {key} ?", _possible_values)
@@ -371,8 +371,8 @@ def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime
 def personality_alignment(plan: LifePlan, rng: random.Random, moment: datetime) -> Questions:
     """Pairs of items: one reply style that suits the user and its opposite, one word apart.
 
-    A trait is asked about if its score is at least one point from neutral, four or more past turns
-    show it, and the personality has not drifted within the last five days.
+    An item asks about a trait only if its score is at least one point from neutral, four or more
+    past turns show it, and the personality has not drifted within the last five days.
     """
     task = "Personality Alignment"
     no_drift_yet = plan.before == plan.after or moment < plan.drift
@@ -434,7 +434,7 @@ MAKERS: tuple[Maker, ...] = (
 def make_questions(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> list[Question]:
     """`n` choice questions, spread evenly over tasks and moments, and `alignment` pairs of items.
 
-    Sorted by time and numbered; fewer where the life is too short.
+    They are sorted by time and numbered. A life that is too short yields fewer.
     """
     rng = random.Random(f"questions {plan.seed} {seed}")
     moments = _quiet_moments(plan)
@@ -451,7 +451,7 @@ def make_questions(plan: LifePlan, n: int, alignment: int, seed: int = 0) -> lis
 
 
 def _quiet_moments(plan: LifePlan) -> list[datetime]:
-    """Late on each day with events, the next morning, two weeks later; no event is near."""
+    """Moments far from any event: late on days with events, the next morning, two weeks later."""
     dates = sorted({event.time.date() for event in plan.events[8:]})
     moments = []
     for date in dates:
@@ -466,7 +466,7 @@ def _quiet_moments(plan: LifePlan) -> list[datetime]:
 def _choose(
     maker: Maker, plan: LifePlan, rng: random.Random, moments: list[datetime], wanted: int
 ) -> list[Question]:
-    """Up to `wanted` questions or pairs of one maker, no two alike in text and answer."""
+    """Up to `wanted` questions or pairs of one maker, no two with the same text and answer."""
     candidates = _candidates(maker, plan, rng, moments)
     if not candidates:
         return []

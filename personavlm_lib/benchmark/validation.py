@@ -26,7 +26,7 @@ from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.scenes import COUNTS
 
-# Only the gravest words; no word list finds implied meaning.
+# Only the most serious words; a word list cannot find implied meaning.
 UNSAFE = re.compile(
     r"\b(suicid\w*|kill\w*|murder\w*|raped?|rapist|porn\w*|bombs?|nazis?|cocaine|heroin)\b", re.I
 )
@@ -36,7 +36,7 @@ STATES = ("open", "unknown")  # answers that rest on the absence of a statement
 
 @dataclass(frozen=True)
 class Violation:
-    """A violated rule. `index` is a turn's or question's, or -1 for a whole life or data set."""
+    """A violated rule. `index` is that of a turn or question, or -1 for a life or data set."""
 
     rule: str
     user: str
@@ -153,7 +153,7 @@ def _follows(life: Life, question: Question) -> bool:
 
 
 def _style_follows(life: Life, question: Question) -> bool:
-    """Whether the evidence shows the trait, on the side that the answer claims."""
+    """Whether the evidence shows the trait, in the direction that the answer claims."""
     styles = {}
     for trait, words in lexicon.REPLY_STYLES.items():
         for pole, word in words.items():
@@ -235,8 +235,8 @@ def self_correct(
 ) -> tuple[Life, list[Violation]]:
     """Stage two: keep the choice questions that `model` answers correctly from the evidence alone.
 
-    Returns the life with these questions, and one violation for each of the others. Alignment items
-    all stay: a trait shows over many turns, not in any single one.
+    Returns the life with these questions, and one violation for each of the others. All
+    alignment items are kept, because a trait shows over many turns and not in a single one.
     """
     choices = [(i, q) for i, q in enumerate(life.questions) if q.kind == "choice"]
     settings = AgentSettings(prompts, max_retrievals=0)

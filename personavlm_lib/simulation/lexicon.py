@@ -24,7 +24,7 @@ CORE = {
 }
 PERSONA_KEYS = ("job",)
 
-# Preferences of the user and of friends. The user's change, for a cause. Semantic memory.
+# Preferences of the user and of friends; the user's may change, for a cause. Semantic memory.
 PREFERENCES = {
     "drink": "sprite cola tea coffee juice milk water cocoa soda lemonade mate chai".split(),
     "food": (
@@ -89,7 +89,7 @@ OCCASIONS = (
 ).split()
 GOAL_STATES = (*GOAL_ENDS, "open", "unknown")
 
-# Common knowledge: key of a fact -> {value of the fact: what it calls for}.
+# Common knowledge: key of a fact -> {value of the fact: the value that it implies}.
 KNOWLEDGE = {
     "value": {
         "ecology": "tram", "thrift": "scooter", "comfort": "limousine", "speed": "motorcycle",

@@ -38,7 +38,7 @@ EPOCH = datetime(2024, 3, 4)  # a Monday; lives begin within the three weeks aft
 REVEAL = 0.7  # probability that a trait shows in the words of a turn
 CHANGING = ("core", "preference", "relation", "skill")  # kinds of fact whose value may change
 TURNS = 46  # average number of turns of a life of size 1
-# Levels that a skill passes through. All occur equally often, so none is the likelier answer.
+# Levels that a skill passes through. All occur equally often, so no answer is more likely.
 GROWTH = ((0, 1, 2, 3), (0, 1), (2, 3))
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ def _drifted(rng: random.Random, before: BigFive) -> BigFive:
 
 
 def _scores(rng: random.Random, personality: BigFive) -> tuple[int, ...]:
-    """The scores of one turn: true values rounded up or down at random; neutral where hidden."""
+    """The scores of one turn: true values rounded at random; hidden traits are neutral."""
     scores = []
     for true_score in personality.as_tuple():
         score = int(true_score)
@@ -382,7 +382,7 @@ def _interleave(rng: random.Random, groups: list[Group]) -> Group:
 def _session_times(rng: random.Random, turns: int, days: int) -> list[datetime]:
     """One time per turn.
 
-    Sessions have 2-5 turns, five minutes apart, and lie on different days and hours.
+    Sessions have 2-5 turns, five minutes apart, and begin on different days and hours.
     """
     sizes: list[int] = []
     remaining = turns

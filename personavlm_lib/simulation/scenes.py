@@ -60,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background, from left to right; more than two stand in a grid of two by two."""
+    """Things on a background, from left to right; more than two form a grid of two by two."""
 
     things: tuple[Thing, ...]
     background: RGB
@@ -254,7 +254,7 @@ def sample_scene(
 ) -> Scene:
     """A scene of the one to four (kind, color) pairs in `wanted`, in this order, without overlap.
 
-    One or two things share the picture's full height; more stand in a grid of two by two. `turned`
+    One or two things share the picture's full height; more form a grid of two by two. `turned`
     shows the first thing from its other side. A sign stands alone, with a random word. Raises
     ValueError for any other number of things, KeyError for an unknown kind or color.
     """

@@ -2,7 +2,7 @@
 
 The model writes the dialogue of a plan session by session. The rules check what can be decided by
 rules: that each turn states its event with the required words, and nothing else of the plan.
-Whether a turn also denies its event, or sounds as the personality does, needs a human reader.
+Only a human reader can judge whether a turn also denies its event, or fits the personality.
 """
 
 import json
@@ -41,7 +41,7 @@ Story = list[tuple[str, str]]  # what user and assistant say, for each event of 
 
 @dataclass(frozen=True)
 class StorytellerSettings:
-    """How `generate_dialogues` uses its model.
+    """Settings of `generate_dialogues`.
 
     `name` identifies the model: stories are reused only if they are stored under the same name.
     `tries` is the number of attempts per session, `width` the number of sessions in progress at the
@@ -58,7 +58,7 @@ class StorytellerSettings:
 
 @dataclass
 class StorytellingResult:
-    """The generated lives, and what it took to generate them.
+    """The generated lives, and the failures, tokens and cost of generating them.
 
     `lives` maps users to turns and holds complete lives only; `failures` counts the other lives by
     reason. `rejections` counts rejected stories by reason (a story may have several). Tokens and
@@ -305,7 +305,7 @@ def generate_dialogues(
 ) -> StorytellingResult:
     """Have `model` write the dialogues of the plans.
 
-    Accepted sessions are stored in `folder`/stories.jsonl, one a line, and reused by later calls;
+    Accepted sessions are stored in `folder`/stories.jsonl, one per line, and reused by later calls;
     pictures are in `folder`/images. A life that lacks a session is left out. After `width` sessions
     in a row without an answer, no more requests are sent.
     """
