@@ -92,7 +92,7 @@ def _unit(printed: str) -> float:
 
 
 def grim(printed: str, n: int, decimals: int = 2) -> str:
-    """Say how a percentage of `n` questions can be printed like this.
+    """Determine how a percentage of `n` questions can be printed as `printed`.
 
     Returns "rounded", "cut" (truncated), or "" if no number of right answers gives this percentage.
     """
@@ -168,7 +168,7 @@ def _check(
 
 
 def _question_count(cell: Any, counts: Counts, questions: str = ALL) -> int | None:
-    """Number of questions behind a cell, or None if it is not known."""
+    """Number of questions that a cell refers to, or None if it is not known."""
     column = cell.column
     if column == "Persona-MME alignment":
         column = "PA"

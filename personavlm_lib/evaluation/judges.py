@@ -1,7 +1,7 @@
 """The three terms of the reward (paper, Eq. 3): is the answer right, consistent and well formed?
 
 Records use accuracy only; the reward of the RL stage uses all three. The paper asks Qwen3-30B-A3B
-for f_acc and f_cons. Here answers are words of a known world, so rules decide.
+for f_acc and f_cons. Here the answers are words of the simulated world, so rules decide.
 """
 
 import re

@@ -1,6 +1,7 @@
 """Evidence recall on LoCoMo: the share of a question's evidence turns among the first k results.
 
-The units of retrieval are turns. No setting is tuned on the conversations, and no model answers.
+The units of retrieval are turns. No setting is tuned on the conversations, and no model answers the
+questions.
 """
 
 import json
@@ -87,7 +88,7 @@ def recall_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_recall(path: str | Path, ranking: str = "hybrid") -> dict:
-    """Measure `recall_table` on a file.
+    """Compute `recall_table` for a file.
 
     Returns file, ranking, encoder, conversations (their number), seconds and rows.
     """

@@ -120,7 +120,7 @@ def _normalized(option: str) -> str:
 
 
 def _picks(scores: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Choose the highest score, shared among equal ones: (options,), sum 1."""
+    """Choose the highest score; equal ones share the choice. Returns (options,) with sum 1."""
     rounded = np.round(np.asarray(scores, float), 9)
     best = rounded == rounded.max()
     return best / best.sum()
@@ -186,7 +186,7 @@ def _learned_picks(
 def _surface_picks(
     items: list[ShortcutItem], features: list[np.ndarray], train: np.ndarray, test: np.ndarray
 ) -> list[np.ndarray]:
-    """Fit a logistic regression to the training items; its choices on the test items."""
+    """Fit a logistic regression to the training items, and choose on the test items."""
     labels = []
     for i in train:
         item = items[i]
@@ -224,7 +224,7 @@ def shortcut_table(items: list[ShortcutItem], folds: int = 5) -> pd.DataFrame:
 
 
 def measure_shortcuts(path: str | Path) -> dict:
-    """Measure `shortcut_table` on a file.
+    """Compute `shortcut_table` for a file.
 
     Returns {file, questions, users, tasks: {task: {n, chance, baselines: {name: numbers}}}}. The
     numbers are accuracy, low and high, with None for nan.

@@ -51,8 +51,8 @@ IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WOR
 PER_LIFE = 2  # items of one pool from one life; exceptions, for pools that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
-# Skill -> the score that a trained model should reach, and the score of guessing among what is
-# shown; nan where there is none.
+# Skill -> the score that a trained model should reach, and the score of guessing among the items
+# shown; nan where there is no such score.
 SKILLS: dict[str, tuple[float, float]] = {
     "look up among 4": (nan, 1 / 4),
     "look up among 8": (0.95, 1 / 8),
@@ -82,7 +82,7 @@ Score = Callable[[str, Any], Scores]
 
 @dataclass(frozen=True)
 class SkillSettings:
-    """What a suite asks.
+    """Settings of a skill suite.
 
     questions: about how many items per skill.
     seed: of the simulated lives.
@@ -113,7 +113,7 @@ class SkillItem:
 
 
 def _f1_values(gold: set, predicted: set) -> list[float]:
-    """F1 as a mean: two ones per element in both sets, a zero per element in only one of them."""
+    """Values whose mean is F1: two ones per element in both sets, one zero per element in one."""
     hits = len(gold & predicted)
     misses = len(gold ^ predicted)
     return [1.0] * 2 * hits + [0.0] * misses
@@ -142,7 +142,7 @@ def _decision(step: protocol.Step) -> set[str]:
 
 
 def _score_personality(gold: str, reply: str) -> Scores:
-    """Score a personality reading; an unreadable one counts as its effect, a neutral reading."""
+    """Score a personality reading; an unreadable one counts as neutral."""
     wanted = protocol.parse_personality(gold)
     assert wanted is not None
     reading = protocol.parse_personality(reply) or BigFive.neutral()
@@ -236,7 +236,7 @@ def _questions(life: Life, rng: random.Random) -> list[Question]:
 
     The moments are late on a day with turns, and in the morning one day and two weeks later. A
     question appears only once: the same one about the same image on several days would count one
-    glance several times.
+    observation several times.
     """
     days = sorted({turn.time.date() for turn in life.turns[12:]})
     unique = {}
@@ -252,7 +252,7 @@ def _questions(life: Life, rng: random.Random) -> list[Question]:
 
 
 def _is_quiet(life: Life, moment: datetime) -> bool:
-    """Whether no turn lies within two session gaps of the moment."""
+    """Whether no turn is within two session gaps of the moment."""
     return all(abs(turn.time - moment) > 2 * SESSION_GAP for turn in life.turns)
 
 
@@ -302,7 +302,7 @@ class _ResponseItems:
     ) -> SkillItem:
         """The answer from `memories`.
 
-        A model that does not retrieve gets `turns`, the raw turns behind the memories.
+        A model that does not retrieve gets `turns`, the source turns of the memories.
         """
         query = as_query(question)
         view = self.store.as_of(question.time)
@@ -315,7 +315,7 @@ class _ResponseItems:
         return SkillItem(self.life.user, request, trajectory, question.answer, score)
 
     def _scene_items(self, question: Question, view: MemoryView) -> Iterator[tuple[str, SkillItem]]:
-        """What a question about an image asks for, from the episodes with the image's turn."""
+        """Items about one detail of an image, answered from the episodes with the image's turn."""
         if not question.hops[0].sentence.endswith("<img>"):
             return
         turn = view.turn(question.evidence[-1])
@@ -330,9 +330,9 @@ class _ResponseItems:
             yield skill, self._answer(skill, question, Retrieved(episodic=episodes), [turn])
 
     def _fact_items(self, question: Question, view: MemoryView) -> Iterator[tuple[str, SkillItem]]:
-        """Look up the fact behind a question, among more and more other facts and in context.
+        """Items that look up a question's fact among more and more other facts, and in context.
 
-        Makes nothing if the fact is not in semantic memory or does not contain the answer.
+        Yields nothing if the fact is not in semantic memory or does not contain the answer.
         """
         hop = question.hops[0]
         facts = [memory for memory in view.semantic if not memory.concept]
@@ -460,8 +460,8 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
     """One row per skill, in the order of SKILLS.
 
     Columns: skill, n (items), score, low, high, target, chance. The score is the share of right
-    replies unless the name says F1 or error. The 95% intervals resample lives, or what `cluster`
-    names instead: "model" for models that differ in their seed. If all clusters are equal,
+    replies unless the name says F1 or error. The 95% intervals resample lives, or the column
+    `cluster`, such as "model" for models that differ in their seed. If all clusters are equal,
     resampling would suggest certainty, so the interval is Wilson's.
     """
     rows = []

@@ -1,7 +1,8 @@
 """Intervals and paired tests over records.
 
-Questions about one user share one life. The percentile bootstrap therefore resamples users, not
-questions. The paper prints no intervals; every interval here is ours.
+Answers about one user are not independent, because they are about the same simulated life. The
+percentile bootstrap therefore resamples users, not questions. The paper prints no intervals; every
+interval here is ours.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from personavlm_lib.evaluation.records import QUESTION
 class Interval:
     """A mean with its 95% interval.
 
-    `n` is the number of rows or steps behind the mean, `p` the p-value of McNemar's test (nan if it
+    `n` is the number of rows or steps in the mean, `p` the p-value of McNemar's test (nan if it
     does not apply). With fewer than two clusters there is nothing to resample: `low` and `high` are
     nan.
     """
@@ -79,8 +80,8 @@ def paired_difference(
 ) -> Interval:
     """Condition `a` minus condition `b` on the questions that both answered; users are resampled.
 
-    `p` is the p-value of McNemar's exact test, which treats questions as independent. Verdicts rest
-    on the interval, not on `p`. Raises ValueError if the conditions share no question.
+    `p` is the p-value of McNemar's exact test, which treats questions as independent. Verdicts use
+    the interval, not `p`. Raises ValueError if the conditions share no question.
     """
     records = frame[frame["condition"].isin([a, b])]
     answers = records.pivot(index=[*QUESTION, cluster], columns="condition", values=value)

@@ -90,8 +90,8 @@ def import_archive(
 ) -> MemoryStore:
     """Create the memory of an archive in `folder`, which must be new or empty, and open it.
 
-    StoreError, and nothing written, if the archive is damaged, has a newer schema or belongs to
-    another program.
+    Raises StoreError, and writes nothing, if the archive is damaged, has a newer schema or belongs
+    to another program.
     """
     folder = Path(folder)
     if folder.exists() and not _is_empty_folder(folder):
@@ -125,7 +125,7 @@ def _fill(store: MemoryStore, content: Content) -> None:
 
 
 def _read_verified(path: Path) -> Content:
-    """The content of an archive that passes every check. StoreError for any other file."""
+    """The content of an archive that passes every check. Raises StoreError for others."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}

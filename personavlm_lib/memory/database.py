@@ -40,8 +40,8 @@ class Database:
     other; with `synchronous = FULL`, the WAL is on the disk when a commit returns.
 
     `prepare(database)` runs in a transaction before the first use and creates or migrates the
-    tables. `on_rollback()` runs after each failed transaction. StoreError if the file cannot be
-    opened or is not a memory database.
+    tables. `on_rollback()` runs after each failed transaction. Raises StoreError if the file cannot
+    be opened or is not a memory database.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Database:
     def transaction(self) -> Iterator[None]:
         """All writes inside take effect together or, after an exception, not at all. Nestable.
 
-        StoreError if the database cannot be written, for example because another process keeps
-        the write lock for too long or the disk is full.
+        Raises StoreError if the database cannot be written, for example because another process
+        keeps the write lock for too long or the disk is full.
         """
         with self.lock, self._readable_errors():
             outermost = self._depth == 0
@@ -167,8 +167,8 @@ class Database:
     def finish(self, updates: Iterable[PendingUpdate]) -> bool:
         """Delete pending updates; call it in the transaction that writes their results.
 
-        False if one of them no longer exists, because another process finished it or its turn was
-        forgotten: then do not write the results.
+        Returns False if one of them no longer exists, because another process finished it or its
+        turn was forgotten; the caller must not write the results then.
         """
         complete = True
         with self.transaction():
@@ -182,8 +182,8 @@ class Database:
     def drop_pending(self, turns: Iterable[int]) -> int:
         """Delete the updates of forgotten turns and return how many there were.
 
-        The remaining updates get new ids, so that a result which a model is writing right now,
-        with the forgotten turns in its context, is not accepted by `finish`.
+        The remaining updates get new ids, so that `finish` rejects a result that a model is writing
+        right now, with the forgotten turns in its context.
         """
         forgotten = set(turns)
         with self.transaction():
@@ -198,7 +198,7 @@ class Database:
     def erase(self) -> None:
         """Remove deleted content from free pages and from the WAL.
 
-        StoreError if that must wait for another process.
+        Raises StoreError if that must wait for another process.
         """
         try:
             self.sql("VACUUM")

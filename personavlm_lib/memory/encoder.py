@@ -24,7 +24,7 @@ class MissingExtraError(ImportError):
 
 
 class Encoder(Protocol):
-    """Anything that turns texts into normalized vectors.
+    """A text encoder: it converts texts to normalized vectors.
 
     A store records `name` with its vectors, because vectors of two encoders are not comparable.
     """

@@ -1,13 +1,14 @@
 """Forget a memory, a turn, a session, a name, a period or everything, with all of its traces.
 
-A selection leads to turns: those turns and everything derived from any of them are deleted.
-Semantic memories and episodes that other turns contributed to are deleted too, since only a model
-could rewrite them. Core and procedural memory lose the entries whose words come from a forgotten
-turn, in every version, and keep the rest. The personality is recomputed from the remaining
-observations (`evolve`, with the paper's skipping). No remaining record refers to a deleted turn.
+The selected memories determine source turns: these turns and everything derived from them are
+deleted. Semantic memories and episodes that other turns contributed to are deleted too, since only
+a model could rewrite them. Core and procedural memory lose the entries whose words come from a
+forgotten turn, in every version, and keep the rest. The personality is recomputed from the
+remaining observations (`evolve`, with the paper's skipping). No remaining record refers to a
+deleted turn.
 
 One kind of trace is not followed: words that a model took from another turn in its context without
-naming that turn as a source. Forget a name to reach every mention.
+naming that turn as a source. To delete every mention of a person or thing, forget its name.
 """
 
 import re
@@ -38,7 +39,7 @@ VERSIONED = ("core", "procedural")
 ROW_SELECTORS = {"turn": "turns", "semantic": "semantic", "episode": "episodic"}
 DERIVED = ("semantic", "episodic", "rejected", "personality")
 TEXT_FIELDS = ("user", "assistant", "content", "summary", "keywords", "raw")
-# A letter of a script with spaces between words. In other scripts a name may touch other letters.
+# A letter of a script that separates words by spaces. In others, a name may adjoin other letters.
 LETTER = r"[^\W\u3040-\u9fff\uac00-\ud7af]"
 
 Rows = dict[str, list[tuple[int, Record]]]  # kind -> (row id, record), by id

@@ -1,4 +1,4 @@
-"""An approximate index over the vectors of a timeline that is too long to compare all of them."""
+"""An approximate vector index, for timelines too long for a comparison with every vector."""
 
 from math import isqrt
 from typing import Any
@@ -11,7 +11,7 @@ MAX_RESULTS = 256  # per search; the timeline ranks all further rows exactly
 
 
 class IvfIndex:
-    """FAISS's IVF: vectors in the cells of a k-means; a search reads only the cells nearest to it.
+    """FAISS's IVF: vectors in the cells of a k-means; a search reads only the nearest cells.
 
     Holds a second copy of the vectors. The cells are trained at the first search (100k rows: one
     second of processor time) and again whenever the number of rows has doubled. With few rows all

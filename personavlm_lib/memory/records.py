@@ -1,7 +1,7 @@
 """Records of one user's memory (Section 3, Appendix A.1), and their JSON form in the database.
 
 Each record has two kinds of time. `happened_from` and `happened_to` say when something took place;
-the period filter tests them by overlap. `known_from` says since when the agent knows it;
+the period filter tests them by overlap. `known_from` is the time from which the agent knows it;
 `MemoryStore.as_of` tests that. A record derived at the end of a session is known from the session's
 last turn plus `SESSION_GAP`, no matter when it was computed. Times have no time zone.
 """
@@ -20,7 +20,7 @@ MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 @dataclass(frozen=True)
 class BigFive:
-    """Five trait scores from 1 to 5; 3 is neutral (Appendix A.1). ValueError if out of range."""
+    """Five trait scores from 1 to 5; 3 is neutral (A.1). Raises ValueError for others."""
 
     openness: float
     conscientiousness: float
@@ -97,7 +97,10 @@ class VisualConcept:
 
 @dataclass(frozen=True)
 class SemanticMemory:
-    """One piece of event-independent knowledge. ValueError if `kind` is not in `SEMANTIC_KINDS`."""
+    """One piece of event-independent knowledge.
+
+    Raises ValueError if `kind` is not in `SEMANTIC_KINDS`.
+    """
 
     content: str
     keywords: str
@@ -219,12 +222,12 @@ class RejectedUpdate:
 
 @dataclass(frozen=True)
 class ForgetReceipt:
-    """What one call of `forget` deleted: numbers and ids only, none of the content."""
+    """A receipt of one call of `forget`: numbers and ids of what it deleted, but no content."""
 
     asked: str  # the kind of selection, such as "turn" or "period"
     ids: dict[str, tuple[int, ...]]  # deleted rows of turns, semantic and episodic memory
-    # Also of entries and versions of core and procedural memory, observed personalities, rejected
-    # updates, pending updates and image files.
+    # Numbers of deleted rows, and of deleted entries and versions of core and procedural memory,
+    # observed personalities, rejected updates, pending updates and image files.
     counts: dict[str, int]
     renewed: tuple[str, ...]  # recomputed from the remaining records
     known_from: datetime  # when it was deleted
@@ -310,7 +313,7 @@ def _read_origins(origins: dict[str, dict[str, list[int]]]) -> Origins:
     return {block: _read_ids(keys) for block, keys in origins.items()}
 
 
-# Field name -> what turns its JSON value back into the field's type. All other fields are plain.
+# Field name -> the function that converts its JSON value to the field's type, if one is needed.
 _FIELD_READERS: dict[str, Callable[[Any], Any]] = {
     "time": datetime.fromisoformat,
     "happened_from": datetime.fromisoformat,

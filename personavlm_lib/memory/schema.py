@@ -27,7 +27,7 @@ JOURNAL_COLUMNS = "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, tur
 def prepare_tables(database: Database, encoder_name: str) -> None:
     """Create the tables of a new file or migrate those of an older schema.
 
-    `encoder_name` is stored in a new file. StoreError for a newer schema and for another
+    `encoder_name` is stored in a new file. Raises StoreError for a newer schema and for another
     program's file.
     """
     schema = database.schema
@@ -87,7 +87,7 @@ def _create_text_index(database: Database) -> None:
 def read_rows(database: Database, kind: str, folder: Path | None = None) -> list[tuple[int, Any]]:
     """All (id, record) of a kind in the order of ids; image paths are joined to `folder`.
 
-    StoreError for an unreadable row.
+    Raises StoreError for an unreadable row.
     """
     record_type = KINDS[kind]
     home = folder or Path()

@@ -79,7 +79,7 @@ class Retriever:
     - `index`: "exact", or "approximate" for a dense ranking, which pays off from about ten thousand
       entries: it reads fewer vectors and sometimes misses a near one.
 
-    ValueError for unknown settings.
+    Raises ValueError for unknown settings.
     """
 
     encoder: Encoder | None = None
@@ -120,8 +120,8 @@ class Retriever:
 
         Omits memories whose id (as in `Retrieved.ids`) is in `exclude`, and memories all of whose
         turns are in `context_turns`, because the model already sees those. `query` is the user's
-        message, for `search_with`. ImportError if the ranking needs a text encoder and none is
-        installed.
+        message, for `search_with`. Raises ImportError if the ranking needs a text encoder and none
+        is installed.
         """
         if self.time_filter == "released":
             period = ANY_TIME
@@ -156,7 +156,8 @@ class Retriever:
     ) -> list[Turn]:
         """The best `k` raw turns for `query` (the RAG baselines).
 
-        In order of time; best first without `by_time`. ImportError as in `retrieve`.
+        They are in order of time, or best first without `by_time`. Raises ImportError as `retrieve`
+        does.
         """
         prepared = self._prepare(view, [query])
 

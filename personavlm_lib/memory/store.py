@@ -50,13 +50,13 @@ class MemoryStore:
     a killed process. Batch many writes in one transaction. Several processes may use one folder:
     all of them read, and writers wait for each other up to `wait` seconds.
 
-    The vectors of the text `encoder` are computed in batches when something is first searched, and
-    stored with their rows. Without `encoder`, the store takes the one that it was created with; for
-    a new store that is all-MiniLM-L6-v2.
+    The vectors of the text `encoder` are computed in batches when a search first needs them, and
+    stored with their rows. Without `encoder`, the store uses the one that it was created with, and
+    a new store uses all-MiniLM-L6-v2.
 
-    Use it as a context manager, or call `close`. StoreError if the database is damaged, belongs to
-    another program, has a newer schema or cannot be written, and, with `create=False`, if the user
-    does not exist.
+    Use it as a context manager, or call `close`. Raises StoreError if the database is damaged,
+    belongs to another program, has a newer schema or cannot be written, and, with `create=False`,
+    if the user does not exist.
     """
 
     _temporary: tempfile.TemporaryDirectory | None = None  # deleted together with the store
@@ -141,7 +141,7 @@ class MemoryStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # The database, as far as others use it
+    # Database operations that other modules use
 
     def sql(self, statement: str, *values: object) -> list[tuple]:
         """Run one statement and return its rows."""
@@ -176,8 +176,8 @@ class MemoryStore:
     def add_turn(self, turn: Turn, pending: bool = False) -> Turn:
         """Append an exchange and return it with its index.
 
-        `pending` also stores the updates that it waits for. ValueError if the turn is earlier than
-        the last one, or if one of its images cannot be read.
+        `pending` also stores the updates that it waits for. Raises ValueError if the turn is
+        earlier than the last one, or if one of its images cannot be read.
         """
         check_times(turn)
         with self.transaction():
@@ -211,7 +211,7 @@ class MemoryStore:
             return self.insert("semantic", row, memory)
 
     def add_episode(self, episode: Episode) -> Episode:
-        """Append an episode and return it with its id. ValueError if a turn does not exist."""
+        """Append an episode and return it with its id. Raises ValueError if a turn is missing."""
         with self.transaction():
             unknown = []
             for turn in episode.turns:
@@ -240,8 +240,8 @@ class MemoryStore:
         """Edit "core" or "procedural" memory as known at `known_from`; return the new version.
 
         `provenance` sets its `sources` and `written_by`. Older versions remain readable with
-        `as_of`. ValueError, with the memory unchanged, for an edit that does not fit and for a
-        version that `versions.validate_version` rejects.
+        `as_of`. Raises ValueError, and leaves the memory unchanged, for an edit that does not fit
+        and for a version that `versions.validate_version` rejects.
         """
         with self.transaction():
             known = self._known_versions(kind, known_from)
@@ -259,7 +259,7 @@ class MemoryStore:
         return [version for version in self._table(kind).records if version.known_from <= time]
 
     def _add_version(self, kind: str, version: Version) -> Version:
-        """Return the version in force from then on: the one before if nothing was edited."""
+        """Return the version in force from then on: the previous one if nothing was edited."""
         check_times(version)
         with self.transaction():
             known = self._known_versions(kind, version.known_from)
@@ -322,8 +322,8 @@ class MemoryStore:
     def as_of(self, time: datetime | None = None) -> MemoryView:
         """The memory as it was known at `time`; None for everything.
 
-        Cheap: views share the loaded rows and their index. A view that was taken before something
-        was forgotten still shows it: take a new one.
+        This is cheap, because views share the loaded rows and their index. A view that was taken
+        before something was forgotten still shows it: take a new one.
         """
         if time is not None and not isinstance(time, datetime):
             raise ValueError(f"as of {time!r}: pass a datetime, or None for everything")
@@ -371,11 +371,11 @@ class MemoryStore:
     def rows(self, kind: str) -> list[tuple[int, Any]]:
         """All (id, record) of a kind in the order of ids, with the images' present paths.
 
-        StoreError for an unreadable row.
+        Raises StoreError for an unreadable row.
         """
         return read_rows(self.database, kind, self.folder)
 
-    # Forgetting, as far as the disk is concerned
+    # Deletion from the disk
 
     def rewrite(self, kind: str, row: int, record: Record) -> None:
         """Replace the record of a row. Only forgetting may do that."""
@@ -396,8 +396,8 @@ class MemoryStore:
     def scrub(self) -> int:
         """Remove deleted content from the disk: unused images, indexed words, free pages, the WAL.
 
-        Returns the number of deleted image files. StoreError if another process still reads; the
-        next opening tries again.
+        Returns the number of deleted image files. Raises StoreError if another process still reads;
+        the next opening tries again.
         """
         with self.transaction():
             deleted = self._delete_unused_images()

@@ -1,4 +1,4 @@
-"""The searchable side of a table: times, vectors and words in order of time, and the rankings.
+"""The searchable part of a table: times, vectors and words in order of time, and the rankings.
 
 The rows of a period are one contiguous range, so the filter runs before the ranking and makes it
 cheaper. There are three rankings:
@@ -31,9 +31,9 @@ RANKINGS = ("dense", "bm25", "hybrid")
 # often it occurs there.
 K1 = 0.9
 B = 0.4
-# Weights of a word or a similarity that is found one, two, three turns away. A flat optimum: other
-# decreasing weights, or stopping at the end of a session, change the recall on LoCoMo by about one
-# point. Chosen on four conversations of five and measured on the fifth, the recall is the same.
+# Weights of a word or a similarity that is found one, two, three turns away. The optimum is flat:
+# other decreasing weights, or stopping at the end of a session, change the recall on LoCoMo by
+# about one point. Weights chosen on four of five conversations give the same recall on the fifth.
 NEIGHBOR_WORDS = (0.75, 0.5, 0.25)
 NEIGHBOR_COSINES = (0.5, 0.25)
 STOP_WORDS = frozenset(
@@ -152,10 +152,10 @@ class Timeline:
         """Yield the rows of `records` that overlap the period and are known at `time`, best first.
 
         Periods are given to the minute (Appendix A.2), so the end includes its whole minute. Of
-        rows with equal scores (to six decimals: the same words), the newer come first. "bm25"
-        yields only rows that contain a word of the query. Where most rows are visible, an
-        approximate query first yields the results of its index, then all other rows in exact
-        order; where few are visible, it is exact.
+        rows with scores equal to six decimals, such as rows with the same words, the newer come
+        first. "bm25" yields only rows that contain a word of the query. If most rows are visible,
+        an approximate query first yields the results of its index, then all other rows in exact
+        order; if few are visible, it is exact.
         """
         self._grow(records)
         window = self._window(len(records), period, time)
@@ -336,7 +336,7 @@ def _z_scores(scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 
 def _best_first(scores: np.ndarray, fetch: int = 32) -> Iterator[int]:
-    """Yield row numbers by decreasing score, the later of equals first, without those of -inf.
+    """Yield row numbers by decreasing score, later ones first among equals, without -inf.
 
     Sorts only as far as the caller iterates: the best `fetch` rows, then eight times as many.
     """

@@ -1,6 +1,6 @@
 """Core and procedural memory, edited entry by entry (CRUD of Section 3.1; Figures 19 and 21).
 
-The model writes a complete new version, as the prompts of these figures ask; the store keeps its
+The model writes a complete new version, as the prompts of these figures ask; the store saves its
 difference from the current version. Each entry records the turns that its present words come from,
 so that forgetting can find it.
 """

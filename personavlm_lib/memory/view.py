@@ -61,7 +61,7 @@ class MemoryView:
         return self.tables[kind]
 
     def turn(self, index: int) -> Turn:
-        """The turn with that index. LookupError if it never existed or was forgotten."""
+        """The turn with that index. Raises LookupError if it does not exist or was forgotten."""
         turns = self.tables["turns"].records
         row = bisect_left(turns, index, key=attrgetter("index"))
         if row < len(turns):
@@ -73,7 +73,7 @@ class MemoryView:
     def without(self, *kinds: str) -> "MemoryView":
         """The view of an ablation, with these memory types empty.
 
-        ValueError for anything but core, semantic, episodic, procedural and personality.
+        Raises ValueError for anything but core, semantic, episodic, procedural and personality.
         """
         unknown = set(kinds) - set(HIDEABLE)
         if unknown:
@@ -116,13 +116,13 @@ class MemoryView:
 
     @property
     def core(self) -> CoreMemory | None:
-        """The version in force."""
+        """The version that is in force at `time`."""
         versions = self._known("core")
         return versions[-1] if versions else None
 
     @property
     def procedural(self) -> ProceduralMemory | None:
-        """The version in force."""
+        """The version that is in force at `time`."""
         versions = self._known("procedural")
         return versions[-1] if versions else None
 
@@ -134,7 +134,7 @@ class MemoryView:
 
     @cached_property
     def procedural_since(self) -> dict[str, datetime]:
-        """Key of each habit or goal -> since when it has been known in its present words."""
+        """Key of each habit or goal -> the time from which its present words are known."""
         since: dict[str, datetime] = {}
         before: dict[str, str] = {}  # the entries of the version before
         for version in self._known("procedural"):

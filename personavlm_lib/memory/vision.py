@@ -51,12 +51,12 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class ClassicalDetector:
-    """Objects are regions that differ from the border color; needs no weights, ignores `names`.
+    """Detects regions that differ from the border color; needs no weights and ignores `names`.
 
-    Reliable on plain backgrounds. `contrast` is the minimum distance from the background in CIELAB;
-    it is raised if the border itself is uneven, as in photographs. `min_area` is a fraction of the
-    image's area; `join` (gaps to close) and `margin` (around boxes) are fractions of its longer
-    side.
+    It is reliable on plain backgrounds. `contrast` is the minimum distance from the background in
+    CIELAB; it is raised if the border itself is uneven, as in photographs. `min_area` is a fraction
+    of the image's area; `join` (gaps to close) and `margin` (around boxes) are fractions of its
+    longer side.
     """
 
     contrast: float = 12.0
@@ -156,7 +156,7 @@ class GroundingDinoDetector:
 
 
 def _area(box: Box) -> int:
-    """Area in pixels; 0 for a box that is empty or inside out."""
+    """Area in pixels; 0 for a box that is empty or has edges in the wrong order."""
     left, top, right, bottom = box
     return max(0, right - left) * max(0, bottom - top)
 
@@ -254,7 +254,8 @@ def match_concepts(
 
     `concepts` are pairs of a concept and the (d,) embedding of its crop. Similarity is the cosine
     to the nearest detected object. With `metric` "cosine", a match is above `threshold`; with
-    "squared_l2" (the release, at 1.0), its squared distance is below. ValueError for other metrics.
+    "squared_l2" (the release, at 1.0), its squared distance is below. Raises ValueError for other
+    metrics.
     """
     if metric not in ("cosine", "squared_l2"):
         raise ValueError(f"metric is {metric!r}; choose cosine or squared_l2")
