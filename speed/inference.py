@@ -8,7 +8,7 @@
 does not depend. `nano` has the published weights of the offline backbone; `tiny` is an untrained
 model of a tenth of its size. All requests go through LocalModel, and no reply ends before its last
 token. Seconds are wall-clock time on a GPU and processor time on a CPU, which stays comparable when
-other work runs on the same machine. Each figure is the best of `--repeats`.
+other work runs on the same machine. Each number is the best of `--repeats` measurements.
 """
 
 import argparse

@@ -9,13 +9,13 @@ is written by one process and read by a fresh one, on the same machine, one syst
 Searches are timed without encoding, over windows of 1%, 10% and 100% of the timeline. `limit` is
 FAISS's flat index over the rows of the window, and the lexical query of SQLite's FTS5 without
 changes. Writes are durable: they return when the data is on the disk (SQLite's synchronous = FULL
-in ours), except for the batches of Qdrant and mem0. Next to wall-clock time stands processor time,
-which stays comparable when other work runs on the same machine.
+in ours), except for the batches of Qdrant and mem0. Processor time is given next to
+wall-clock time, because it stays comparable when other work runs on the same machine.
 
 `approximate` is our memory with an approximate index. Random vectors are the worst case for such an
 index: all are almost equally far from each other, so that no cell holds the neighbors. With
-`--clusters 1000`, the vectors lie around that many random centers (cosine to the center 0.7), as
-the vectors of texts with common subjects do.
+`--clusters 1000`, the vectors are scattered around that many random centers (cosine to the center
+0.7), as the vectors of texts with common subjects do.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def write(system: str, n: int, folder: Path) -> dict:
     singles_done = clocks()
     target.finish()
     finished = clocks()
-    # What remains to be done at the end counts for the batches.
+    # The time of pending work at the end is part of the time of the batches.
     batched_s = (batches_done - start) + (finished - singles_done)
     single_s = singles_done - batches_done
     return dict(
@@ -296,7 +296,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--clusters", type=int, default=0, help="number of centers of the vectors; 0: no clusters"
     )
-    # Internal: what runs in a process of its own.
+    # Internal: the part that runs in a process of its own.
     parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 

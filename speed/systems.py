@@ -43,7 +43,7 @@ class LookupEncoder:
 class Ours:
     """A MemoryStore of raw turns, searched with each ranking.
 
-    Vectors are written at the first search, which `finish` does, so their time is included.
+    Vectors are written at the first search. `finish` makes one, so that their time is included.
     """
 
     variants: tuple[str, ...] = ("dense", "bm25", "hybrid")

@@ -63,7 +63,7 @@ class ChatModel(Protocol):
     def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
         """Answer one request per transcript, in order.
 
-        The exception of a request that fails on its own (a context that is too long, an unreadable
-        image) takes the place of its reply.
+        If a single request fails (its context is too long, an image is unreadable), its exception
+        takes the place of its reply.
         """
         ...

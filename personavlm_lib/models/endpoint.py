@@ -1,8 +1,8 @@
 """Use an OpenAI-compatible server (vLLM, `python -m personavlm_lib serve`, ...) as a ChatModel.
 
 A transcript is the full list of messages, with the reasoning as the model wrote it. The `openai`
-client retries with growing delays; a request that still has no answer fails on its own. The API key
-comes only from the environment.
+client retries with growing delays; a request that still has no answer fails without the others. The
+API key comes only from the environment.
 """
 
 import base64
@@ -86,10 +86,11 @@ def is_endpoint(source: object) -> bool:
 
 
 class EndpointModel:
-    """The model of a server, `http://host:port/v1#model`; ValueError for any other `source`.
+    """The model of a server, `http://host:port/v1#model`.
 
-    Sends up to `concurrency` requests at a time. A request that fails for a transient reason is
-    retried up to `retries` times; each attempt may take `timeout` seconds.
+    Raises ValueError for any other `source`. Sends up to `concurrency` requests at a time. A
+    request that fails for a transient reason is retried up to `retries` times; each attempt may
+    take `timeout` seconds.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class EndpointModel:
         return ChatReply(text, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
     def _endpoint_error(self, error: Exception) -> EndpointError:
-        """Describe an error, but do not chain it: it holds the request, and so the key."""
+        """Describe an error, but do not chain it: it contains the request and thus the key."""
         failure = next(failure for failure in FAILURES if isinstance(error, failure.errors))
         attributes = vars(self)
         problem = failure.problem.format(**attributes)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 class _Active(Generic[T]):
     """A trajectory that waits for a reply."""
 
-    index: int  # of its result
+    index: int  # position of its result
     trajectory: Trajectory[T]
     transcripts: list[Any]
     pending: ChatRequest | tuple[ChatRequest, ...]
@@ -67,7 +67,7 @@ def run_trajectories(
 
 
 def _resume(trajectory: Trajectory[T], reply: Any) -> ChatRequest | tuple[ChatRequest, ...]:
-    """Send a reply (None to start), or throw the first exception in it; return what is yielded."""
+    """Send a reply (None to start), or throw the first exception in it; return the next request."""
     for part in _as_tuple(reply):
         if isinstance(part, Exception):
             return trajectory.throw(part)

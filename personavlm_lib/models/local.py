@@ -1,6 +1,6 @@
 """Run any Hugging Face vision-language model as a ChatModel, in batches.
 
-A transcript is a list of token ids and is never rendered twice: the first request goes through the
+A transcript is a list of token ids and is rendered only once: the first request goes through the
 processor's chat template; later requests append only their new ids, framed as the template frames
 them between turns. The KV cache of a transcript is kept until its next request. Tested with
 Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (SmolVLM has the Idefics3 format).
@@ -133,7 +133,7 @@ class LocalModel:
         turn_end = self._template_turn_end()
         self.end_token = eos[0] if turn_end is None else turn_end
         self.stop_tokens = sorted({self.end_token, *eos})
-        # A sampled image placeholder would stand for an image that does not exist.
+        # A sampled image placeholder would refer to an image that does not exist.
         self.forbidden_tokens: list[int] = []
         for name in ("image_token_id", "video_token_id"):
             placeholder = getattr(self.processor, name, None)
@@ -273,7 +273,7 @@ class LocalModel:
                 columns = _cached_columns(cache, batch["attention_mask"][row], len(new))
                 self.cached_prefixes[transcript] = CachedPrefix(cache, row, columns)
             if not new or new[-1] != self.end_token:
-                # Cut short: close the turn. The mask shows that the model did not.
+                # The reply was cut: close the turn. The mask shows that the model did not close it.
                 transcript.append([self.end_token], generated=False)
         return replies
 
@@ -449,8 +449,8 @@ def _padded_states(prefixes: list[CachedPrefix], layer: int, name: str) -> torch
 def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Convert a message's text to chat content; each `<img>` mark becomes an image placeholder.
 
-    Markers of the chat format, and `markers`, are broken up: text of a user or a memory must not
-    open a turn.
+    Markers of the chat format, and `markers`, are broken up: the text of a user or a memory
+    must not open a turn.
     """
     for marker in ("<|", "|>", *markers):
         broken = f"{marker[0]} {marker[1:]}"

@@ -74,9 +74,10 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Build a tokenizer of all pieces in `texts`, all dates and times of the world, and all bytes.
 
     A word is the same token at every position: a line break is a word of its own, and inside the
-    tokenizer every line begins with a space. Lookup is induction, which needs the same token in the
-    memory and in the reasoning. Therefore a key such as `"pottery":` is read as `" pottery":`, so
-    that its word is the token of the word that the user said.
+    tokenizer every line begins with a space. The model looks facts up by induction: it finds an
+    earlier occurrence of the current words and copies the next word. That needs the same token in
+    the memory and in the reasoning. Therefore a key such as `"pottery":` is read as `" pottery":`,
+    so that its word is the token of the word that the user said.
     """
     normalizer = _build_normalizer()
     vocabulary = _build_vocabulary(texts, normalizer)
@@ -222,12 +223,12 @@ def _vision_config(width: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _init_lookup_heads(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Initialize the first two layers with what lookup converges to: a two-layer induction circuit.
+    """Initialize the first two layers as a two-layer induction circuit, to which lookup converges.
 
-    Layer 0 collects the previous words, layer 1 finds where the same words came before. So
-    `bob drink is` finds `bob drink is cola` among the drinks of others. All of it is trained
-    further. From the usual random start, the same recipe has hardly begun to look up when this one
-    already does: `results/backbone/starts.jsonl` has both. After "Mimetic Initialization of
+    Layer 0 collects the previous words, layer 1 finds where the same words came before. So `bob
+    drink is` finds `bob drink is cola` among the drinks of others. Training then changes all of
+    these weights. With the usual random initialization, the same recipe learns lookup much later:
+    `results/backbone/starts.jsonl` has both curves. The idea is from "Mimetic Initialization of
     Self-Attention Layers" (Trockman and Kolter 2023).
     """
     config: Any = model.config.text_config
@@ -235,7 +236,7 @@ def _init_lookup_heads(model: Qwen2_5_VLForConditionalGeneration) -> None:
     head_size = width // config.num_attention_heads
     half = head_size // 2
     base = config.rope_parameters["rope_theta"]
-    frequencies = base ** (-torch.arange(half) / half)  # radians a word, fastest first
+    frequencies = base ** (-torch.arange(half) / half)  # radians per word, fastest first
     # The subspaces of the word itself and of the words one, two, ... before it.
     subspaces = _random_orthogonal(width).split(head_size, dim=1)
     first, second = model.model.language_model.layers[:2]
@@ -296,7 +297,7 @@ def _init_matching_heads(
             query = projection @ subspaces[distance].T
             key = projection @ subspaces[distance + 1].T
             if distance == 0:
-                # The present word counts for less: two matching words before it outweigh one.
+                # The present word has less weight: two matching words before it outweigh one.
                 query *= 0.67
             query_rows[slow] += query
             key_rows[slow] += key

@@ -1,8 +1,8 @@
 """A small OpenAI-compatible server over a local model: `/v1/chat/completions` and `/v1/models`.
 
 `transformers serve` does more, but needs FastAPI, uvicorn and others (`transformers[serving]`),
-which nothing else here needs. There is no streaming, no tools and no downloading of images: a
-request for any of these is rejected with an error that names it. A system message is prepended to
+which nothing else here needs. The server does not support streaming, tools or downloads of images:
+it rejects a request for any of these with an error that names it. A system message is prepended to
 the first user message. Requests that arrive together share a batch.
 """
 
@@ -47,9 +47,9 @@ class QueuedRequest:
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Listens from construction on; `serve_forever` answers. Port 0 takes a free port.
+    """A server that listens once it is constructed; `serve_forever` answers the requests.
 
-    Raises OSError if the port is in use.
+    Port 0 selects a free port. Raises OSError if the port is in use.
     """
 
     daemon_threads = True
@@ -98,7 +98,7 @@ class ChatServer(ThreadingHTTPServer):
 
 
 def read_messages(request: Request, model: LocalModel, folder: Path) -> QueuedRequest:
-    """Convert a request: the last message is to be answered, those before form the transcript.
+    """Convert a request: the last message is the request, those before it are the transcript.
 
     Images are written to `folder`. Raises ValueError for an image that cannot be read, and unless
     the messages are, after an optional system message, user, assistant, ..., user.

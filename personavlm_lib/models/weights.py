@@ -19,7 +19,7 @@ MAX_PIXELS = 230_400  # per image (paper, Table 3): at most 294 tokens
 
 
 def write_source(folder: Path, base: str | Path, adapter: str | Path = "") -> None:
-    """Make `folder` a model without weights of its own, by a reference to `base` and `adapter`.
+    """Make `folder` a model that has no weights of its own but refers to `base` and `adapter`.
 
     The adapter, if any, is merged into the base each time the model is loaded. Each of the two is
     a hub id or a folder; a folder is stored as a path relative to `folder`.

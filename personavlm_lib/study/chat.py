@@ -20,7 +20,7 @@ State facts such as 'my drink is tea', 'alice job is pilot', 'every monday i do 
 Ask questions such as 'what is my drink ?': each is asked on the next morning of its calendar.
 :memory prints its memory, :quit ends the chat."""
 FIRST_DAY = datetime(2024, 6, 3)  # a date that the model can read
-STATEMENT_TIME = timedelta(hours=9)  # of the first statement of a day
+STATEMENT_TIME = timedelta(hours=9)  # time of the first statement of a day
 QUESTION_TIME = timedelta(hours=7)
 ONE_DAY = timedelta(days=1)
 

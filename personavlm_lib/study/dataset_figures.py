@@ -1,8 +1,8 @@
-"""Figures about a data set, one function each, beside what the paper prints about its own.
+"""Figures about a data set, one function each, compared with the paper's printed numbers.
 
 Each takes a table of `dataset_tables` and returns a Figure; its docstring is the caption. The paper
-prints only some of the numbers behind its Fig. 3(c), 8, 11 and 12. The figures use numbers printed
-in its text and tables, and read none off a picture.
+prints only some of the numbers behind its Fig. 3(c), 8, 11 and 12. The figures use the numbers
+printed in its text and tables, and none estimated from its pictures.
 """
 
 import base64

@@ -56,7 +56,7 @@ def explorer(users: list[Path], first: int = 0) -> ipywidgets.VBox:
         with _open_memory(user_menu.value) as store:  # views do not need the database to stay open
             moments = {}
             for turn in store.as_of().turns:
-                # of several turns in one minute, the last replaces the others
+                # the last of several turns in one minute replaces the others
                 moments[f"{turn.time:%Y-%m-%d %H:%M}"] = turn.time
             moments["end"] = datetime.max
             for time in moments.values():
@@ -145,7 +145,7 @@ def _timeline(view: MemoryView) -> list[TimelineEntry]:
     for known_from, changes in _changes(view, "procedural", _procedural_entries):
         entries.append(TimelineEntry("change procedural", known_from, changes))
     entries.sort(key=lambda entry: entry.known_from)
-    entries.reverse()  # not sort(reverse=True): of one moment, too, the later entry comes first
+    entries.reverse()  # not sort(reverse=True): of equal times, too, the later entry comes first
     return entries
 
 
@@ -160,7 +160,7 @@ def _procedural_entries(version: ProceduralMemory) -> dict[str, str]:
 def _changes(
     view: MemoryView, kind: str, entries: Callable[[Any], dict[str, str]]
 ) -> Iterator[tuple[datetime, list[Change]]]:
-    """The changes that each version known by then made; versions without changes are left out."""
+    """The changes that each known version made; versions without changes are left out."""
     before: dict[str, str] = {}
     for version in view.table(kind).records:
         if version.known_from > view.time:

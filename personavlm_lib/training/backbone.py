@@ -1,4 +1,4 @@
-"""Train the nano backbone from scratch: reading, lookup and seeing, before any task of the agent.
+"""Train the nano backbone from scratch to read, look up and see, before any task of the agent.
 
 Deviation from the paper, which starts from Qwen2.5-VL-7B (Section 3.2): the nano model has the same
 architecture with about a five-thousandth of the parameters, and knows the simulated world only.

@@ -83,8 +83,8 @@ def _padded(tokens: list[int], width: int, fill: int) -> list[int]:
 class BackboneData(IterableDataset):
     """The batches of a training of `steps` steps, as a curriculum.
 
-    The share of the training that is done sets the mixture: contexts grow, and questions stop
-    coming up several times in one conversation.
+    The mixture depends on the share of the training that is done: contexts grow, and after a while
+    no conversation repeats a question.
     """
 
     def __init__(self, processor: ImageOnlyProcessor, batch: int, steps: int, seed: int):
@@ -101,9 +101,9 @@ class BackboneData(IterableDataset):
     def rows(self, rng: random.Random, done: float) -> list[Row]:
         """Generate one batch, where `done` is the share of the training that is done.
 
-        A batch mixes all text drills, because on their own they undo each other. Scenes and lives
-        are longer and fill batches of their own. Scenes take longest to learn and get the most
-        steps; lives take the most tokens.
+        A batch mixes all text drills, because training on one alone makes the model forget the
+        others. Scenes and lives are longer and fill batches of their own. Scenes take longest to
+        learn and get the most steps; lives take the most tokens.
         """
         early = done < 0.05
         weights = (60, 40, 0, 0) if early else (33, 28, 19, 20)

@@ -1,12 +1,12 @@
-"""Generate the conversations that the nano backbone is trained on, from lives no other stage uses.
+"""Generate the training conversations of the nano backbone, from lives that no other stage uses.
 
-The kinds, and the purpose of each:
+There is one function for each kind of conversation (the short ones are called drills):
 - `conversation`: raw turns of a simulated life in the response prompt, then several questions. The
-  reasoning repeats the turn word for word, so that lookup is induction; several questions per
-  context and growing contexts make the model learn it.
+  reasoning repeats the turn word for word, so that lookup is induction (see `models/nano.py`);
+  several questions per context and growing contexts make the model learn it.
 - `table_drill`: bare facts and questions about them. The answer follows a fact from value to value
-  and states why it changed. Most of the first twentieth of the training, because lookup is learned
-  soonest here.
+  and states why it changed. This is most of the first twentieth of the training, because the model
+  learns lookup fastest from it.
 - `copy_drill`: random words of the whole vocabulary to repeat, so that lookup covers dates and
   grammar too.
 - `list_drill`: numbered turns to repeat in the output grammar: numbers, and keys such as `"yoga":`
@@ -15,7 +15,7 @@ The kinds, and the purpose of each:
 - `knowledge_drill`: common knowledge: which trait a word shows and how strongly, what a value or a
   habit takes.
 - `caption_drill`, `scene_drill`: scenes and everything in them, in the words in which the reasoning
-  names it; then a color, a number, what stands beside what, a word.
+  names it; then questions about a color, a number, a neighboring thing, a word.
 
 Deviation from common practice: no text corpus exists at this size, so every token comes from the
 simulated world.
@@ -42,7 +42,7 @@ from personavlm_lib.simulation.plan import EPOCH, LifeEvent, LifePlan, pictured,
 from personavlm_lib.simulation.scenes import LOOSE, Thing, listed, render
 from personavlm_lib.simulation.wording import core_profile, search_keywords, statement
 
-SEEDS = 10_000_000  # seeds of the backbone's lives start here; no other stage reaches them
+SEEDS = 10_000_000  # seeds of the backbone's lives start here; no other stage uses them
 PROMPTS = PromptSet("nano")
 ANY_PLAN = sample_plan(SEEDS)  # its events are always replaced
 FACTS = (
@@ -95,7 +95,7 @@ def conversation(
 ) -> Row:
     """Show at most `longest` turns of a life in the response prompt, and ask `questions` questions.
 
-    `repeat`: a question may come up several times. `pictures`: keep turns with pictures.
+    `repeat`: a question may occur several times. `pictures`: keep turns with pictures.
     """
     # The study's two sizes of life, so that no condition's context is longer than all those seen
     # in training.
@@ -168,7 +168,7 @@ def _answerable_questions(
 ) -> list[Question]:
     """The questions that the visible events answer with at most one lookup, or by counting.
 
-    Those about facts with a long history come twice, because they are the rarest.
+    Questions about facts with a long history are listed twice, because they are the rarest.
     """
     moment = plan.events[-1].time + timedelta(hours=12)
     candidates = []
@@ -235,7 +235,7 @@ def table_drill(rng: random.Random, longest: int, questions: int) -> Row:
     Some facts have changed, and the newest value counts. Half of the tables show dates, as
     retrieved memories do.
     """
-    # Few keys for many people: the model's mistakes here are the right key of the wrong person.
+    # Few keys for many people, because the typical mistake is the right key of the wrong person.
     people = rng.sample(PEOPLE, rng.randint(2, 8))
     keys = rng.sample(list(FACTS), rng.choice((1, 2, 2, 3, 5)))
     pairs = [(who, key) for who in people for key in keys]
@@ -309,9 +309,9 @@ def date_drill(rng: random.Random, questions: int) -> Row:
 
 
 def list_drill(rng: random.Random, longest: int) -> Row:
-    """Show numbered turns of a life, and have them repeated.
+    """Show numbered turns of a life, and ask the model to repeat them.
 
-    Once all of them, each with its number; once those that memory files under a key, by key.
+    One request is for all of them, by number; one is for those that memory stores under a key.
     """
     events = _sample_life(rng).events
     filed_kinds = ("habit", "goal", "core", "name")
@@ -355,7 +355,7 @@ def knowledge_drill(rng: random.Random, questions: int) -> Row:
 
 
 def _needs_of_value(rng: random.Random) -> Exchange:
-    """What a value or a habit takes."""
+    """A question about what a value or a habit takes, with its answer."""
     needs = rng.choice(list(lexicon.KNOWLEDGE.values()))
     value = rng.choice(list(needs))
     need = needs[value]
@@ -365,7 +365,7 @@ def _needs_of_value(rng: random.Random) -> Exchange:
 
 
 def _trait_of_style(rng: random.Random) -> Exchange:
-    """Which level of which trait a reply style suits."""
+    """A question about the trait and level that a reply style suits, with its answer."""
     trait = rng.choice(list(lexicon.REPLY_STYLES))
     level = rng.choice(("low", "high"))
     styles = lexicon.REPLY_STYLES[trait]
@@ -377,7 +377,7 @@ def _trait_of_style(rng: random.Random) -> Exchange:
 
 
 def _rating_of_turn(rng: random.Random) -> Exchange:
-    """How strongly a trait shows in a user's words."""
+    """A question about how strongly a trait shows in a user's words, with its answer."""
     plan = _sample_life(rng)
     event = rng.choice(plan.events)
     trait = rng.choice(list(lexicon.MARKERS))
@@ -405,7 +405,7 @@ def copy_drill(rng: random.Random, vocabulary: list[str]) -> Row:
 
 
 def _image_event(rng: random.Random) -> LifeEvent:
-    """Something that a person shows; a quarter are signs, whose words are the hardest to see."""
+    """An event in which a person shows a thing; a quarter are signs, which are hardest to read."""
     thing = "sign" if rng.random() < 0.25 else rng.choice(LOOSE)
     who = rng.choice(PEOPLE)
     fields = pictured(rng, who, thing)[0]
@@ -413,7 +413,7 @@ def _image_event(rng: random.Random) -> LifeEvent:
 
 
 def caption_drill(rng: random.Random) -> Row:
-    """Show one picture, and ask for everything in it: the most pictures in the least time."""
+    """Show one picture, and ask for everything in it: the fastest way to see many pictures."""
     event = _image_event(rng)
     scene = event.scene
     assert scene is not None

@@ -2,8 +2,8 @@
 
 Deviations from CLIP, because the agent uses the encoder to recognize things: captions name a crop
 (`a red cup`), and no two captions in a batch are equal. Two crops of one thing, on different
-backgrounds and cut out by the detector, must lie near each other as well. The temperature is fixed
-at 0.1. A hinge keeps different things below the recognition threshold: CLIP's loss alone only
+backgrounds and cut out by the detector, must be close to each other as well. The temperature is
+fixed at 0.1. A hinge keeps different things below the recognition threshold: CLIP's loss alone only
 ranks them, and a red hat would pass for a red cup at a cosine of 0.5.
 
 Launch (one process only; the model is too small for several):
@@ -31,7 +31,7 @@ from personavlm_lib.training.launch import main
 SIZE = 56  # pixels, width and height of an input image
 CAPTION_TOKENS = 12
 HINGE = 50.0  # weight of the hinge
-MARGIN = 0.25  # cosine up to which the hinge leaves two different things alone
+MARGIN = 0.25  # cosine of two different things up to which the hinge is zero
 SHIFT = 4  # pixels, largest shift of an augmented image
 JITTER = 0.06  # standard deviation of an augmented image's contrast and brightness
 PAIRS = tuple(itertools.product(THINGS, COLORS))  # (kind, color), all 72
@@ -191,7 +191,7 @@ def _sample_pixels(
 
 
 def _two_views(pixels: torch.Tensor) -> torch.Tensor:
-    """(144, 3, 56, 56): two different crops of each thing, augmented; all first ones come first."""
+    """(144, 3, 56, 56): two different crops of each thing, augmented; all first crops first."""
     things, views = pixels.shape[:2]
     first_view, second_view = torch.rand(things, views).topk(2).indices.T
     rows = torch.arange(things)

@@ -5,8 +5,8 @@ the period that it writes reach the retriever, top-k is drawn again for each tra
 the loss covers only the tokens that the model wrote (Eq. 4). The reward is that of Eq. 3.
 
 Deviations from the paper: a LoRA instead of all weights; rules instead of Qwen3-30B-A3B as judge of
-the reward; no repetition penalty except in the profile `paper`, because with one the sampler is not
-the policy; beta and epsilon, which the paper does not state, are settings.
+the reward; no repetition penalty except in the profile `paper`, because it would make the sampling
+distribution differ from the policy; beta and epsilon, which the paper does not state, are settings.
 
 Launch one process: `python -m personavlm_lib.training.grpo --config CONFIG.yaml`
 Launch several: `accelerate launch -m personavlm_lib.training.grpo --config CONFIG.yaml`
@@ -45,7 +45,7 @@ from personavlm_lib.training.sft import (
     train_and_save,
 )
 
-# The trainer's names of metrics -> the study's names.
+# The trainer's metric names -> the study's names.
 NAMES = {
     "rewards/answer_reward/mean": "reward_accuracy",
     "rewards/format_reward/mean": "reward_format",
@@ -231,7 +231,7 @@ def _open_rollout(config: dict, rng: random.Random) -> Rollout:
 
 
 def _prompt_order(prompts: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` prompts: all of them in random order, again and again.
+    """`count` prompts: all prompts in random order, repeated as often as needed.
 
     This order is the trainer's only epoch, because its own sampler could not resume in the middle
     of a later one.

@@ -1,13 +1,13 @@
 """Stage 1: supervised fine-tuning on recordings of the oracle (paper, Section 3.2 and Table 3).
 
 Trains the whole language model or a LoRA on it, with the loss on the assistant's tokens only.
-Writes `model/`, from which the next stage starts: the weights, or the name of the adapter and of
-the model under it. The profile sets sizes and rates.
+Writes `model/`, from which the next stage starts: the weights, or references to the adapter and
+its base model. The profile sets sizes and rates.
 
-Deviations from the paper, which trains all weights: a LoRA unless `lora_rank` is 0, which is the
-whole language model (as in the profile `nano`); the vision tower stays frozen; at most a tenth of
-the 78k samples, except in the profile `paper`. The samples are recordings of the agent with the
-oracle as model, so the prompts are exactly those of the evaluation.
+Deviations from the paper, which trains all weights: a LoRA, unless `lora_rank` is 0 (then the whole
+language model, as in the profile `nano`); the vision tower stays frozen; at most a tenth of the 78k
+samples, except in the profile `paper`. The samples are recordings of the agent with the oracle as
+model, so the prompts are exactly those of the evaluation.
 
 Launch one process: `python -m personavlm_lib.training.sft --config CONFIG.yaml`
 Launch several: `accelerate launch -m personavlm_lib.training.sft --config CONFIG.yaml`
@@ -83,7 +83,7 @@ class MetricsLog(TrainerCallback):
 def prepare_checkpoints(folder: Path, key: str, steps: int, log_every: int) -> dict:
     """Delete the checkpoints of other keys; return the trainer's arguments for those of `key`.
 
-    About ten checkpoints are written, each after a logged step; the last two stay.
+    About ten checkpoints are written, each after a logged step; the last two are kept.
     """
     logs_per_checkpoint = max(1, round(steps / 10 / log_every))
     return dict(
@@ -138,7 +138,7 @@ def load_to_train(config: dict) -> tuple[PreTrainedModel, dict]:
 
 
 def _freeze_vision_tower(model: PreTrainedModel) -> None:
-    """Train the language model alone: a thousand pictures teach the tower less than they undo."""
+    """Train the language model alone: a thousand pictures harm the tower more than they help."""
     for name, weight in model.named_parameters():
         is_visual = "visual" in name or "vision" in name
         weight.requires_grad_(not is_visual)
@@ -188,7 +188,7 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
     """Train to the end, from the last checkpoint if there is one, and write `folder/model`.
 
-    `model/` holds the whole weights, or names the `adapter/` and the model `base` under it.
+    `model/` contains all weights, or refers to `adapter/` and its base model `base`.
     Incomplete checkpoints are deleted.
     """
     adapted = isinstance(trainer.model, PeftModel)
@@ -200,7 +200,7 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint))
     model_folder = folder / "model"
     adapter_folder = folder / "adapter"
-    shutil.rmtree(model_folder, ignore_errors=True)  # of an earlier training
+    shutil.rmtree(model_folder, ignore_errors=True)  # left by an earlier training
     if adapted:
         trainer.save_model(str(adapter_folder))
         write_source(model_folder, base, adapter_folder)
