@@ -202,12 +202,17 @@ class Benchmark:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=("tiny", "nano", "7b"), default="7b" if GPU else "nano")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[200, 800, 2000])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--users", type=int, default=32)
+    size = "7b" if GPU else "nano"
+    parser.add_argument(
+        "--size", choices=("tiny", "nano", "7b"), default=size, help="size of the model"
+    )
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=[200, 800, 2000], help="tokens per prompt"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16], help="prompts per batch")
+    parser.add_argument("--users", type=int, default=32, help="users who write at the same time")
     parser.add_argument("--decode", type=int, default=32, help="tokens generated per reply")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="repetitions; the best one counts")
     parser.add_argument("--json", type=Path, help="output file; a CSV is written next to it")
     return parser.parse_args()
 

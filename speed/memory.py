@@ -286,8 +286,12 @@ def run_part(part: str, system: str, n: str, folder: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="entries per memory"
+    )
+    parser.add_argument(
+        "--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, help="systems to measure"
+    )
     parser.add_argument("--json", type=Path, help="output file; a CSV is written next to it")
     parser.add_argument("--plot", type=Path, help="path of the figure without its suffix")
     parser.add_argument(

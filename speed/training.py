@@ -68,8 +68,9 @@ def save_random_model(folder: Path, size: str, texts: list[str]) -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="a run with 01_synthesize and prompts=full")
-    parser.add_argument("--profile", default="one-gpu")
-    parser.add_argument("--size", choices=("tiny", "7b"), default="7b" if GPU else "tiny")
+    parser.add_argument("--profile", default="one-gpu", help="profile that gives the sizes")
+    size = "7b" if GPU else "tiny"
+    parser.add_argument("--size", choices=("tiny", "7b"), default=size, help="size of the model")
     parser.add_argument(
         "--steps", type=int, default=3, help="optimizer steps; the first is warm-up, not measured"
     )

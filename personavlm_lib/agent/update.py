@@ -95,9 +95,13 @@ def update_turn(
         # Line 19: extract what is worth remembering.
         proposal = parse_semantic(_without_image_marks(semantic_reply))
         if observed is None:
-            _store_rejected(store, "personality", personality_reply, "cannot be read", provenance)
+            _store_rejected(
+                store, "personality", personality_reply, "the reply cannot be read", provenance
+            )
         if proposal is None:
-            _store_rejected(store, "semantic", semantic_reply, "cannot be read", provenance)
+            _store_rejected(
+                store, "semantic", semantic_reply, "the reply cannot be read", provenance
+            )
         elif proposal.decision and proposal.content.strip():
             memory = _semantic_memory(store, turn, proposal, recognizer)
             store.add_semantic(replace(memory, sources=(turn.index,), written_by=author))
@@ -204,7 +208,7 @@ def _write_core(
 ) -> None:
     entries = parse_core(_without_image_marks(reply))
     if not entries:
-        raise ValueError("holds no entry")
+        raise ValueError("the reply contains no entry")
     human = {}
     persona = {}
     for key, value in entries.items():
@@ -220,7 +224,7 @@ def _write_procedural(
 ) -> None:
     entries = parse_procedural(_without_image_marks(reply))
     if not entries and reply.text.strip():  # an empty reply means that there are no habits
-        raise ValueError("holds no entry")
+        raise ValueError("the reply contains no entry")
     store.set_procedural(ProceduralMemory(entries, **vars(provenance)))
 
 
@@ -245,7 +249,7 @@ def _write_episodes(
         store.add_episode(episode)
         stored = True
     if not stored:
-        raise ValueError("holds no topic with a turn of the session")
+        raise ValueError("the reply contains no topic with a turn of the session")
 
 
 # Purpose of the request -> the function that writes its reply, in the order of the requests.

@@ -123,8 +123,9 @@ def read_personas(path: Path, needed: int) -> tuple[list[str], int]:
             broken += 1
     if len(personas) < needed:
         raise ValueError(
-            f'{path} has {len(personas)} lines {{"persona": text}} and {broken} broken ones, '
-            f"but {needed} personas are needed: choose a longer file or a smaller size"
+            f'{path} has {len(personas)} lines of the form {{"persona": text}} and '
+            f"{broken} broken ones, but {needed} personas are needed: "
+            "choose a longer file or a smaller size"
         )
     return personas[:needed], broken
 

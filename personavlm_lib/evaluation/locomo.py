@@ -31,7 +31,7 @@ def recalls(path: str | Path, retriever: Retriever) -> pd.DataFrame:
         rows.extend(_conversation_recalls(conversation, retriever))
     if not rows:
         raise ValueError(
-            f"{path} holds no question that names its evidence: "
+            f"{path} contains no question that names its evidence: "
             "evidence recall needs a file in LoCoMo's format"
         )
     return pd.DataFrame(rows)

@@ -101,8 +101,8 @@ def _select(rows: Rows, what: str) -> Selection:
         selection.rows = {(kind, row) for row, _ in rows[kind] if str(row) == name}
     if not selection.rows and not selection.entries:
         raise LookupError(
-            f"{what!r} is not there: name a turn, session, semantic, episode, core, procedural or "
-            "name"
+            f"{what!r} does not exist: name a turn, session, semantic, episode, core, procedural "
+            "or name"
         )
     return selection
 

@@ -71,7 +71,7 @@ class MemoryStore:
         folder = Path(folder)
         database_file = folder / "memory.db"
         if not create and not database_file.is_file():
-            raise StoreError(f"no user {folder.name!r}: {folder} holds no memory.db")
+            raise StoreError(f"user {folder.name!r} does not exist: {folder} contains no memory.db")
         self.folder: Path | None = folder
         self.images = folder / "images"
         try:

@@ -67,14 +67,14 @@ def apply_edits(before: Version, edits: Iterable[Edit]) -> Version:
     for edit in edits:
         if edit.op not in ("add", "change", "remove") or edit.block not in BLOCKS[type(before)]:
             raise ValueError(
-                f"no edit {edit.op!r} of block {edit.block!r}; choose add, change or remove"
+                f"unknown edit {edit.op!r} of block {edit.block!r}; choose add, change or remove"
             )
         entry = (edit.block, edit.key)
         exists = entry in current
         if edit.op == "add" and exists:
-            raise ValueError(f"cannot add {edit.key!r}: it is already there")
+            raise ValueError(f"cannot add {edit.key!r}: it already exists")
         if edit.op != "add" and not exists:
-            raise ValueError(f"cannot {edit.op} {edit.key!r}: it is not there")
+            raise ValueError(f"cannot {edit.op} {edit.key!r}: it does not exist")
         if edit.op == "remove":
             del current[entry]
         else:

@@ -68,7 +68,7 @@ class MemoryView:
             turn = turns[row]
             if turn.index == index:
                 return turn
-        raise LookupError(f"no turn {index}: it never existed or was forgotten")
+        raise LookupError(f"turn {index} does not exist: it was never stored or was forgotten")
 
     def without(self, *kinds: str) -> "MemoryView":
         """The view of an ablation, with these memory types empty.
@@ -79,7 +79,7 @@ class MemoryView:
         if unknown:
             names = ", ".join(sorted(unknown))
             choices = ", ".join(HIDEABLE)
-            raise ValueError(f"no memory type {names}; choose from {choices}")
+            raise ValueError(f"unknown memory type {names}; choose from {choices}")
         hidden = dict.fromkeys(kinds, Table(()))
         return replace(self, tables=self.tables | hidden)
 

@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, object="list", data=[model])
         else:
             paths = "/v1/models and /v1/chat/completions"
-            self._send_error(404, f"no such path: {self.path}; there are {paths}")
+            self._send_error(404, f"no such path: {self.path}; use {paths}")
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

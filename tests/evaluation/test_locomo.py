@@ -80,7 +80,7 @@ def test_a_file_without_evidence_is_rejected(tmp_path):
     path = tmp_path / "bank.json"
     history = {"2023-05-02": [{"query": "hi", "response": "ho"}]}
     path.write_text(json.dumps({"Ann": {"history": history}}))
-    with pytest.raises(ValueError, match="bank.json holds no question that names its evidence"):
+    with pytest.raises(ValueError, match="bank.json contains no question that names its evidence"):
         measure_recall(path, "bm25")
 
 

@@ -223,7 +223,7 @@ def test_next_opening_completes_an_interrupted_forget(tmp_path, encoder, monkeyp
     with MemoryStore(tmp_path / "kai", encoder) as store:
         assert secret(3).encode() not in bytes_of(tmp_path / "kai") and not store.meta("scrub")
         assert [turn.index for turn in store.as_of().turns] == [0, 1, 2, 4, 5, 6, 7, 8]
-        with pytest.raises(LookupError, match="no turn 3"):
+        with pytest.raises(LookupError, match="turn 3 does not exist"):
             store.as_of().turn(3)
         assert store.as_of().turn(4).index == 4
     raw.close()
@@ -244,10 +244,10 @@ def test_name_matches_whole_words_or_any_part_of_unspaced_script(tmp_path, encod
     [
         ({}, ValueError, "name what to forget, or a period"),
         (dict(what="turn:1", start=START), ValueError, "got 'turn:1' and 2024"),
-        (dict(what="turn:77"), LookupError, "'turn:77' is not there"),
-        (dict(what="session:-1"), LookupError, "'session:-1' is not there"),
-        (dict(what="semantic:99"), LookupError, "'semantic:99' is not there"),
-        (dict(what="core:nothing"), LookupError, "'core:nothing' is not there"),
+        (dict(what="turn:77"), LookupError, "'turn:77' does not exist"),
+        (dict(what="session:-1"), LookupError, "'session:-1' does not exist"),
+        (dict(what="semantic:99"), LookupError, "'semantic:99' does not exist"),
+        (dict(what="core:nothing"), LookupError, "'core:nothing' does not exist"),
         (dict(what="turns"), LookupError, "name a turn, session"),
         (dict(what="name:  "), LookupError, "name a turn, session"),
         (dict(start=START, end=START - timedelta(days=1)), ValueError, "before it starts"),

@@ -166,7 +166,7 @@ def test_an_impossible_folder_is_named_in_the_error(tmp_path, encoder):
 def test_create_false_does_not_create_an_unknown_user(tmp_path, encoder):
     unknown = tmp_path / "kia"
     known = tmp_path / "kai"
-    with pytest.raises(StoreError, match="no user 'kia'"):
+    with pytest.raises(StoreError, match="user 'kia' does not exist"):
         MemoryStore(unknown, encoder, create=False)
     assert not unknown.exists()
     with MemoryStore(known, encoder):

@@ -45,10 +45,10 @@ def test_diff_turns_one_version_into_the_other(human, persona, later_human, late
 @pytest.mark.parametrize(
     "edits, message",
     [
-        ([Edit("add", "entries", "yoga", "x")], "cannot add 'yoga': it is already there"),
-        ([Edit("change", "entries", "chess", "x")], "cannot change 'chess': it is not there"),
-        ([Edit("remove", "entries", "chess")], "cannot remove 'chess': it is not there"),
-        ([Edit("rename", "entries", "yoga", "x")], "no edit 'rename'"),
+        ([Edit("add", "entries", "yoga", "x")], "cannot add 'yoga': it already exists"),
+        ([Edit("change", "entries", "chess", "x")], "cannot change 'chess': it does not exist"),
+        ([Edit("remove", "entries", "chess")], "cannot remove 'chess': it does not exist"),
+        ([Edit("rename", "entries", "yoga", "x")], "unknown edit 'rename'"),
         ([Edit("add", "human", "city", "x")], "block 'human'"),
         ([Edit("add", "entries", "chess", " ")], "'chess' has no value"),
         ([Edit("add", "entries", " ", "plays")], "'plays' has no key"),
