@@ -24,7 +24,7 @@ NEEDS = {
     "01_synthesize": [],
     "02_sft": ["00_backbone", "01_synthesize"],
     "03_grpo": ["02_sft"],
-    # 00_backbone is listed for runs of released weights, which leave 02_sft and 03_grpo out
+    # 00_backbone is listed for runs of released weights, which have no 02_sft and 03_grpo
     "04_agent_demo": ["00_backbone", "01_synthesize", "03_grpo"],
     "05_evaluate": ["00_backbone", "01_synthesize", "03_grpo"],
     "06_ablations": ["05_evaluate"],
