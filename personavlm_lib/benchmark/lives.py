@@ -36,7 +36,8 @@ def simulate_life(
 ) -> Life:
     """Simulate a life with `questions` choice questions and `alignment` pairs of alignment items.
 
-    Writes the pictures into the folder `images`.
+    An alignment item asks whether a reply style suits the user. Writes the pictures into the folder
+    `images`.
     """
     plan = sample_plan(seed, days, size)
     turns = tuple(render_dialogue(plan, images))

@@ -58,7 +58,7 @@ def _past_events(plan: LifePlan, moment: datetime, *kinds: str) -> list[tuple[in
 
 
 def _newest_facts(plan: LifePlan, moment: datetime) -> list[tuple[int, LifeEvent]]:
-    """The newest past event of each lasting (kind, who, key), with its turn index."""
+    """The newest past event of each lasting fact (kind, who, key), with its turn index."""
     newest = {}
     for index, event in _past_events(plan, moment, *LASTING):
         newest[event.kind, event.who, event.key] = index

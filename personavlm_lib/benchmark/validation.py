@@ -31,7 +31,7 @@ UNSAFE = re.compile(
     r"\b(suicid\w*|kill\w*|murder\w*|raped?|rapist|porn\w*|bombs?|nazis?|cocaine|heroin)\b", re.I
 )
 LONG = 6  # words of a reply; shorter ones ("good to know") may recur freely
-STATES = ("open", "unknown")  # answers that rest on the absence of a statement
+STATES = ("open", "unknown")  # answers that follow from the absence of a statement
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from scipy.stats import binomtest
 
 TABLES = ("table1", "table2", "table4", "table8", "table9", "table11")
 ASPECTS = ["Memory", "Intent", "Preference", "Behavior", "Relationship", "Growth"]
-ROW = ["source", "context", "setting", "model"]  # these name one row of a printed table
+ROW = ["source", "context", "setting", "model"]  # these columns name one row of a printed table
 CELL = [*ROW, "column"]
-ALL = "all"  # the set of all questions, which every score is checked against
+ALL = "all"  # the set of all questions; every score is checked against it
 Counts = dict[tuple[str, str], dict[str, int]]
 OPERATIONS = {
     "difference": lambda a, b: a - b,

@@ -107,10 +107,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside take effect together or, after an exception, not at all. Nestable.
+        """Combine writes: all writes in the block take effect or, after an exception, none.
 
-        Raises StoreError if the database cannot be written, for example because another process
-        keeps the write lock for too long or the disk is full.
+        Transactions can be nested. Raises StoreError if the database cannot be written, for example
+        because another process keeps the write lock for too long or the disk is full.
         """
         with self.lock, self._readable_errors():
             outermost = self._depth == 0

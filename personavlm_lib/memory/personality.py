@@ -1,9 +1,9 @@
-"""The Personality Evolving Mechanism (Section 3, Appendix A.1), and the profile's form in prompts.
+"""The Personality Evolving Mechanism (PEM; Appendix A.1), and the form of the profile in prompts.
 
-Where the paper and the released code differ (findings D4, D5), the paper is the default and the
-release is a setting. The paper leaves two points open: the first profile p_0 (here: neutral), and
-whether m counts skipped turns (here: yes, m is the turn's number; `next_state(count="updates")` is
-the other reading).
+Where the paper and the authors' released code (the release) differ, the paper is the default and
+the release is a setting (D4 and D5 in PAPER_MAP.md). The paper leaves two points open: the first
+profile p_0 (here: neutral), and whether m counts skipped turns (here: yes, m is the turn's number;
+`next_state(count="updates")` is the other reading).
 """
 
 import math
@@ -73,7 +73,7 @@ def next_state(
 
 
 def summarize_profile(profile: BigFive, as_: str = "text") -> str:
-    """The profile as the prompt shows it, one trait per line (findings D5).
+    """The profile as the prompt shows it, one trait per line (D5 in PAPER_MAP.md).
 
     "text" (the paper's text): `openness: very high`; "numbers" (its Fig. 16): `openness: 3.96`;
     "cut" (the release): `openness: 3.9`, the first three characters of the number.

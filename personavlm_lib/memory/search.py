@@ -67,14 +67,14 @@ def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Retriever:
-    """Parallel search of three memory types (Appendix A.2).
+    """Parallel search of three memory types (Appendix A.2). PAPER_MAP.md explains D1 and D13.
 
     - `encoder`: None for the store's encoder; must have the same name as the store's.
-    - `time_filter`: "paper" filters by the period first, "released" does not filter (findings D1).
+    - `time_filter`: "paper" filters by the period first, "released" does not filter (D1).
     - `filter_procedural`: also omit habits and goals that became known after the period's end.
     - `ranking`: "dense" (the paper's), "bm25" or "hybrid". "bm25" needs no text encoder.
     - `search_with`: the model's "keywords" (the paper), the user's "query" as written, or "both",
-      where the nearer of the two counts (findings D13).
+      where the nearer of the two counts (D13).
     - `kinds`: the kinds of semantic memory to search.
     - `index`: "exact", or "approximate" for a dense ranking, which pays off from about ten thousand
       entries: it reads fewer vectors and sometimes misses a near one.

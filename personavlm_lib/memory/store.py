@@ -152,7 +152,7 @@ class MemoryStore:
         return self.database.meta(key)
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All writes inside take effect together or not at all; see `Database.transaction`."""
+        """Combine writes: all or none take effect; see `Database.transaction`."""
         return self.database.transaction()
 
     def pending(self) -> list[PendingUpdate]:

@@ -2,8 +2,8 @@
 
 The paper uses Grounding DINO and CLIP; both are loaded through transformers, by hub id or folder.
 For offline use, a classical detector and a small CLIP of our own (`training/clip.py`) replace them.
-The paper leaves the recognition threshold open. The released code uses squared L2 < 1.0, which is
-cosine > 0.5 (findings D8); that is the default here too.
+The paper leaves the recognition threshold open. The authors' released code uses squared L2 < 1.0,
+which is cosine > 0.5 (D8 in PAPER_MAP.md); that is the default here too.
 """
 
 import hashlib

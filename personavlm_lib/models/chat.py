@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A request for one generation: only what is new since the trajectory's last request.
+    """A request for one generation, without the text of the trajectory's earlier requests.
 
-    `text` is the new user message; each `<img>` mark in it stands for the next of `images` (file
+    `text` is the new user message; each `<img>` mark in it refers to the next of `images` (file
     paths). `new_conversation` starts a new conversation. `purpose`, `subject` and `slots` are for
-    logs and for the oracle, and no language model reads them: what the request is for, what it is
-    about (a turn, a query), and the slot values that the prompt was filled with. Raises ValueError
-    if the numbers of marks and images differ.
+    logs and for the oracle (`benchmark/oracle.py`), and no language model reads them: the kind of
+    request, its subject (a turn, a query), and the values that fill the prompt's slots. Raises
+    ValueError if the numbers of marks and images differ.
     """
 
     text: str

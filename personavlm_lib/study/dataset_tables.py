@@ -89,7 +89,7 @@ def topics(groups: dict[str, list[Life]]) -> pd.DataFrame:
 def keywords(lives: list[Life], most: int = 150) -> pd.DataFrame:
     """The words that distinguish dialogues (Fig. 12), ranked by tf-idf: word, weight.
 
-    Names and words that only show a mood are excluded: they occur whatever the topic is.
+    Names and words that only show a mood are excluded, because they occur with every topic.
     """
     excluded = STOPWORDS.union(_names(lives), *(words.values() for words in MARKERS.values()))
     counts = []

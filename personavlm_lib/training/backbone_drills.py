@@ -12,8 +12,8 @@ There is one function for each kind of conversation (the short ones are called d
 - `list_drill`: numbered turns to repeat in the output grammar: numbers, and keys such as `"yoga":`
   that occur in the user's words.
 - `date_drill`: what `last sunday` or `two weeks ago` means by the calendar in the prompt.
-- `knowledge_drill`: common knowledge: which trait a word shows and how strongly, what a value or a
-  habit takes.
+- `knowledge_drill`: common knowledge: the trait that a word shows and how strongly, and the thing
+  that a value or a habit takes.
 - `caption_drill`, `scene_drill`: scenes and everything in them, in the words in which the reasoning
   names it; then questions about a color, a number, a neighboring thing, a word.
 
