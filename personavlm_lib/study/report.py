@@ -168,7 +168,7 @@ def summarize(run: str, evidence: Evidence) -> dict:
     stages = evidence.stages.set_index("stage")
     conditions = _accuracies(evidence.records, "choice")
     summary: dict = {"run": run}
-    for key in ("profile", "seed", "git_commit", "git_dirty"):
+    for key in ("profile", "seed", "world_seed", "git_commit", "git_dirty"):
         summary[key] = about[key]
     summary["conditions"] = conditions
     summary["alignment"] = _accuracies(evidence.records, "alignment")
@@ -284,6 +284,8 @@ def _about(stages: pd.DataFrame) -> dict:
     newest = stages.iloc[-1].dropna().to_dict()
     keys = ("profile", "seed", "git_commit", "git_dirty", "python", "packages", "hardware")
     about = {key: newest.get(key) for key in keys}
+    # In runs of an older version, one seed drove both training and users.
+    about["world_seed"] = int(newest.get("world_seed", newest["seed"]))
     about["commits"] = []
     if "git_commit" in stages:
         about["commits"] = list(stages["git_commit"].dropna().unique())

@@ -50,6 +50,7 @@ def record_stage(runs, stage: str) -> None:
         "profile": "nano",
         "run": "made",
         "seed": 0,
+        "world_seed": 4,
         "git_commit": "0123abc",
         "git_dirty": True,
     }
@@ -108,6 +109,8 @@ def test_report_says_every_claim_and_its_numbers(made):
     ] * 7
     assert claims["C3"]["verdict"] == "undecided" and "an interval that contains zero" in text
     summary = json.loads((page.parent / "summary.json").read_text())
+    assert (summary["seed"], summary["world_seed"]) == (0, 4)
+    assert "seed 0, world seed 4" in text
     assert summary["conditions"]["rl_gold"]["n"] == 240
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
     assert (
