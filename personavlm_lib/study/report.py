@@ -34,7 +34,8 @@ from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stag
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
     "accuracy_by_condition": "Correct answers to multiple-choice questions, with 95% intervals "
-    "over users. Gray: floors. Green: ceilings.",
+    "over users. Hatched: answers that name no option. The rest is wrong. Numbers: correct "
+    "answers. Gray: floors. Green: ceilings.",
     "accuracy_by_task": "Correct answers by task, in percent (the paper's Table 4, transposed). "
     "In brackets: number of questions.",
     "figure_14_personality_own": "True personality of some users, and PEM's estimate from the "
@@ -185,13 +186,13 @@ def summarize(run: str, evidence: Evidence) -> dict:
 
 
 def _accuracies(records: pd.DataFrame, kind: str) -> dict[str, dict]:
-    """Condition -> n, accuracy, low and high (shares) for the questions of one kind."""
+    """Condition -> n, accuracy, low, high and unparsed (shares) for the questions of one kind."""
     if records.empty or kind not in set(records["kind"]):
         return {}
     shares = {}
     for row in tables.condition_table(records, kind).to_dict("records"):
         share = {"n": row["n"]}
-        for column in ("accuracy", "low", "high"):
+        for column in ("accuracy", "low", "high", "unparsed"):
             share[column] = row[column] / 100
         shares[row["condition"]] = share
     return shares

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer
 
 from personavlm_lib.evaluation.claims import CLAIMS
 from personavlm_lib.evaluation.records import AnswerRecord, write_records
-from personavlm_lib.study import figures
+from personavlm_lib.study import figures, tables
 from personavlm_lib.study.report import build_report
 
 SKILL = {
@@ -118,6 +119,7 @@ def test_report_says_every_claim_and_its_numbers(made):
         and summary["loss"]["first"] > summary["loss"]["last"]
     )
     assert summary["evidence_recall"]["rl_gold"]["recall"] == 0.5
+    assert summary["conditions"]["rl_gold"]["unparsed"] == 0
     own = summary["personality_error"]["own"]
     assert own["final"]["mean"] < own["neutral"]["mean"]
     assert summary["wall_seconds"]["02_sft"] == 90 and summary["most_memory_gib"] == 1.5
@@ -147,3 +149,35 @@ def test_figures_are_byte_reproducible(tmp_path):
         figures.save(figures.training_curves(pd.DataFrame(), grpo), tmp_path / folder, "curves")
     for name in ("curves.png", "curves.pdf"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+def unparsed_answers() -> pd.DataFrame:
+    """Ten answers of two conditions: 5 right and 3 that name no option, then 9 right and none."""
+    rows = []
+    outcomes = {"rl_own": [True] * 5 + [None] * 3 + [False] * 2, "oracle": [True] * 9 + [False]}
+    for condition, answers in outcomes.items():
+        for case, answer in enumerate(answers):
+            parsed = None if answer is None else "word"
+            rows.append((condition, f"u{case % 5}", "choice", parsed, answer is True))
+    return pd.DataFrame(rows, columns=["condition", "user", "kind", "parsed", "correct"])
+
+
+def test_condition_table_counts_unparsed_answers_apart():
+    table = tables.condition_table(unparsed_answers()).set_index("condition")
+    assert table["accuracy"].to_dict() == {"rl_own": 50, "oracle": 90}
+    assert table["unparsed"].to_dict() == {"rl_own": 30, "oracle": 0}
+
+
+def test_unparsed_answers_are_stacked_on_the_correct_ones():
+    figure = figures.accuracy_by_condition(unparsed_answers())
+    bars = [part for part in figure.axes[0].containers if isinstance(part, BarContainer)]
+    correct, unparsed = bars
+    assert [bar.get_width() for bar in correct] == [50, 90]
+    assert [(bar.get_x(), bar.get_width()) for bar in unparsed] == [(50, 30), (90, 0)]
+    assert all(bar.get_hatch() for bar in unparsed) and not any(bar.get_hatch() for bar in correct)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "names no option" in labels
+    figure.canvas.draw()
+    numbers = [text.get_window_extent() for text in figure.axes[0].texts]
+    drawn = [bar.get_window_extent() for bar in [*correct, *unparsed]]
+    assert not [1 for number in numbers for bar in drawn if number.overlaps(bar)]
+
+
