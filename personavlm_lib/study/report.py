@@ -30,6 +30,7 @@ from personavlm_lib.evaluation.statistics import (
 )
 from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
 from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
+from personavlm_lib.study.scope import scope_sentences
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
@@ -113,18 +114,22 @@ def build_report(run: str) -> Path:
 def _render_page(
     run: str, evidence: Evidence, results: list[ClaimResult], images: dict[str, Path]
 ) -> str:
+    about = _about(evidence.stages)
     loader = PackageLoader("personavlm_lib.study", ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     claims = [_claim_row(result) | {"shown": show(result)} for result in results]
     pictures = [(name, CAPTIONS[name], _data_uri(path)) for name, path in images.items()]
     world = dataset_tables.read_world(_world_folder(run))
     checks = audit.audit_tables(PAPER_TABLES)
-    return environment.get_template("report.html.j2").render(
+    tasks = None if evidence.records.empty else tables.task_table(evidence.records)
+    template = environment.get_template("report.html.j2")
+    return template.render(
         run=run,
-        about=_about(evidence.stages),
+        about=about,
+        scope=scope_sentences(run, about, evidence),
         claims=claims,
         figures=pictures,
-        tasks=None if evidence.records.empty else tables.task_table(evidence.records),
+        tasks=tasks,
         label=tables.label,
         world=dataset_tables.tables(world),
         audit=audit.audit_summary(checks),
@@ -267,7 +272,9 @@ def _claim_row(result: ClaimResult) -> dict:
     ours = result.ours or Interval(missing, missing, missing, n=0)
     return {
         "id": result.claim.id,
+        "origin": result.claim.origin,
         "claim": result.claim.sentence,
+        "by_construction": result.claim.by_construction,
         "paper": result.claim.paper,
         "unit": result.claim.unit,
         "ours": ours.mean,

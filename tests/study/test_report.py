@@ -105,6 +105,12 @@ def test_report_says_every_claim_and_its_numbers(made):
     )  # nothing from outside
     claims = {row["id"]: row for row in json.loads((page.parent / "claims.json").read_text())}
     assert {"claim", "paper", "ours", "low", "high", "verdict"} <= set(claims["C1"])
+    assert (claims["C1"]["origin"], claims["C3"]["origin"]) == ("ours", "paper")
+    assert claims["C9"]["by_construction"] and not claims["C1"]["by_construction"]
+    shown = text.replace("&#39;", "'")
+    assert all(claim.by_construction in shown for claim in CLAIMS)
+    assert shown.index('id="scope"') < shown.index("<h2>Claims</h2>")
+    assert "The users are simulated: 20 test users" in shown
     assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == [
         "agrees"
     ] * 7
@@ -113,13 +119,13 @@ def test_report_says_every_claim_and_its_numbers(made):
     assert (summary["seed"], summary["world_seed"]) == (0, 4)
     assert "seed 0, world seed 4" in text
     assert summary["conditions"]["rl_gold"]["n"] == 240
+    assert summary["conditions"]["rl_gold"]["unparsed"] == 0
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
     assert (
         summary["reward"]["first"] < summary["reward"]["last"]
         and summary["loss"]["first"] > summary["loss"]["last"]
     )
     assert summary["evidence_recall"]["rl_gold"]["recall"] == 0.5
-    assert summary["conditions"]["rl_gold"]["unparsed"] == 0
     own = summary["personality_error"]["own"]
     assert own["final"]["mean"] < own["neutral"]["mean"]
     assert summary["wall_seconds"]["02_sft"] == 90 and summary["most_memory_gib"] == 1.5
@@ -143,12 +149,6 @@ def test_report_of_a_run_that_has_hardly_begun(runs):
     assert "Not measured" in page.read_text()
 
 
-def test_figures_are_byte_reproducible(tmp_path):
-    grpo = pd.DataFrame({"step": [1, 2, 3], "reward": [0.1, 0.4, 0.6]})
-    for folder in ("one", "two"):
-        figures.save(figures.training_curves(pd.DataFrame(), grpo), tmp_path / folder, "curves")
-    for name in ("curves.png", "curves.pdf"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 def unparsed_answers() -> pd.DataFrame:
     """Ten answers of two conditions: 5 right and 3 that name no option, then 9 right and none."""
     rows = []
@@ -181,3 +181,9 @@ def test_unparsed_answers_are_stacked_on_the_correct_ones():
     assert not [1 for number in numbers for bar in drawn if number.overlaps(bar)]
 
 
+def test_figures_are_byte_reproducible(tmp_path):
+    grpo = pd.DataFrame({"step": [1, 2, 3], "reward": [0.1, 0.4, 0.6]})
+    for folder in ("one", "two"):
+        figures.save(figures.training_curves(pd.DataFrame(), grpo), tmp_path / folder, "curves")
+    for name in ("curves.png", "curves.pdf"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
