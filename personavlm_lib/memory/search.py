@@ -204,7 +204,7 @@ class Retriever:
         words: list[str] = []
         vectors = None
         if self.ranking != "bm25":
-            vectors = _encode(encoder, texts)
+            vectors = encoder.encode(texts)
         if self.ranking != "dense":
             words = search_words(" ".join(texts))
         return Query(self.ranking, words, vectors, self.index == "approximate")
@@ -252,20 +252,10 @@ def _with_turns(view: MemoryView, episode: Episode) -> RetrievedEpisode:
     return RetrievedEpisode(**vars(episode), raw=turns)
 
 
-def _encode(encoder: Encoder, texts: list[str]) -> np.ndarray:
-    try:
-        return encoder.encode(texts)
-    except ImportError as error:
-        raise ImportError(
-            f"the text encoder {encoder.name} is not installed: "
-            "run pip install 'personavlm[dense]', or search with ranking 'bm25'"
-        ) from error
-
-
 def _order_by_similarity(candidates: list[str], texts: list[str], encoder: Encoder) -> list[int]:
     """Candidate numbers by decreasing cosine to the nearest text."""
-    vectors = _encode(encoder, candidates)
-    text_vectors = _encode(encoder, texts)
+    vectors = encoder.encode(candidates)
+    text_vectors = encoder.encode(texts)
     cosines = vectors @ text_vectors.T
     nearest = cosines.max(1)
     order = np.argsort(-nearest, kind="stable")

@@ -1,4 +1,4 @@
-"""What a world is made of: tables from lives and back from files, the paper's numbers beside them, figures."""
+"""Tables and figures about a data set, beside the paper's numbers."""
 
 import base64
 from collections import Counter
@@ -29,7 +29,7 @@ def written(groups, tmp_path_factory):
     )
 
 
-def test_the_files_give_back_what_was_written(written):
+def test_files_restore_the_tables(written):
     folder, world = written
     read = dataset_tables.read_world(folder)
     for name, table in world.items():
@@ -42,7 +42,7 @@ def test_the_files_give_back_what_was_written(written):
     )
 
 
-def test_table_6_is_counted_from_the_lives(groups, written):
+def test_table_6_counts_the_lives(groups, written):
     table = dataset_tables.tables(written[1])["Table 6"].set_index("statistic")
     test = groups["short"] + groups["long"]
     turns = [turn for life in test for turn in life.turns]
@@ -65,7 +65,7 @@ def test_table_6_is_counted_from_the_lives(groups, written):
     assert table.difference["test cases"] == len(choice) - 2034
 
 
-def test_tables_5_and_7_put_ours_beside_the_papers(groups, written):
+def test_tables_5_and_7_compare_ours_with_the_paper(groups, written):
     tables = dataset_tables.tables(written[1])
     asked = Counter(q.task for life in groups["short"] + groups["long"] for q in life.questions)
     ours = tables["Table 5"].set_index("task").ours
@@ -78,7 +78,7 @@ def test_tables_5_and_7_put_ours_beside_the_papers(groups, written):
     assert list(theirs) == list(mine)
 
 
-def test_shares_of_the_mixture(written):
+def test_mixture_counts_samples_by_part(written):
     mixture = written[1]["mixture"].set_index(["stage", "part"]).samples
     assert mixture["SFT"].to_dict() == {
         "question answering": 4,
@@ -88,7 +88,7 @@ def test_shares_of_the_mixture(written):
     assert mixture["RL"].to_dict() == {"multiple choice": 2, "open-ended": 1, "yes or no": 1}
 
 
-def test_a_case_of_each_task_with_its_picture(groups, written):
+def test_cases_cover_every_task_with_pictures(groups, written):
     cases = written[1]["cases"].set_index("task")
     asked = {q.task for life in groups["short"] + groups["long"] for q in life.questions}
     assert set(cases.index) == asked and all(
@@ -100,7 +100,7 @@ def test_a_case_of_each_task_with_its_picture(groups, written):
     assert html.count("<b>") == len(cases) and html.count("<img") == (cases.picture != "").sum()
 
 
-def test_keywords_are_no_names_and_no_moods(groups, written):
+def test_keywords_exclude_names_and_moods(groups, written):
     words = set(written[1]["keywords"].word)
     people = {event.who for life in groups["short"] for event in life.plan.events}
     assert len(words) > 30 and not words & (
@@ -108,7 +108,7 @@ def test_keywords_are_no_names_and_no_moods(groups, written):
     )
 
 
-def test_figures_of_a_world_are_byte_reproducible(written, tmp_path):
+def test_data_set_figures_are_byte_reproducible(written, tmp_path):
     for attempt in ("one", "two"):
         for name, figure in dataset_figures.draw(dataset_tables.read_world(written[0])).items():
             figures.save(figure, tmp_path / attempt, name)

@@ -1,4 +1,4 @@
-"""PAPER_MAP.md names only what exists: code, prompts, notebooks, files that stages leave, and true defaults."""
+"""PAPER_MAP.md names existing code, prompts, notebooks and output files, and true defaults."""
 
 import ast
 import re
@@ -18,9 +18,9 @@ SOURCES = "".join(
 
 
 def find(path: str, name: str) -> ast.AST:
-    """The definition of a dotted name in a file of the package: classes, functions, methods, fields, parameters.
+    """The definition of a dotted name (class, function, method, field or parameter) in a file.
 
-    LookupError for a name that is not defined there.
+    LookupError if it is not defined there.
     """
     node = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
     for part in name.split("."):
@@ -29,7 +29,7 @@ def find(path: str, name: str) -> ast.AST:
 
 
 def members(node: ast.AST) -> dict[str, ast.AST]:
-    """What can be named inside of a module, class or function; a parameter or field stands for its default."""
+    """Names defined in a module, class or function; a parameter or field maps to its default."""
     found: dict[str, ast.AST] = {}
     for inner in getattr(node, "body", []):
         if isinstance(inner, ast.FunctionDef | ast.ClassDef):
@@ -50,7 +50,7 @@ def members(node: ast.AST) -> dict[str, ast.AST]:
     return found
 
 
-def test_what_is_not_there_is_not_found():
+def test_find_raises_for_undefined_names():
     assert find("memory/store.py", "MemoryStore.as_of").name == "as_of"
     for name in ("MemoryStore.as_off", "nothing", "MemoryStore.as_of.tim"):
         with pytest.raises(LookupError):
@@ -58,22 +58,22 @@ def test_what_is_not_there_is_not_found():
 
 
 @pytest.mark.parametrize("path, name", NAMED, ids=lambda part: part)
-def test_code_that_is_named_exists(path, name):
+def test_named_code_exists(path, name):
     find(path, name)
 
 
-def test_the_map_names_enough_to_be_one():
+def test_map_covers_all_differences():
     assert len(NAMED) > 60 and set(re.findall(r"\b(?:D\d+)\b", TEXT)) == {
         f"D{n}" for n in range(1, 16)
     }
 
 
-def test_every_prompt_that_is_named_exists():
+def test_named_prompts_exist():
     prompts = re.findall(r"`(agent/prompts/\S+?\.j2)`", TEXT)
     assert len(prompts) == 8 and [name for name in prompts if not (PACKAGE / name).is_file()] == []
 
 
-def test_every_stage_is_mapped_and_every_file_is_one_that_code_writes():
+def test_stages_and_output_files_exist():
     assert set(re.findall(r"`(\d\d_\w+|explore_memories)`", TEXT)) == set(STAGES)
     left = re.findall(r"`((?:\d\d_\w+|explore_memories|memory)/[^`:]+)`", TEXT)
     assert len(left) > 25
@@ -82,7 +82,7 @@ def test_every_stage_is_mapped_and_every_file_is_one_that_code_writes():
         assert stage in (*STAGES, "memory") and f"{name}" in SOURCES, path
 
 
-def test_the_defaults_are_the_codes():
+def test_stated_defaults_are_those_of_the_code():
     rows = re.findall(
         rf"^\| (?:D\d+|open) \|[^|]*\| `{CODE.pattern}` \| `([^`]+)` \|", TEXT, re.MULTILINE
     )
@@ -91,6 +91,6 @@ def test_the_defaults_are_the_codes():
         assert ast.literal_eval(find(path, name)) == ast.literal_eval(default), f"{path}:{name}"
 
 
-def test_profile_keys_that_are_named_are_the_notebooks():
+def test_named_profile_keys_are_notebook_parameters():
     source = (NOTEBOOKS / "03_grpo.ipynb").read_text(encoding="utf-8")
     assert all(f'"{key}: ' in source for key in ("beta", "epsilon", "group", "groups"))

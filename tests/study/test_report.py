@@ -1,4 +1,4 @@
-"""The report from synthetic files of known truth, in a runs folder of its own."""
+"""The report on synthetic files with known results, in a temporary runs folder."""
 
 import json
 from datetime import datetime, timedelta
@@ -14,9 +14,16 @@ from personavlm_lib.study import figures, tables
 from personavlm_lib.study.report import build_report
 
 SKILL = {
-    "chance": 0.25, "no_memory": 0.27, "backbone_rag5": 0.55, "backbone_full": 0.5, "sft_own": 0.6, "sft_gold": 0.65,
-    "rl_own": 0.62, "rl_gold": 0.9, "gold_evidence": 0.97,
-}  # fmt: skip
+    "chance": 0.25,
+    "no_memory": 0.27,
+    "backbone_rag5": 0.55,
+    "backbone_full": 0.5,
+    "sft_own": 0.6,
+    "sft_gold": 0.65,
+    "rl_own": 0.62,
+    "rl_gold": 0.9,
+    "gold_evidence": 0.97,
+}
 TASKS = {
     "Visual Detail Recall": "Memory", "Semantic Information Recall": "Memory",
     "Latest Preference Recognition": "Preference", "Personality Alignment": "Alignment",
@@ -25,16 +32,48 @@ TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neu
 
 
 def answers(skill: dict[str, float], users: int, rng: np.random.Generator) -> list[AnswerRecord]:
-    return [
-        AnswerRecord(
-            run="made", benchmark="world", case=f"{user}-{task}-{k}", user=f"user {user}", task=task, aspect=aspect,
-            kind="alignment" if aspect == "Alignment" else "choice", condition=condition, model="nano", seed=0,
-            prompt_set_hash="0", memory="gold", options=["a", "b", "c", "d"], gold="a", raw="a", parsed="a",
-            correct=bool(rng.random() < p), retrieved_turns=[1, 2], evidence_turns=[2, 3], steps=2, retrievals=1,
-            tokens_in=0 if condition == "chance" else 400, tokens_out=0 if condition == "chance" else 40, seconds=0.1,
-        )
-        for condition, p in skill.items() for user in range(users) for task, aspect in TASKS.items() for k in range(4)
-    ]  # fmt: skip
+    """Four questions per task, user and condition, correct with the condition's probability."""
+    records = []
+    for condition, probability in skill.items():
+        for user in range(users):
+            for task, aspect in TASKS.items():
+                for number in range(4):
+                    correct = bool(rng.random() < probability)
+                    case = f"{user}-{task}-{number}"
+                    records.append(answer(condition, f"user {user}", task, aspect, case, correct))
+    return records
+
+
+def answer(
+    condition: str, user: str, task: str, aspect: str, case: str, correct: bool
+) -> AnswerRecord:
+    asks_model = condition != "chance"
+    return AnswerRecord(
+        run="made",
+        benchmark="world",
+        case=case,
+        user=user,
+        task=task,
+        aspect=aspect,
+        kind="alignment" if aspect == "Alignment" else "choice",
+        condition=condition,
+        model="nano",
+        seed=0,
+        prompt_set_hash="0",
+        memory="gold",
+        options=["a", "b", "c", "d"],
+        gold="a",
+        raw="a",
+        parsed="a",
+        correct=correct,
+        retrieved_turns=[1, 2],
+        evidence_turns=[2, 3],
+        steps=2,
+        retrievals=1,
+        tokens_in=400 if asks_model else 0,
+        tokens_out=40 if asks_model else 0,
+        seconds=0.1,
+    )
 
 
 @pytest.fixture
@@ -95,7 +134,7 @@ def made(runs):
     return run
 
 
-def test_report_says_every_claim_and_its_numbers(made):
+def test_report_shows_every_claim_with_its_numbers(made):
     page = build_report("made")
     text = page.read_text()
     assert page == made / "09_report" / "report.html"
@@ -137,7 +176,7 @@ def test_report_says_every_claim_and_its_numbers(made):
     } <= names
 
 
-def test_report_of_a_run_that_has_hardly_begun(runs):
+def test_report_of_a_run_with_one_finished_stage(runs):
     with pytest.raises(FileNotFoundError, match="no finished stage"):
         build_report("made")
     record_stage(runs, "00_backbone")
