@@ -1,7 +1,7 @@
 """The stages of the study and their dependencies. Finished stages are skipped, interrupted ones resumed.
 
 `personavlm reproduce` runs this file. To use other features of Snakemake (clusters, graphs, dry runs), run it yourself;
-this command repeats the study with another seed, in runs/nano-1:
+this command repeats the study with another training seed on the same users, in runs/nano-1 (world_seed=1: on new users):
 
     snakemake --cores all --config profile=nano run=nano-1 seed=1
 
@@ -16,7 +16,7 @@ from personavlm_lib.study.profiles import ROOT, load_profile, notebook, stage_fo
 from personavlm_lib.processes import exit_with_parent
 
 exit_with_parent()  # so that a killed chain leaves no process behind
-PROFILE = load_profile(config.get("profile", "nano"), config.get("seed"))
+PROFILE = load_profile(config.get("profile", "nano"), config.get("seed"), config.get("world_seed"))
 RUN = str(config.get("run", PROFILE.name))
 PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN) for stage in PROFILE.stages}
 NEEDS = {
@@ -60,7 +60,8 @@ for position, stage in enumerate(PROFILE.stages):
             # Snakemake compares these: a changed parameter reruns the stage and those that depend on it
             values=PARAMETERS[stage],
             command=[sys.executable, "-m", "personavlm_lib", "run", stage]
-            + ["--profile", config.get("profile", "nano"), "--run", RUN, "--seed", str(PROFILE.seed)],
+            + ["--profile", config.get("profile", "nano"), "--run", RUN]
+            + ["--seed", str(PROFILE.seed), "--world-seed", str(PROFILE.world_seed)],
         threads: workflow.cores or 1  # each stage uses all cores, so stages run one at a time
         priority: 100 - position  # prefer the order of the profile
         shell:

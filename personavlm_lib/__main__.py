@@ -26,7 +26,12 @@ app = typer.Typer(
 )
 Profile = Annotated[str, typer.Option(help="name in profiles/, or path of a YAML file")]
 Run = Annotated[str, typer.Option(help="folder under runs/; default: the profile's name")]
-Seed = Annotated[int | None, typer.Option(help="random seed; default: the profile's")]
+Seed = Annotated[
+    int | None, typer.Option(help="random seed of training and sampling; default: the profile's")
+]
+WorldSeed = Annotated[
+    int | None, typer.Option(help="seed of the simulated users; default: the profile's")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
@@ -48,6 +53,7 @@ def reproduce(
     profile: Profile = "nano",
     run: Run = "",
     seed: Seed = None,
+    world_seed: WorldSeed = None,
     force: Annotated[
         bool, typer.Option("--force", help="rerun these stages even if they are finished")
     ] = False,
@@ -57,7 +63,7 @@ def reproduce(
 
     if "." in profile:  # a path: Snakemake runs in the project's folder
         profile = str(Path(profile).resolve())
-    return reproduce(profile, run, stages or [], seed, force)
+    return reproduce(profile, run, stages or [], force, seed, world_seed)
 
 
 @app.command()
@@ -66,6 +72,7 @@ def run(
     profile: Profile = "nano",
     run: Run = "",
     seed: Seed = None,
+    world_seed: WorldSeed = None,
     changes: Changes = None,
 ) -> int:
     """Run one stage of the study, optionally with changed parameters."""
@@ -77,7 +84,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     hint = ""
     try:
-        loaded = load_profile(profile, seed)
+        loaded = load_profile(profile, seed, world_seed)
         changed = _parse_changes(changes or [])
         run = run or loaded.name
         hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
@@ -145,7 +152,7 @@ def locomo(
 def synthesize(
     out: Annotated[Path, typer.Option(help="new folder for the data set")],
     size: Annotated[str, typer.Option(help="nano, short, long or paper")] = "nano",
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the users, and of the mixtures")] = 0,
     workers: Annotated[int, typer.Option(help="number of processes; 0: one per core")] = 0,
     personas: Annotated[
         Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')

@@ -24,6 +24,13 @@ from personavlm_lib.benchmark import mixtures, recordings
 from personavlm_lib.benchmark.formats import LIVES, SFT, data_card, write_parquet
 from personavlm_lib.benchmark.lives import Life, read_lives, write_lives
 from personavlm_lib.benchmark.questions import Question
+from personavlm_lib.benchmark.seeds import (
+    LONG_TEST_USERS,
+    SHORT_TEST_USERS,
+    TEST_USERS,
+    TRAINING_USERS,
+    user_seeds,
+)
 from personavlm_lib.benchmark.tables import dialogue_table, question_table
 from personavlm_lib.benchmark.tasks import make_questions
 from personavlm_lib.benchmark.validation import Violation, validate_life
@@ -48,7 +55,7 @@ JobResult = tuple[list[str], list[Violation]]  # the kinds of the SFT samples, r
 
 @dataclass(frozen=True)
 class Group:
-    """Lives of one kind, with seeds from `first` on, each within `days` days.
+    """Lives of one kind, within `days`; `first` is their first seed in the block of a world seed.
 
     `size` or the range `turns` sets the length. Each life has `questions` choice questions and
     `pairs` pairs of alignment items; `sft` and `rl` count the samples drawn from the whole group.
@@ -66,16 +73,35 @@ class Group:
     rl: int = 0
 
 
-SHORT = Group("test_short", 50_000, users=100, days=90, questions=10, pairs=2, turns=(20, 100))
-LONG = Group("test_long", 60_000, users=100, days=90, questions=10, pairs=2, turns=(100, 500))
-PAPER_TRAIN = Group(
-    "train", 0, users=500, days=28, questions=68, pairs=6, turns=(20, 100), sft=78_000, rl=5_600
+SHORT = Group(
+    "test_short",
+    SHORT_TEST_USERS.start,
+    users=100,
+    days=90,
+    questions=10,
+    pairs=2,
+    turns=(20, 100),
 )
+LONG = Group(
+    "test_long", LONG_TEST_USERS.start, users=100, days=90, questions=10, pairs=2, turns=(100, 500)
+)
+PAPER_TRAIN = Group(
+    "train",
+    TRAINING_USERS.start,
+    users=500,
+    days=28,
+    questions=68,
+    pairs=6,
+    turns=(20, 100),
+    sft=78_000,
+    rl=5_600,
+)
+NANO_TRAIN = Group(
+    "train", TRAINING_USERS.start, users=100, days=28, questions=24, pairs=4, sft=6_000, rl=480
+)
+NANO_TEST = Group("test", TEST_USERS.start, users=12, days=70, questions=26, pairs=4, size=1.2)
 DATASET_SIZES = {
-    "nano": (
-        Group("train", 0, users=100, days=28, questions=24, pairs=4, sft=6_000, rl=480),
-        Group("test", 50_000, users=12, days=70, questions=26, pairs=4, size=1.2),
-    ),
+    "nano": (NANO_TRAIN, NANO_TEST),
     "short": (SHORT,),
     "long": (LONG,),
     "paper": (PAPER_TRAIN, SHORT, LONG),
@@ -86,7 +112,8 @@ DATASET_SIZES = {
 class SynthesisSettings:
     """Settings of a data set, apart from its groups.
 
-    `recognizer` opens the concept recognizer within each process. `personas` is a PersonaHub file.
+    `seed` is the world seed of the users, and draws the mixtures of samples. `recognizer` opens the
+    concept recognizer within each process. `personas` is a PersonaHub file.
     `generator` writes the dialogues in place of the templates, which use `wording`.
     """
 
@@ -204,9 +231,9 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
 def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
     planned: list[_PlannedLife] = []
     for group in groups:
-        for place in range(group.users):
+        members = range(group.first, group.first + group.users)
+        for place, life_seed in enumerate(user_seeds(members, seed)):
             persona = personas[len(planned)]
-            life_seed = 100_000 * seed + group.first + place
             turns = None
             if group.turns:
                 rng = random.Random(f"turns {life_seed}")

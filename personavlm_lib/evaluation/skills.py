@@ -27,6 +27,7 @@ from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query, simulate_life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.recordings import gold_memory
+from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
@@ -44,7 +45,6 @@ from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajec
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 
-FIRST_LIFE_SEED = 20_000_000  # no other stage uses seeds from here on
 CONCEPTS = 50  # things that "thing seen again" chooses from
 # What a question about an image asks for, by the list that contains the answer.
 IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
@@ -392,8 +392,8 @@ def _update_item(user: str, sample: dict, prompts: PromptSet) -> tuple[str, Skil
 def _life_items(folder: Path, number: int, settings: SkillSettings) -> dict[str, list[SkillItem]]:
     """All items about one simulated life, by pool."""
     rng = random.Random(f"skills {settings.seed} {number}")
-    life_seed = FIRST_LIFE_SEED + 10_000 * settings.seed + number
-    life = simulate_life(life_seed, folder, 28, 1.0, 0, 0)
+    first_seed = SKILL_USERS.start + USERS_PER_SKILL_SUITE * settings.seed
+    life = simulate_life(first_seed + number, folder, 28, 1.0, 0, 0)
     samples: list[dict] = []
     prompts = settings.prompts
     store = gold_memory(life, folder / life.user, settings.recognizer, samples, prompts)

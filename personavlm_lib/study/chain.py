@@ -64,13 +64,20 @@ def hold(run: str) -> Iterator[None]:
             del os.environ[LOCKED_FOLDER]
 
 
-def reproduce(name: str, run: str, stages: list[str], seed: int | None, force: bool) -> int:
+def reproduce(
+    name: str,
+    run: str,
+    stages: list[str],
+    force: bool,
+    seed: int | None = None,
+    world_seed: int | None = None,
+) -> int:
     """Run the unfinished stages of a profile, or `stages` and what they need; return the exit code.
 
-    `force` deletes the output of the named stages, or of all, and runs them again. Raises
-    ProfileError before anything is touched.
+    `force` deletes the output of the named stages, or of all, and runs them again. `seed` and
+    `world_seed` replace those of the profile. Raises ProfileError before anything is touched.
     """
-    profile = load_profile(name, seed)
+    profile = load_profile(name, seed, world_seed)
     run = run or profile.name
     for stage in [*profile.stages, *stages]:
         stage_parameters(profile, stage, run)
@@ -78,7 +85,12 @@ def reproduce(name: str, run: str, stages: list[str], seed: int | None, force: b
     forced = selected if force else []
     if "01_synthesize" not in forced:
         check_run_version(run)
-    command = _snakemake_command(stages, forced, name, run, seed)
+    config = {"profile": name, "run": run}
+    if seed is not None:
+        config["seed"] = str(seed)
+    if world_seed is not None:
+        config["world_seed"] = str(world_seed)
+    command = _snakemake_command(stages, forced, config)
     with hold(run):
         _delete_outputs(run, forced)
         times_before = _finish_times(profile, run)
@@ -92,17 +104,14 @@ def reproduce(name: str, run: str, stages: list[str], seed: int | None, force: b
     return code
 
 
-def _snakemake_command(
-    stages: list[str], forced: list[str], profile: str, run: str, seed: int | None
-) -> list[str]:
+def _snakemake_command(stages: list[str], forced: list[str], config: dict[str, str]) -> list[str]:
     command = [sys.executable, "-m", "snakemake", "--cores", "all"]
     command += ["--rerun-incomplete", "--nolock"]
     command += stages
     if forced:
         command += ["--forcerun", *forced]
-    command += ["--config", f"profile={profile}", f"run={run}"]
-    if seed is not None:
-        command.append(f"seed={seed}")
+    command.append("--config")
+    command += [f"{key}={value}" for key, value in config.items()]
     return command
 
 

@@ -19,6 +19,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.study import tables
@@ -95,26 +96,41 @@ def _condition_color(condition: str) -> str:
 
 @styled
 def accuracy_by_condition(records: pd.DataFrame) -> Figure:
-    """Multiple-choice accuracy per condition with 95% intervals over users, without ablations."""
+    """Multiple-choice accuracy per condition with 95% intervals over users, without ablations.
+
+    Answers that name no option are drawn behind the correct ones, apart from the wrong ones.
+    """
     conditions = tables.condition_order(records)
     table = tables.condition_table(records[records["condition"].isin(conditions)])
-    figure, [[ax]] = new_axes(height=0.9 + 0.3 * len(table))
+    figure, [[ax]] = new_axes(height=1.2 + 0.3 * len(table))
     places = np.arange(len(table))
-    bars = ax.barh(
+    colors = table["condition"].map(_condition_color)
+    correct = table["accuracy"]
+    ax.barh(
         places,
-        table["accuracy"],
+        correct,
         xerr=error_bars(table, "accuracy"),
         error_kw={"ecolor": "#222222", "elinewidth": 1.1, "capsize": 2.5},
-        color=table["condition"].map(_condition_color),
+        color=colors,
         height=0.66,
     )
-    ax.bar_label(bars, fmt="{:.0f}", padding=4, color="#333333")
-    ax.axvline(25, color=DARK, linewidth=1, linestyle=":")
+    hatched: dict[str, Any] = {"facecolor": "white", "hatch": "//////", "linewidth": 0.5}
+    ax.barh(places, table["unparsed"], 0.66, correct, edgecolor=colors, **hatched)
+    for place, accuracy in zip(places, correct, strict=True):
+        ax.text(114, place, f"{accuracy:.0f}", ha="right", va="center", color="#333333")
+    chance: dict[str, Any] = {"color": DARK, "linewidth": 1, "linestyle": ":"}
+    ax.axvline(25, **chance)
     ax.set_yticks(places, map(tables.label, table["condition"]))
-    ax.set(xlim=(0, 109), xticks=range(0, 101, 25))
-    ax.set_xlabel(f"correct answers (%), n = {table['n'].max()}; dotted: chance")
+    ax.set(xlim=(0, 116), xticks=range(0, 101, 25))
+    ax.set_xlabel(f"answers (%), n = {table['n'].max()}")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
+    handles = [
+        Patch(color=GRAY, label="correct, with 95% interval"),
+        Patch(edgecolor=GRAY, label="names no option", **hatched),
+        Line2D([], [], label="chance", **chance),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, columnspacing=1.2)
     return figure
 
 

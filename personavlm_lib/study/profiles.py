@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from personavlm_lib.benchmark.seeds import WORLD_SEEDS
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
@@ -34,7 +36,7 @@ STAGES = (
     "explore_memories",
     "09_report",
 )
-PROFILE_KEYS = ("seed", "offline", "common", "stages")
+PROFILE_KEYS = ("seed", "world_seed", "offline", "common", "stages")
 YAML_TYPES = {  # annotation in a notebook -> types of a YAML value that fit it
     "int": ("int",),
     "float": ("float", "int"),
@@ -50,10 +52,14 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """The settings of a run; `stages` maps each stage, in chain order, to its parameters."""
+    """The settings of a run; `stages` maps each stage, in chain order, to its parameters.
+
+    `seed` drives training and sampling, `world_seed` selects the simulated users.
+    """
 
     name: str
     seed: int
+    world_seed: int
     stages: dict[str, dict]
     common: dict = field(default_factory=dict)
     offline: bool = True
@@ -65,11 +71,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"(nearest known: '{matches[0]}')" if matches else "(it has none)"
 
 
-def load_profile(name: str, seed: int | None = None) -> Profile:
-    """Load `profiles/<name>.yaml`, or the YAML file at the path `name`; `seed` replaces its seed.
+def load_profile(name: str, seed: int | None = None, world_seed: int | None = None) -> Profile:
+    """Load `profiles/<name>.yaml`, or the YAML file at the path `name`.
 
-    Raises ProfileError for a missing file, an unknown key or an unknown stage, and names the
-    nearest known one.
+    `seed` and `world_seed` replace those of the file; a file without a world seed has 0. Raises
+    ProfileError for a missing file, for an unknown key or stage, naming the nearest known one, and
+    for a world seed outside of WORLD_SEEDS.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
@@ -81,9 +88,16 @@ def load_profile(name: str, seed: int | None = None) -> Profile:
     for stage in STAGES:
         if stage in content["stages"]:
             stages[stage] = content["stages"][stage] or {}
+    if world_seed is None:
+        world_seed = content.get("world_seed", 0)
+    if world_seed not in WORLD_SEEDS:
+        raise ProfileError(
+            f"the world seed is {world_seed!r}: choose one from 0 to {WORLD_SEEDS[-1]}"
+        )
     return Profile(
         name=path.stem,
         seed=content["seed"] if seed is None else seed,
+        world_seed=world_seed,
         stages=stages,
         common=content.get("common") or {},
         offline=content.get("offline", True),
@@ -146,11 +160,11 @@ def notebook_parameters(path: Path) -> dict[str, str]:
 def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | None = None) -> dict:
     """Return every parameter of the stage's notebook with its value.
 
-    Values come from the profile; `changes` (from --set) override them. `run` and `seed` are set
-    for the notebooks that take them. Raises ProfileError for a parameter that the notebook does
-    not have, for a parameter of the notebook without a value (each with the nearest known name),
-    for a plain type that does not fit the notebook's annotation (YAML reads `2e-5`, without a
-    dot, as text), and for a value outside of ALLOWED_VALUES.
+    Values come from the profile; `changes` (from --set) override them. `run`, `seed` and
+    `world_seed` are set for the notebooks that take them. Raises ProfileError for a parameter that
+    the notebook does not have, for a parameter of the notebook without a value (each with the
+    nearest known name), for a plain type that does not fit the notebook's annotation (YAML reads
+    `2e-5`, without a dot, as text), and for a value outside of ALLOWED_VALUES.
     """
     if stage not in profile.stages:
         raise ProfileError(
@@ -162,7 +176,8 @@ def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | Non
         if name not in annotations or name == "run":
             known = annotations.keys() - {"run"}
             raise ProfileError(f"{stage} has no parameter {name!r} {nearest(name, known)}")
-    available = {"seed": profile.seed, **profile.common, **own, "run": run}
+    seeds = {"seed": profile.seed, "world_seed": profile.world_seed}
+    available = {**seeds, **profile.common, **own, "run": run}
     parameters = {}
     for name, annotation in annotations.items():
         if name not in available:

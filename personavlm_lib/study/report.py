@@ -30,11 +30,13 @@ from personavlm_lib.evaluation.statistics import (
 )
 from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
 from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
+from personavlm_lib.study.scope import scope_sentences
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = {
     "accuracy_by_condition": "Correct answers to multiple-choice questions, with 95% intervals "
-    "over users. Gray: floors. Green: ceilings.",
+    "over users. Hatched: answers that name no option. The rest is wrong. Numbers: correct "
+    "answers. Gray: floors. Green: ceilings.",
     "accuracy_by_task": "Correct answers by task, in percent (the paper's Table 4, transposed). "
     "In brackets: number of questions.",
     "figure_14_personality_own": "True personality of some users, and PEM's estimate from the "
@@ -112,18 +114,22 @@ def build_report(run: str) -> Path:
 def _render_page(
     run: str, evidence: Evidence, results: list[ClaimResult], images: dict[str, Path]
 ) -> str:
+    about = _about(evidence.stages)
     loader = PackageLoader("personavlm_lib.study", ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     claims = [_claim_row(result) | {"shown": show(result)} for result in results]
     pictures = [(name, CAPTIONS[name], _data_uri(path)) for name, path in images.items()]
     world = dataset_tables.read_world(_world_folder(run))
     checks = audit.audit_tables(PAPER_TABLES)
-    return environment.get_template("report.html.j2").render(
+    tasks = None if evidence.records.empty else tables.task_table(evidence.records)
+    template = environment.get_template("report.html.j2")
+    return template.render(
         run=run,
-        about=_about(evidence.stages),
+        about=about,
+        scope=scope_sentences(run, about, evidence),
         claims=claims,
         figures=pictures,
-        tasks=None if evidence.records.empty else tables.task_table(evidence.records),
+        tasks=tasks,
         label=tables.label,
         world=dataset_tables.tables(world),
         audit=audit.audit_summary(checks),
@@ -168,7 +174,7 @@ def summarize(run: str, evidence: Evidence) -> dict:
     stages = evidence.stages.set_index("stage")
     conditions = _accuracies(evidence.records, "choice")
     summary: dict = {"run": run}
-    for key in ("profile", "seed", "git_commit", "git_dirty"):
+    for key in ("profile", "seed", "world_seed", "git_commit", "git_dirty"):
         summary[key] = about[key]
     summary["conditions"] = conditions
     summary["alignment"] = _accuracies(evidence.records, "alignment")
@@ -185,13 +191,13 @@ def summarize(run: str, evidence: Evidence) -> dict:
 
 
 def _accuracies(records: pd.DataFrame, kind: str) -> dict[str, dict]:
-    """Condition -> n, accuracy, low and high (shares) for the questions of one kind."""
+    """Condition -> n, accuracy, low, high and unparsed (shares) for the questions of one kind."""
     if records.empty or kind not in set(records["kind"]):
         return {}
     shares = {}
     for row in tables.condition_table(records, kind).to_dict("records"):
         share = {"n": row["n"]}
-        for column in ("accuracy", "low", "high"):
+        for column in ("accuracy", "low", "high", "unparsed"):
             share[column] = row[column] / 100
         shares[row["condition"]] = share
     return shares
@@ -266,7 +272,9 @@ def _claim_row(result: ClaimResult) -> dict:
     ours = result.ours or Interval(missing, missing, missing, n=0)
     return {
         "id": result.claim.id,
+        "origin": result.claim.origin,
         "claim": result.claim.sentence,
+        "by_construction": result.claim.by_construction,
         "paper": result.claim.paper,
         "unit": result.claim.unit,
         "ours": ours.mean,
@@ -284,6 +292,8 @@ def _about(stages: pd.DataFrame) -> dict:
     newest = stages.iloc[-1].dropna().to_dict()
     keys = ("profile", "seed", "git_commit", "git_dirty", "python", "packages", "hardware")
     about = {key: newest.get(key) for key in keys}
+    # In runs of an older version, one seed drove both training and users.
+    about["world_seed"] = int(newest.get("world_seed", newest["seed"]))
     about["commits"] = []
     if "git_commit" in stages:
         about["commits"] = list(stages["git_commit"].dropna().unique())

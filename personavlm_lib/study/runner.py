@@ -196,6 +196,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
         "profile": profile.name,
         "run": run,
         "seed": parameters.get("seed", profile.seed),
+        "world_seed": parameters.get("world_seed", profile.world_seed),
         "parameters": parameters,
         "changed": sorted(changes or {}),
         "started": datetime.now(UTC).isoformat(),

@@ -62,13 +62,18 @@ def condition_order(records: pd.DataFrame, ablations: bool = False) -> list[str]
 
 
 def condition_table(records: pd.DataFrame, kind: str = "choice") -> pd.DataFrame:
-    """Condition, n, accuracy, low, high (percent) for the questions of one kind."""
+    """Condition, n, accuracy, low, high, unparsed (percent) for the questions of one kind.
+
+    `unparsed` are the answers that name no option; they count as wrong.
+    """
     rows = records[records["kind"] == kind]
     order = condition_order(rows, ablations=True)
-    table = accuracy_table(rows).set_index("condition").loc[order].reset_index()
-    for column in ("accuracy", "low", "high"):
+    table = accuracy_table(rows).set_index("condition").loc[order]
+    unparsed = rows["parsed"].isna()
+    table["unparsed"] = unparsed.groupby(rows["condition"]).mean()
+    for column in ("accuracy", "low", "high", "unparsed"):
         table[column] = 100 * table[column]
-    return table
+    return table.reset_index()
 
 
 def task_table(records: pd.DataFrame) -> pd.DataFrame:

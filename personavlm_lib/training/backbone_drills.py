@@ -34,6 +34,7 @@ from personavlm_lib.agent.protocol_writer import write_answer, write_episodes, w
 from personavlm_lib.benchmark import tasks
 from personavlm_lib.benchmark.oracle import final_thought, value_chain
 from personavlm_lib.benchmark.questions import Question
+from personavlm_lib.benchmark.seeds import BACKBONE_USERS
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.models.nano import TAGS
 from personavlm_lib.simulation import lexicon
@@ -42,9 +43,8 @@ from personavlm_lib.simulation.plan import EPOCH, LifeEvent, LifePlan, pictured,
 from personavlm_lib.simulation.scenes import LOOSE, Thing, listed, render
 from personavlm_lib.simulation.wording import core_profile, search_keywords, statement
 
-SEEDS = 10_000_000  # seeds of the backbone's lives start here; no other stage uses them
 PROMPTS = PromptSet("nano")
-ANY_PLAN = sample_plan(SEEDS)  # its events are always replaced
+ANY_PLAN = sample_plan(BACKBONE_USERS.start)  # its events are always replaced
 FACTS = (
     lexicon.CORE | lexicon.PREFERENCES | {"relation": lexicon.RELATIONS, "value": lexicon.VALUES}
 )
@@ -65,7 +65,8 @@ class Row:
 
 def _sample_life(rng: random.Random, days: int = 28, size: float = 1.0) -> LifePlan:
     """Sample one of the lives that only the backbone is trained on."""
-    return sample_plan(SEEDS + rng.randrange(1_000_000), days, size)
+    seed = BACKBONE_USERS.start + rng.randrange(len(BACKBONE_USERS))
+    return sample_plan(seed, days, size)
 
 
 def _dialogue(exchanges: list[Exchange]) -> list[Message]:

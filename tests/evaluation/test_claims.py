@@ -50,6 +50,15 @@ def test_claim_ids_are_unique():
     assert len(CLAIMS) == len({claim.id for claim in CLAIMS})
 
 
+def test_every_claim_says_whose_it_is_and_whether_it_holds_by_construction():
+    assert {claim.origin for claim in CLAIMS} == {"paper", "ours"}
+    certain = {claim.id for claim in CLAIMS if claim.by_construction}
+    assert certain == {"C7", "C7g", "C9"}
+    for claim in CLAIMS:
+        if claim.by_construction:
+            assert claim.by_construction.startswith("By construction: ")
+
+
 def test_accuracy_claims_follow_the_sign_of_the_difference():
     good = [True] * 25 + [False] * 5
     bad = [True] * 5 + [False] * 25

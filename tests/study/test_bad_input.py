@@ -50,7 +50,7 @@ def finish(folder: Path):
             "seed: 0\nstages: {00_backbone: {recipe: kept}}",
             "'recipe' is 'kept'; choose one of bundled, trial, train, external",
         ),
-        ("- seed", "tiny.yaml must be a mapping of seed, offline, common, stages"),
+        ("- seed", "tiny.yaml must be a mapping of seed, world_seed, offline, common, stages"),
     ],
 )
 def test_wrong_profile(failure, tmp_path, text, message):

@@ -197,7 +197,27 @@ def test_run_of_an_older_version_must_be_forced(tmp_path, monkeypatch):
     (folder / "test_varied.jsonl").touch()
     for stages, force in (([], False), (["05_evaluate"], True)):
         with pytest.raises(ProfileError, match="made by an older version: rerun it with --force"):
-            chain.reproduce("nano", "r", stages, None, force)
+            chain.reproduce("nano", "r", stages, force)
         assert (folder / "test_varied.jsonl").exists()
-    assert chain.reproduce("nano", "r", [], None, True) == 0
+    assert chain.reproduce("nano", "r", [], True) == 0
     assert not folder.exists()
+
+
+def test_seeds_reach_the_chain_only_if_they_replace_those_of_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    commands = []
+
+    def run_snakemake(command, log):
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(chain, "_run_snakemake", run_snakemake)
+    chain.reproduce("nano", "r", [], False, seed=2, world_seed=3)
+    chain.reproduce("nano", "r", [], False, world_seed=0)
+    chain.reproduce("nano", "r", [], False)
+    configs = [command[command.index("--config") + 1 :] for command in commands]
+    assert configs == [
+        ["profile=nano", "run=r", "seed=2", "world_seed=3"],
+        ["profile=nano", "run=r", "world_seed=0"],
+        ["profile=nano", "run=r"],
+    ]

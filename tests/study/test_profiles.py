@@ -80,6 +80,26 @@ def test_parameters_must_match_the_notebook(tiny, parameters, message):
     assert message in str(error.value)
 
 
+def test_world_seed_selects_the_users_apart_from_the_training_seed():
+    profile = load_profile("smoke", seed=3, world_seed=7)
+    assert (profile.seed, profile.world_seed) == (3, 7)
+    synthesis = stage_parameters(profile, "01_synthesize", "r")
+    assert (synthesis["seed"], synthesis["world_seed"]) == (3, 7)
+    sft = stage_parameters(profile, "02_sft", "r")
+    assert sft["seed"] == 3 and "world_seed" not in sft
+
+
+def test_world_seed_of_a_profile_is_zero_unless_it_says_otherwise(tiny):
+    assert tiny("seed: 5\nstages: {}").world_seed == 0
+    assert tiny("seed: 5\nworld_seed: 2\nstages: {}").world_seed == 2
+
+
+@pytest.mark.parametrize("world_seed", [-1, 100, "x"])
+def test_world_seed_without_users_is_an_error(tiny, world_seed):
+    with pytest.raises(ProfileError, match="choose one from 0 to 99"):
+        tiny(f"seed: 0\nworld_seed: {world_seed}\nstages: {{}}")
+
+
 def test_unknown_name_error_suggests_the_nearest(tiny):
     with pytest.raises(ProfileError, match="nearest known: 'nano'"):
         load_profile("nanoo")

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer
 
 from personavlm_lib.evaluation.claims import CLAIMS
 from personavlm_lib.evaluation.records import AnswerRecord, write_records
-from personavlm_lib.study import figures
+from personavlm_lib.study import figures, tables
 from personavlm_lib.study.report import build_report
 
 SKILL = {
@@ -89,6 +90,7 @@ def record_stage(runs, stage: str) -> None:
         "profile": "nano",
         "run": "made",
         "seed": 0,
+        "world_seed": 4,
         "git_commit": "0123abc",
         "git_dirty": True,
     }
@@ -142,12 +144,21 @@ def test_report_shows_every_claim_with_its_numbers(made):
     )  # nothing from outside
     claims = {row["id"]: row for row in json.loads((page.parent / "claims.json").read_text())}
     assert {"claim", "paper", "ours", "low", "high", "verdict"} <= set(claims["C1"])
+    assert (claims["C1"]["origin"], claims["C3"]["origin"]) == ("ours", "paper")
+    assert claims["C9"]["by_construction"] and not claims["C1"]["by_construction"]
+    shown = text.replace("&#39;", "'")
+    assert all(claim.by_construction in shown for claim in CLAIMS)
+    assert shown.index('id="scope"') < shown.index("<h2>Claims</h2>")
+    assert "The users are simulated: 20 test users" in shown
     assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == [
         "agrees"
     ] * 7
     assert claims["C3"]["verdict"] == "undecided" and "an interval that contains zero" in text
     summary = json.loads((page.parent / "summary.json").read_text())
+    assert (summary["seed"], summary["world_seed"]) == (0, 4)
+    assert "seed 0, world seed 4" in text
     assert summary["conditions"]["rl_gold"]["n"] == 240
+    assert summary["conditions"]["rl_gold"]["unparsed"] == 0
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
     assert (
         summary["reward"]["first"] < summary["reward"]["last"]
@@ -175,6 +186,38 @@ def test_report_of_a_run_with_one_finished_stage(runs):
         for row in json.loads((page.parent / "claims.json").read_text())
     )
     assert "Not measured" in page.read_text()
+
+
+def unparsed_answers() -> pd.DataFrame:
+    """Ten answers of two conditions: 5 right and 3 that name no option, then 9 right and none."""
+    rows = []
+    outcomes = {"rl_own": [True] * 5 + [None] * 3 + [False] * 2, "oracle": [True] * 9 + [False]}
+    for condition, answers in outcomes.items():
+        for case, answer in enumerate(answers):
+            parsed = None if answer is None else "word"
+            rows.append((condition, f"u{case % 5}", "choice", parsed, answer is True))
+    return pd.DataFrame(rows, columns=["condition", "user", "kind", "parsed", "correct"])
+
+
+def test_condition_table_counts_unparsed_answers_apart():
+    table = tables.condition_table(unparsed_answers()).set_index("condition")
+    assert table["accuracy"].to_dict() == {"rl_own": 50, "oracle": 90}
+    assert table["unparsed"].to_dict() == {"rl_own": 30, "oracle": 0}
+
+
+def test_unparsed_answers_are_stacked_on_the_correct_ones():
+    figure = figures.accuracy_by_condition(unparsed_answers())
+    bars = [part for part in figure.axes[0].containers if isinstance(part, BarContainer)]
+    correct, unparsed = bars
+    assert [bar.get_width() for bar in correct] == [50, 90]
+    assert [(bar.get_x(), bar.get_width()) for bar in unparsed] == [(50, 30), (90, 0)]
+    assert all(bar.get_hatch() for bar in unparsed) and not any(bar.get_hatch() for bar in correct)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "names no option" in labels
+    figure.canvas.draw()
+    numbers = [text.get_window_extent() for text in figure.axes[0].texts]
+    drawn = [bar.get_window_extent() for bar in [*correct, *unparsed]]
+    assert not [1 for number in numbers for bar in drawn if number.overlaps(bar)]
 
 
 def test_figures_are_byte_reproducible(tmp_path):

@@ -47,7 +47,7 @@ def stage(tmp_path, monkeypatch):
 
 
 def test_finished_stage_has_notebook_parameters_and_record(stage, capfd):
-    code, folder = stage(WORKS, "--set", "steps=4")
+    code, folder = stage(WORKS, "--set", "steps=4", "--world-seed", "6")
     assert code == 0
     observed = json.loads((folder.parent / "observed.json").read_text())
     pid = observed.pop("pid")
@@ -57,6 +57,7 @@ def test_finished_stage_has_notebook_parameters_and_record(stage, capfd):
     record = json.loads((folder / "run.json").read_text())
     assert record["parameters"] == {"run": "tiny", "seed": 5, "steps": 4}
     assert record["changed"] == ["steps"]
+    assert (record["seed"], record["world_seed"]) == (5, 6)
     assert record["wall_seconds"] > 1 and 0.01 < record["peak_memory_gib"] < 8
     assert record["packages"]["papermill"]
     assert record["hardware"]["cores"] >= 1
