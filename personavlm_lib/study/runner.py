@@ -226,3 +226,7 @@ def _set_kernel_environment(offline: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Otherwise the kernel's debugger warns about frozen modules
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    # An executed notebook shows a progress bar as a widget that never moves
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    # peft reads an attribute that transformers has renamed
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:transformers.modeling_utils")

@@ -172,7 +172,7 @@ class Rollout:
         model.eval()
         responses = run_trajectories(trajectories, policy, self.config["width"])
         model.train()
-        scores = _scores(questions, responses)
+        scores = reward_factors(questions, responses)
         retrievals = sum(len(response.retrieved) for response in responses)
         metrics = trainer._metrics["train"]
         metrics["retrievals"].append(retrievals / len(responses))
@@ -180,9 +180,11 @@ class Rollout:
         return _token_columns(policy.transcripts) | scores
 
 
-def _scores(questions: Sequence[Question], responses: Sequence[Response]) -> dict[str, list]:
+def reward_factors(
+    questions: Sequence[Question], responses: Sequence[Response]
+) -> dict[str, list[float]]:
     """The factors of Eq. 3 for each response, as columns for the reward functions."""
-    scores: dict[str, list] = {"f_acc": [], "f_cons": [], "f_format": []}
+    scores: dict[str, list[float]] = {"f_acc": [], "f_cons": [], "f_format": []}
     for question, response in zip(questions, responses, strict=True):
         scores["f_acc"].append(accuracy(question, response.answer))
         scores["f_cons"].append(consistency(question, response))
@@ -217,7 +219,7 @@ def text_of(prompt: list[dict]) -> str:
     return "".join(texts)
 
 
-def _open_rollout(config: dict, rng: random.Random) -> Rollout:
+def open_rollout(config: dict, rng: random.Random) -> Rollout:
     """A rollout over the training lives, with the questions drawn in the paper's mixture."""
     lives = read_lives(Path(config["lives"]))
     memory = Path(config["memory"])
@@ -257,7 +259,7 @@ def train(config: dict, folder: Path) -> None:
     }
     key = cache_key(**config | inputs)
     rng = random.Random(config["seed"])
-    rollout = _open_rollout(config, rng)
+    rollout = open_rollout(config, rng)
     count = config["groups"] * config["steps"]
     order = _prompt_order(list(rollout.cases), count, rng)
     messages = [[{"role": "user", "content": text}] for text in order]

@@ -25,6 +25,8 @@ from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from personavlm_lib.caching import cache_key, mark_finished
 from personavlm_lib.models.local import content_parts
@@ -183,6 +185,25 @@ def to_dataset(samples: pd.DataFrame) -> Dataset:
     images = [list(paths) for paths in samples.images]
     columns = {"messages": conversations, "images": images}
     return Dataset.from_dict(columns, features=features)
+
+
+def loss_mask(sample: pd.DataFrame, processor) -> tuple[list[int], list[bool]]:
+    """Encode a frame of one sample as the trainer does.
+
+    Returns the token ids, and for each token whether the loss covers it, which is the case for what
+    the assistant writes.
+    """
+    template = None  # the processor's own
+    if not has_generation_markers(processor.chat_template):
+        template = get_training_chat_template(processor)
+    collator = DataCollatorForVisionLanguageModeling(
+        processor, assistant_only_loss=True, chat_template=template
+    )
+    batch = collator(list(to_dataset(sample)))
+    ids = batch["input_ids"][0]
+    labels = batch["labels"][0]
+    in_loss = labels >= 0  # the collator labels all other tokens -100
+    return ids.tolist(), in_loss.tolist()
 
 
 def train_and_save(trainer, folder: Path, base: str, key: str) -> None:

@@ -64,6 +64,8 @@ def test_labels_cover_exactly_the_assistants_words(
         labels, ids = batch["labels"][0], batch["input_ids"][0]
         learned = labels != -100
         assert torch.equal(ids[learned], labels[learned])
+        encoded = sft.loss_mask(rows.iloc[[index]], processor)
+        assert encoded == (ids.tolist(), learned.tolist())
         turns = "".join(processor.tokenizer.decode(labels[learned])).split("<|im_end|>")
         answers = [m["content"] for m in rows.messages[index] if m["role"] == "assistant"]
         without_spaces = ["".join(text.split()) for text in answers]
