@@ -272,7 +272,7 @@ def cached_answers(
     inputs["condition"] = asdict(condition)
     inputs["size"] = (settings.width, settings.max_tokens)
     key = cache_key(**inputs)
-    if not reuse_or_clear(cache, key):
+    if not reuse_or_clear(cache, key, folder):
         records = answer_questions(condition, lives, memory, models, settings)
         write_records(cache / "records.parquet", records)
         mark_finished(cache, key)

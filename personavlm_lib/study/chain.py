@@ -7,7 +7,6 @@ failure, and the end of every process that the chain started.
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +20,9 @@ from personavlm_lib.study.profiles import (
     Profile,
     ProfileError,
     check_run_version,
+    delete_in_run,
     load_profile,
-    memory_folder,
+    memories_folder,
     run_folder,
     stage_folder,
     stage_parameters,
@@ -100,7 +100,8 @@ def _snakemake_command(
     command += stages
     if forced:
         command += ["--forcerun", *forced]
-    command += ["--config", f"profile={profile}", f"run={run}"]
+    # Otherwise Snakemake reads a run's name such as 007 or 1e5 as a number
+    command += ["--config", f"profile={profile}", f"run=!!str {run}"]
     if seed is not None:
         command.append(f"seed={seed}")
     return command
@@ -109,9 +110,9 @@ def _snakemake_command(
 def _delete_outputs(run: str, stages: list[str]) -> None:
     """Delete the folders of stages; with 05_evaluate also the memories that it writes."""
     if "05_evaluate" in stages:
-        shutil.rmtree(memory_folder(run, ""), ignore_errors=True)
+        delete_in_run(run, memories_folder(run))
     for stage in stages:
-        shutil.rmtree(stage_folder(run, stage), ignore_errors=True)
+        delete_in_run(run, stage_folder(run, stage))
 
 
 def _finish_times(profile: Profile, run: str) -> list[float]:

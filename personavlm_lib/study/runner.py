@@ -28,7 +28,13 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from personavlm_lib.study import profiles
-from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_parameters
+from personavlm_lib.study.profiles import (
+    ROOT,
+    Profile,
+    delete_in_run,
+    stage_folder,
+    stage_parameters,
+)
 
 
 class ProcessTree(threading.Thread):
@@ -184,7 +190,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     parameters = stage_parameters(profile, stage, run, changes)
     folder = stage_folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").unlink(missing_ok=True)
+    delete_in_run(run, folder / "run.json")
     parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     (folder / "params.yaml").write_text(parameters_text)
     _set_kernel_environment(profile.offline)

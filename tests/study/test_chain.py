@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from personavlm_lib.study import chain
-from personavlm_lib.study.profiles import ROOT, ProfileError, stage_folder
+from personavlm_lib.study.profiles import ROOT, ProfileError, memory_folder, stage_folder
 
 PARAMETERS = "run: str = ''\nseconds: float = 0.0"
 SOURCE = """
@@ -187,6 +187,26 @@ def test_failing_stage_prints_one_line(project):
         f"Executed notebook: {notebook}"
     )
     assert (project.runs / "00_backbone" / "run.json").exists()
+
+
+@pytest.mark.parametrize("run", ["..", ".", "a/b", "/tmp"])
+def test_forced_run_with_an_unsafe_name_touches_nothing(tmp_path, monkeypatch, run):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "memory").mkdir()
+    with pytest.raises(ProfileError, match="the name of a run is"):
+        chain.reproduce("nano", run, ["05_evaluate"], None, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+
+
+def test_forced_evaluation_deletes_the_memories_of_its_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    monkeypatch.setattr(chain, "_run_snakemake", lambda command, log: 0)
+    for run in ("r", "other"):
+        memory_folder(run, "rl", "user_1").mkdir(parents=True)
+    (tmp_path / "memory").mkdir()
+    assert chain.reproduce("nano", "r", ["05_evaluate"], None, True) == 0
+    assert not (tmp_path / "r" / "memory").exists()
+    assert memory_folder("other", "rl", "user_1").exists() and (tmp_path / "memory").exists()
 
 
 def test_run_of_an_older_version_must_be_forced(tmp_path, monkeypatch):
