@@ -7,6 +7,7 @@ listed is not part of the run. No other module spells out a path of the project.
 
 import ast
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -145,6 +146,13 @@ def notebook_parameters(path: Path) -> dict[str, str]:
         elif isinstance(node, ast.Assign):
             annotations[ast.unparse(node.targets[0])] = ""
     return annotations
+
+
+def code_hash(path: Path) -> str:
+    """Hash the source of a notebook's code cells: without text, outputs and execution counts."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
 def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | None = None) -> dict:
