@@ -63,15 +63,33 @@ def cache_key(**inputs: object) -> str:
     return digest.hexdigest()[:12]
 
 
-def reuse_or_clear(folder: Path, key: str) -> bool:
+def delete(path: Path, root: Path) -> None:
+    """Delete a file or folder inside of `root`, if it exists; a link goes without its target.
+
+    Raises ValueError, and deletes nothing, if `path` is `root` itself or lies outside of it, after
+    symbolic links are followed.
+    """
+    target = path.resolve()
+    allowed = root.resolve()
+    if target == allowed or allowed not in target.parents:
+        raise ValueError(f"{path} is not deleted: it does not lie inside of {root}")
+    if path.is_dir() and not path.is_symlink():
+        # Processes of one training delete the same checkpoints at the same time
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def reuse_or_clear(folder: Path, key: str, root: Path) -> bool:
     """Return True if `folder` holds finished work of `key`; otherwise delete the folder.
 
     Work that is incomplete or was made from other inputs is removed, and False is returned.
+    Raises ValueError if something has to be deleted that does not lie inside of `root`.
     """
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text() == key:
         return True
-    shutil.rmtree(folder, ignore_errors=True)
+    delete(folder, root)
     return False
 
 

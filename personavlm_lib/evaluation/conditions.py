@@ -4,17 +4,14 @@ Every condition runs the same agent.
 """
 
 import random
-import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
-from personavlm_lib.agent.update import replay_conversation
 from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
@@ -106,53 +103,6 @@ class EvaluationSettings:
     recognizer: ConceptRecognizer | None = None
     width: int = 48
     max_tokens: int = 256
-
-
-def write_memories(
-    lives: list[Life],
-    folder: Path,
-    model: ChatModel,
-    name: str,
-    key: str,
-    settings: EvaluationSettings,
-) -> None:
-    """Let `model` write the memory of every user into `folder`/<user>.
-
-    `settings.width` users form a group and run side by side. A group is reused if all its memories
-    are complete and have the same `key`; otherwise all of them are rewritten, because the last
-    digits of what a model computes depend on the other members of its batch.
-    """
-    width = settings.width
-    for start in range(0, len(lives), width):
-        group = lives[start : start + width]
-        finished = [reuse_or_clear(folder / life.user, key) for life in group]
-        if all(finished):
-            continue
-        for life in group:
-            shutil.rmtree(folder / life.user, ignore_errors=True)
-        _write_group(group, folder, model, name, settings)
-        for life in group:
-            mark_finished(folder / life.user, key)
-
-
-def _write_group(
-    lives: list[Life], folder: Path, model: ChatModel, name: str, settings: EvaluationSettings
-) -> None:
-    stores = []
-    trajectories = []
-    for life in lives:
-        store = MemoryStore(folder / life.user, settings.encoder)
-        trajectory = replay_conversation(
-            store, list(life.turns), settings.prompts, settings.recognizer, name
-        )
-        stores.append(store)
-        trajectories.append(trajectory)
-    with ExitStack() as transactions:  # one transaction per user instead of one per turn
-        for store in stores:
-            transactions.enter_context(store.transaction())
-        run_trajectories(trajectories, model, settings.width)
-    for store in stores:
-        store.close()
 
 
 def answer_questions(
@@ -272,7 +222,7 @@ def cached_answers(
     inputs["condition"] = asdict(condition)
     inputs["size"] = (settings.width, settings.max_tokens)
     key = cache_key(**inputs)
-    if not reuse_or_clear(cache, key):
+    if not reuse_or_clear(cache, key, folder):
         records = answer_questions(condition, lives, memory, models, settings)
         write_records(cache / "records.parquet", records)
         mark_finished(cache, key)

@@ -2,17 +2,19 @@
 
 `Snakefile` decides which stages are finished. This module adds a lock that disappears with its
 holder (Snakemake's own lock survives a killed run, so it is off), a log file, one line for any
-failure, and the end of every process that the chain started.
+failure, and the end of every process that the chain started. Notebooks that are executed by hand
+take the same lock.
 """
 
 import fcntl
+import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from personavlm_lib.processes import exit_with_parent
@@ -21,15 +23,23 @@ from personavlm_lib.study.profiles import (
     Profile,
     ProfileError,
     check_run_version,
+    code_hash,
+    delete_in_run,
     load_profile,
-    memory_folder,
+    memories_folder,
+    notebook,
     run_folder,
     stage_folder,
     stage_parameters,
 )
 
 LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
+CHAIN_STAGE = (
+    "PERSONAVLM_STAGE"  # environment variable: the stage's folder that the runner works on
+)
 GRACE_SECONDS = 15.0  # for an interrupted chain to end its children itself
+
+_LOCKS: dict[str, ExitStack] = {}  # of this kernel's runs, by folder; they end with the process
 
 
 @contextmanager
@@ -61,7 +71,62 @@ def hold(run: str) -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ[LOCKED_FOLDER]
+            os.environ.pop(LOCKED_FOLDER, None)
+
+
+@contextmanager
+def in_chain(folder: Path) -> Iterator[None]:
+    """Mark that the runner executes the notebook of the stage `folder` inside of the context."""
+    os.environ[CHAIN_STAGE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[CHAIN_STAGE]
+
+
+def is_in_chain(run: str, stage: str) -> bool:
+    """Whether the runner executes this stage of this run; False for a notebook run by hand."""
+    return os.environ.get(CHAIN_STAGE) == str(stage_folder(run, stage))
+
+
+def open_stage(run: str, stage: str) -> Path:
+    """Return the folder that the notebook of `stage` writes to; it exists.
+
+    The runner has prepared it already. A notebook that is executed by hand (Run All, plain
+    papermill) locks the run until its kernel ends, and leaves the stage unfinished: only the runner
+    writes `run.json`. Raises ProfileError if the stage of this run is finished, or if another
+    process is working on the run; nothing is changed then.
+    """
+    folder = stage_folder(run, stage)
+    if is_in_chain(run, stage):
+        return folder
+    _check_unfinished(run, stage)
+    if str(folder.parent) not in _LOCKS:
+        with ExitStack() as lock:
+            lock.enter_context(hold(run))
+            _check_unfinished(run, stage)  # another process may have just finished it
+            _LOCKS[str(folder.parent)] = lock.pop_all()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _check_unfinished(run: str, stage: str) -> None:
+    if (stage_folder(run, stage) / "run.json").exists():
+        raise ProfileError(
+            f"{stage} of the run {run!r} is finished and is not overwritten by hand: "
+            f"rerun it with 'personavlm run {stage} --run {run}', or set `run` to another name"
+        )
+
+
+def restore_time(record: Path) -> None:
+    """Set a stage record's modification time to the end that it states, if it states one.
+
+    Snakemake compares modification times, which a copy of a run need not keep.
+    """
+    ended = json.loads(record.read_text(encoding="utf-8")).get("ended")
+    if ended:
+        seconds = datetime.fromisoformat(ended).timestamp()
+        os.utime(record, (seconds, seconds))
 
 
 def reproduce(
@@ -85,14 +150,18 @@ def reproduce(
     forced = selected if force else []
     if "01_synthesize" not in forced:
         check_run_version(run)
-    config = {"profile": name, "run": run}
+    # Otherwise Snakemake reads a run's name such as 007 or 1e5 as a number.
+    config = {"profile": name, "run": f"!!str {run}"}
     if seed is not None:
         config["seed"] = str(seed)
     if world_seed is not None:
         config["world_seed"] = str(world_seed)
-    command = _snakemake_command(stages, forced, config)
     with hold(run):
         _delete_outputs(run, forced)
+        for record in run_folder(run).glob("*/run.json"):
+            restore_time(record)
+        rerun = forced + _outdated_stages(profile, run)
+        command = _snakemake_command(stages, rerun, config)
         times_before = _finish_times(profile, run)
         code = _run_snakemake(command, run_folder(run) / "chain.log")
     if code == 0:
@@ -104,12 +173,12 @@ def reproduce(
     return code
 
 
-def _snakemake_command(stages: list[str], forced: list[str], config: dict[str, str]) -> list[str]:
+def _snakemake_command(stages: list[str], rerun: list[str], config: dict[str, str]) -> list[str]:
     command = [sys.executable, "-m", "snakemake", "--cores", "all"]
     command += ["--rerun-incomplete", "--nolock"]
     command += stages
-    if forced:
-        command += ["--forcerun", *forced]
+    if rerun:
+        command += ["--forcerun", *rerun]
     command.append("--config")
     command += [f"{key}={value}" for key, value in config.items()]
     return command
@@ -118,9 +187,30 @@ def _snakemake_command(stages: list[str], forced: list[str], config: dict[str, s
 def _delete_outputs(run: str, stages: list[str]) -> None:
     """Delete the folders of stages; with 05_evaluate also the memories that it writes."""
     if "05_evaluate" in stages:
-        shutil.rmtree(memory_folder(run, ""), ignore_errors=True)
+        delete_in_run(run, memories_folder(run))
     for stage in stages:
-        shutil.rmtree(stage_folder(run, stage), ignore_errors=True)
+        delete_in_run(run, stage_folder(run, stage))
+
+
+def _outdated_stages(profile: Profile, run: str) -> list[str]:
+    """The finished stages whose record states other code cells or parameters than the present ones.
+
+    Snakemake compares them too, but in a fresh checkout it knows nothing about a copied run. A
+    stage that was run with --set keeps its parameters.
+    """
+    outdated = []
+    for stage in profile.stages:
+        path = stage_folder(run, stage) / "run.json"
+        if not path.is_file():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "code" not in record:  # of an older version
+            continue
+        present = stage_parameters(profile, stage, run)
+        parameters_changed = not record["changed"] and record["parameters"] != present
+        if parameters_changed or record["code"] != code_hash(notebook(stage)):
+            outdated.append(stage)
+    return outdated
 
 
 def _finish_times(profile: Profile, run: str) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, run_folder, stage_folder
+from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, runs_folder
 
 
 class CheckResult(NamedTuple):
@@ -85,7 +85,7 @@ def _optional() -> Iterator[CheckResult]:
     yield _gpu()
     yield _torchvision()
     yield _data_folder()
-    for folder in sorted(run_folder("").glob("*")):
+    for folder in sorted(runs_folder().glob("*")):
         if folder.is_dir():
             yield _run(folder)
 
@@ -124,7 +124,7 @@ def _data_folder() -> CheckResult:
 def _run(folder: Path) -> CheckResult:
     finished = []
     for stage in STAGES:
-        if (stage_folder(folder.name, stage) / "run.json").is_file():
+        if (folder / stage / "run.json").is_file():
             finished.append(stage)
     if not finished:
         return CheckResult(None, str(folder), "no finished stages")

@@ -7,8 +7,10 @@ listed is not part of the run. No other module spells out a path of the project.
 
 import ast
 import difflib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import yaml
 
 from personavlm_lib.benchmark.seeds import WORLD_SEEDS
+from personavlm_lib.caching import delete
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -43,6 +46,7 @@ YAML_TYPES = {  # annotation in a notebook -> types of a YAML value that fit it
     "bool": ("bool",),
     "str": ("str",),
 }
+PLAIN_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")  # of a run, a writer or a user
 ALLOWED_VALUES = {"recipe": ("bundled", "trial", "train", "external")}  # by parameter
 
 
@@ -157,6 +161,13 @@ def notebook_parameters(path: Path) -> dict[str, str]:
     return annotations
 
 
+def code_hash(path: Path) -> str:
+    """Hash the source of a notebook's code cells: without text, outputs and execution counts."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
 def stage_parameters(profile: Profile, stage: str, run: str, changes: dict | None = None) -> dict:
     """Return every parameter of the stage's notebook with its value.
 
@@ -202,9 +213,30 @@ def _check_value(stage: str, name: str, value: Any, annotation: str) -> None:
         )
 
 
+def plain_name(name: str, kind: str) -> str:
+    """Return `name` if it is safe as one component of a path, else raise ProfileError.
+
+    `kind` says in the message what is named: a run, a writer or a user.
+    """
+    if not PLAIN_NAME.fullmatch(name):
+        raise ProfileError(
+            f"the name of a {kind} is {name!r}: use letters, digits, '.', '_' and '-', "
+            "and do not start with '.' (PERSONAVLM_RUNS moves all runs to another folder)"
+        )
+    return name
+
+
+def runs_folder() -> Path:
+    """The folder of all runs: `runs`, or the one that PERSONAVLM_RUNS names.
+
+    A relative path in PERSONAVLM_RUNS counts from the project's folder, wherever a command starts.
+    """
+    return ROOT / (os.environ.get("PERSONAVLM_RUNS") or "runs")
+
+
 def run_folder(run: str) -> Path:
-    """`runs/<run>`; the environment variable PERSONAVLM_RUNS moves `runs`. Creates nothing."""
-    return Path(os.environ.get("PERSONAVLM_RUNS", ROOT / "runs")) / run
+    """`runs/<run>`; creates nothing. Raises ProfileError unless `run` is a plain name."""
+    return runs_folder() / plain_name(run, "run")
 
 
 def stage_folder(run: str, stage: str) -> Path:
@@ -214,12 +246,30 @@ def stage_folder(run: str, stage: str) -> Path:
     return run_folder(run) / stage
 
 
-def memory_folder(run: str, writer: str) -> Path:
-    """`runs/<run>/memory/<writer>`: one folder per user.
+def memories_folder(run: str) -> Path:
+    """`runs/<run>/memory`: one folder per writer, and one per user in each of them."""
+    return run_folder(run) / "memory"
 
-    `writer` is "gold" (the oracle) or the name of a model of the run.
+
+def memory_folder(run: str, writer: str, user: str | None = None) -> Path:
+    """`runs/<run>/memory/<writer>`, one folder per user; with `user`, that user's folder.
+
+    `writer` is "gold" (the oracle) or the name of a model of the run. Raises ProfileError unless
+    all names are plain.
     """
-    return run_folder(run) / "memory" / writer
+    folder = memories_folder(run) / plain_name(writer, "writer")
+    if user is None:
+        return folder
+    return folder / plain_name(user, "user")
+
+
+def delete_in_run(run: str, path: Path) -> None:
+    """Delete a file or folder of a run, if it exists.
+
+    Raises ValueError, and deletes nothing, if `path` lies outside of `runs/<run>` or is that folder
+    itself. Symbolic links are followed to decide where it lies.
+    """
+    delete(path, run_folder(run))
 
 
 def require(run: str, stage: str) -> Path:

@@ -28,7 +28,15 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from personavlm_lib.study import profiles
-from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_parameters
+from personavlm_lib.study.chain import in_chain, restore_time
+from personavlm_lib.study.profiles import (
+    ROOT,
+    Profile,
+    code_hash,
+    delete_in_run,
+    stage_folder,
+    stage_parameters,
+)
 
 
 class ProcessTree(threading.Thread):
@@ -184,13 +192,14 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     parameters = stage_parameters(profile, stage, run, changes)
     folder = stage_folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").unlink(missing_ok=True)
+    delete_in_run(run, folder / "run.json")
     parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     (folder / "params.yaml").write_text(parameters_text)
     _set_kernel_environment(profile.offline)
     number = list(profile.stages).index(stage) + 1
     title = f"[{number}/{len(profile.stages)}] {stage}"
     print(f"{title} ...", flush=True)
+    source = profiles.notebook(stage)
     record = {
         "stage": stage,
         "profile": profile.name,
@@ -199,21 +208,30 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
         "world_seed": parameters.get("world_seed", profile.world_seed),
         "parameters": parameters,
         "changed": sorted(changes or {}),
+        "code": code_hash(source),
         "started": datetime.now(UTC).isoformat(),
         **environment(),
     }
     start = time.monotonic()
-    source = profiles.notebook(stage)
-    with ProcessTree() as tree:
+    with ProcessTree() as tree, in_chain(folder):
         execute(source, folder / "notebook.ipynb", parameters, folder / "notebook.log")
+    record["ended"] = datetime.now(UTC).isoformat()
     record["wall_seconds"] = round(time.monotonic() - start, 1)
     record["peak_memory_gib"] = round(tree.peak_gib, 3)
     print(
         f"{title} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB",
         flush=True,
     )
-    (folder / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    _write_record(folder / "run.json", record)
     return folder
+
+
+def _write_record(path: Path, record: dict) -> None:
+    """Write `run.json` in one step, so that a killed process leaves all of it or nothing."""
+    partial = path.with_name("run.json.part")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    restore_time(partial)
+    partial.replace(path)
 
 
 def _set_kernel_environment(offline: bool) -> None:

@@ -8,7 +8,6 @@ that the same training can be rerun by hand:
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from personavlm_lib.caching import reuse_or_clear
+from personavlm_lib.caching import delete, reuse_or_clear
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.progress import progress_line
 
@@ -37,15 +36,16 @@ def prepare_checkpoint_folder(stage_folder: Path, key: str) -> Path:
     checkpoints = stage_folder / "checkpoints"
     for folder in checkpoints.glob("*"):
         if folder.name != key:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete(folder, stage_folder)
     return checkpoints / key
 
 
-def prune_checkpoints(folder: Path, key: str) -> Path | None:
-    """Delete incomplete checkpoints in `folder`; return the newest complete one, or None."""
+def prune_checkpoints(stage_folder: Path, key: str) -> Path | None:
+    """Delete the incomplete checkpoints of `key`; return the newest complete one, or None."""
+    folder = stage_folder / "checkpoints" / key
     newest = None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of):
-        if reuse_or_clear(checkpoint, key):
+        if reuse_or_clear(checkpoint, key, stage_folder):
             newest = checkpoint
     return newest
 

@@ -15,7 +15,6 @@ Launch several: `accelerate launch -m personavlm_lib.training.sft --config CONFI
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from personavlm_lib.caching import cache_key, mark_finished
+from personavlm_lib.caching import cache_key, delete, mark_finished
 from personavlm_lib.models.local import content_parts
 from personavlm_lib.models.weights import (
     load_model,
@@ -213,7 +212,7 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
     Incomplete checkpoints are deleted.
     """
     adapted = isinstance(trainer.model, PeftModel)
-    checkpoint = prune_checkpoints(Path(trainer.args.output_dir), key)
+    checkpoint = prune_checkpoints(folder, key)
     if checkpoint is None:
         trainer.train(resume_from_checkpoint=None)
     else:
@@ -221,7 +220,7 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint))
     model_folder = folder / "model"
     adapter_folder = folder / "adapter"
-    shutil.rmtree(model_folder, ignore_errors=True)  # left by an earlier training
+    delete(model_folder, folder)  # of an earlier training
     if adapted:
         trainer.save_model(str(adapter_folder))
         write_source(model_folder, base, adapter_folder)

@@ -5,17 +5,15 @@ from dataclasses import replace
 import pytest
 
 from personavlm_lib.agent.prompt_sets import PromptSet
-from personavlm_lib.benchmark.oracle import Oracle
 from personavlm_lib.evaluation.conditions import (
     CONDITIONS,
     Condition,
     EvaluationSettings,
     answer_questions,
     cached_answers,
-    write_memories,
 )
+from personavlm_lib.evaluation.memories import Memories, write_own_memories
 from personavlm_lib.evaluation.records import read_records, write_records
-from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.chat import ChatReply
 from personavlm_lib.models.local import LocalModel
 
@@ -45,30 +43,6 @@ class RecordingModel:
                 reply = '<think>hm</think><retrieve>"keywords": my drink</retrieve>'
             replies.append(ChatReply(reply))
         return replies
-
-
-class LifeOracles:
-    """Replies with the oracle of the life that a request is about; records the batch sizes."""
-
-    def __init__(self, lives):
-        self.oracles = [life.oracle for life in lives]
-        self.batch_sizes = []
-
-    def start(self):
-        return []
-
-    def reply(self, requests):
-        self.batch_sizes.append(len(requests))
-        replies = []
-        for transcript, request in requests:
-            oracle = self.oracle_of(request.subject)
-            replies += oracle.reply([(transcript, request)])
-        return replies
-
-    def oracle_of(self, subject) -> Oracle:
-        turn = subject[0] if isinstance(subject, list) else subject
-        matching = [o for o in self.oracles if (turn.time, turn.user) in o.indices]
-        return matching[0]
 
 
 @pytest.fixture
@@ -225,7 +199,15 @@ def test_the_prompt_set_is_used_for_answers(lives, memory):
 def test_the_prompt_set_is_used_for_memories(lives, tmp_path):
     model = RecordingModel()
     settings = replace(SETTINGS, prompts=PromptSet("full"))
-    write_memories(lives[:1], tmp_path, model, "rl", "key", settings)
+    memories = Memories(lambda writer, user: tmp_path / writer / user, tmp_path, {})
+    write_own_memories(
+        [CONDITIONS["rl_own"]],
+        {"canonical": lives[:1]},
+        memories,
+        lambda name: model,
+        {"rl": "key"},
+        settings,
+    )
     assert model.texts[0].startswith("Judge how the user's personality shows")
     assert "User: " in model.texts[-1]
 
@@ -256,34 +238,6 @@ def test_answers_are_cached_by_their_inputs(lives, memory, tmp_path):
     assert len(model.texts) == 3 * requests
     ask(lives_changed, max_tokens=8)
     assert len(model.texts) == 4 * requests
-
-
-def test_memories_are_written_side_by_side(lives, tmp_path):
-    model = LifeOracles(lives)
-    write_memories(lives, tmp_path, model, "oracle", "key", replace(SETTINGS, width=8))
-    assert max(model.batch_sizes) == 6
-    for life in lives:
-        with MemoryStore(tmp_path / life.user) as store:
-            view = store.as_of()
-            assert len(view.turns) == len(life.turns)
-            assert view.semantic[0].written_by.startswith("oracle/nano-")
-
-
-def test_complete_memories_are_reused_and_partial_groups_rewritten(lives, tmp_path):
-    model = LifeOracles(lives)
-    settings = replace(SETTINGS, width=8)
-
-    def write(key):
-        write_memories(lives, tmp_path, model, "oracle", key, settings)
-        return len(model.batch_sizes)
-
-    rounds = write("key")
-    assert write("key") == rounds, "complete memories are reused"
-    (tmp_path / lives[0].user / "finished").unlink()
-    assert write("key") == 2 * rounds, "an incomplete group is rewritten as a whole"
-    assert write("another model's") == 3 * rounds
-    with MemoryStore(tmp_path / lives[0].user) as store:
-        assert len(store.as_of().turns) == len(lives[0].turns)
 
 
 def test_memories_of_paraphrased_dialogues_have_their_own_folder():

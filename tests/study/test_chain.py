@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 
 from personavlm_lib.study import chain
-from personavlm_lib.study.profiles import ROOT, ProfileError, stage_folder
+from personavlm_lib.study.profiles import ROOT, ProfileError, memory_folder, stage_folder
 
 PARAMETERS = "run: str = ''\nseconds: float = 0.0"
 SOURCE = """
@@ -47,7 +48,8 @@ stages:
 def project(tmp_path_factory):
     """A folder like this project's; returns `reproduce(seconds)`, which starts the chain there.
 
-    `seconds` is the duration of 01_synthesize.
+    `seconds` is the duration of 01_synthesize, `root` another folder with the project, `python`
+    another interpreter.
     """
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(
@@ -63,13 +65,13 @@ def project(tmp_path_factory):
         book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
         book.cells += [nbformat.v4.new_code_cell(SOURCE.replace("{stage}", stage))]
         nbformat.write(book, root / "notebooks" / f"{stage}.ipynb")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")}
-    environment["PYTHONPATH"] = str(root)
     started = []
 
-    def reproduce(seconds, *options):
+    def reproduce(seconds, *options, root=root, python=sys.executable):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")}
+        environment["PYTHONPATH"] = str(root)
         (root / "tiny.yaml").write_text(PROFILE.format(seconds))
-        command = [sys.executable, "-m", "personavlm_lib", "reproduce"]
+        command = [str(python), "-m", "personavlm_lib", "reproduce"]
         command += ["--profile", "tiny.yaml", *options]
         process = subprocess.Popen(
             command,
@@ -85,6 +87,7 @@ def project(tmp_path_factory):
         started.append(process)
         return process
 
+    reproduce.root = root
     reproduce.runs = root / "runs" / "tiny"
     yield reproduce
     for process in started:  # all have ended, unless a test failed
@@ -176,6 +179,58 @@ def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     assert ran(project) == [before[0], before[1] + 1, 1]
 
 
+def copy_without_times(project, root):
+    """Copy the project without `.snakemake` to `root`, with the times of its records reversed."""
+    shutil.copytree(
+        project.root,
+        root,
+        ignore=shutil.ignore_patterns(".snakemake", "__pycache__"),
+        copy_function=shutil.copyfile,
+    )
+    for age, stage in enumerate(STAGES):
+        moment = time.time() - 1000 * age
+        os.utime(root / "runs" / "tiny" / stage / "run.json", (moment, moment))
+
+
+def edit_cell(path, source):
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].source += source
+    nbformat.write(book, path)
+
+
+def test_only_changes_of_meaning_rerun_a_stage(project, tmp_path):
+    project(0).communicate()
+    before = ran(project)
+    path = project.root / "notebooks" / "00_backbone.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].execution_count = 7
+    book.cells[1].outputs = [nbformat.v4.new_output("stream", text="printed")]
+    book.cells += [nbformat.v4.new_markdown_cell("A remark.")]
+    nbformat.write(book, path)
+    (tmp_path / "environment").symlink_to(sys.prefix)
+    python = tmp_path / "environment" / "bin" / Path(sys.executable).name
+    assert project(0, python=python).communicate()[0].startswith("Nothing to do")
+
+    copy = tmp_path / "copy"
+    copy_without_times(project, copy)
+    assert project(0, root=copy).communicate()[0].startswith("Nothing to do")
+    edit_cell(copy / "notebooks" / "02_sft.ipynb", "\n# changed")
+    project(0, root=copy).communicate()
+    counts = [len((copy / "runs" / "tiny" / stage / "ran").read_text().split()) for stage in STAGES]
+    assert counts == [before[0], before[1], before[2] + 1]
+
+    moved = project.root.rename(tmp_path / "moved")
+    try:
+        output = project(0, root=moved).communicate()[0]
+    finally:
+        moved.rename(project.root)
+    assert output.startswith("Nothing to do") and ran(project) == before
+
+    edit_cell(project.root / "notebooks" / "01_synthesize.ipynb", "\n# changed")
+    project(0).communicate()
+    assert ran(project) == [before[0], before[1] + 1, before[2] + 1]
+
+
 def test_failing_stage_prints_one_line(project):
     failing = project("-1.0")  # sleep() raises
     _, errors = failing.communicate()
@@ -187,6 +242,26 @@ def test_failing_stage_prints_one_line(project):
         f"Executed notebook: {notebook}"
     )
     assert (project.runs / "00_backbone" / "run.json").exists()
+
+
+@pytest.mark.parametrize("run", ["..", ".", "a/b", "/tmp"])
+def test_forced_run_with_an_unsafe_name_touches_nothing(tmp_path, monkeypatch, run):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "memory").mkdir()
+    with pytest.raises(ProfileError, match="the name of a run is"):
+        chain.reproduce("nano", run, ["05_evaluate"], None, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+
+
+def test_forced_evaluation_deletes_the_memories_of_its_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    monkeypatch.setattr(chain, "_run_snakemake", lambda command, log: 0)
+    for run in ("r", "other"):
+        memory_folder(run, "rl", "user_1").mkdir(parents=True)
+    (tmp_path / "memory").mkdir()
+    assert chain.reproduce("nano", "r", ["05_evaluate"], None, True) == 0
+    assert not (tmp_path / "r" / "memory").exists()
+    assert memory_folder("other", "rl", "user_1").exists() and (tmp_path / "memory").exists()
 
 
 def test_run_of_an_older_version_must_be_forced(tmp_path, monkeypatch):

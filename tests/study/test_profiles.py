@@ -8,10 +8,13 @@ from personavlm_lib.study import profiles
 from personavlm_lib.study.profiles import (
     PROFILES,
     ProfileError,
+    delete_in_run,
     load_profile,
+    memory_folder,
     notebook,
     notebook_parameters,
     require,
+    run_folder,
     stage_folder,
     stage_parameters,
 )
@@ -118,6 +121,43 @@ def test_require_raises_unless_the_stage_is_finished(tmp_path, monkeypatch):
         require("r", "02_sft")
     (tmp_path / "r" / "02_sft" / "run.json").write_text("{}")
     assert require("r", "02_sft") == tmp_path / "r" / "02_sft"
+
+
+UNSAFE_NAMES = ["", ".", "..", ".hidden", "a/b", "/tmp/a", "../runs2", "a\\b", "a b", "a\n", "é"]
+
+
+@pytest.mark.parametrize("name", UNSAFE_NAMES)
+def test_names_that_are_not_plain_are_errors(name):
+    for function in (run_folder, lambda run: stage_folder(run, "02_sft")):
+        with pytest.raises(ProfileError) as error:
+            function(name)
+        assert f"the name of a run is {name!r}: use letters, digits" in str(error.value)
+        assert "PERSONAVLM_RUNS" in str(error.value)
+    with pytest.raises(ProfileError, match="the name of a writer is"):
+        memory_folder("r", name)
+    with pytest.raises(ProfileError, match="the name of a user is"):
+        memory_folder("r", "rl", name)
+
+
+def test_runs_lie_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("PERSONAVLM_RUNS", raising=False)
+    assert run_folder("nano-1_a.b") == profiles.ROOT / "runs" / "nano-1_a.b"
+    monkeypatch.setenv("PERSONAVLM_RUNS", "elsewhere")
+    assert run_folder("r") == profiles.ROOT / "elsewhere" / "r"
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    assert memory_folder("r", "gold", "user_1") == tmp_path / "r" / "memory" / "gold" / "user_1"
+
+
+def test_deletion_is_confined_to_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    for run in ("r", "other"):
+        stage_folder(run, "02_sft").mkdir(parents=True)
+    for path in (tmp_path, run_folder("r"), run_folder("other"), stage_folder("other", "02_sft")):
+        with pytest.raises(ValueError, match="does not lie inside of"):
+            delete_in_run("r", path)
+    delete_in_run("r", stage_folder("r", "02_sft"))
+    assert run_folder("r").exists() and not stage_folder("r", "02_sft").exists()
+    assert stage_folder("other", "02_sft").exists()
 
 
 @pytest.mark.parametrize("recipe", ["kept", "given", "scratch"])

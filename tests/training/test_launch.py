@@ -61,8 +61,21 @@ def test_incomplete_checkpoints_and_those_of_other_keys_are_deleted(tmp_path):
         if step < 11:  # the last one is incomplete
             mark_finished(checkpoint, "a")
     folder = prepare_checkpoint_folder(tmp_path, "a")
-    assert prune_checkpoints(folder, "a") == folder / "checkpoint-10"
+    assert prune_checkpoints(tmp_path, "a") == folder / "checkpoint-10"
     assert not (folder / "checkpoint-11").exists()
     other = prepare_checkpoint_folder(tmp_path, "b")
-    assert prune_checkpoints(other, "b") is None
-    assert not folder.exists()
+    assert prune_checkpoints(tmp_path, "b") is None
+    assert not folder.exists() and not other.exists()
+
+
+def test_checkpoints_outside_of_the_stage_are_never_deleted(tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "a" / "checkpoint-1"
+    elsewhere.mkdir(parents=True)
+    stage = tmp_path / "02_sft"
+    stage.mkdir()
+    (stage / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is not deleted"):
+        prepare_checkpoint_folder(stage, "b")
+    with pytest.raises(ValueError, match="is not deleted"):
+        prune_checkpoints(stage, "a")
+    assert elsewhere.exists()
