@@ -123,6 +123,7 @@ def all_gone(project, seconds=30):
     return not any(map(alive, pids))
 
 
+@pytest.mark.slow
 def test_killed_or_interrupted_chain_resumes(project):
     child = project.runs / "01_synthesize" / "child"
 
@@ -163,6 +164,7 @@ def test_killed_or_interrupted_chain_resumes(project):
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow
 def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     project(0).communicate()
     checkpoints = project.runs / "01_synthesize" / "checkpoints"
@@ -176,6 +178,7 @@ def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     assert ran(project) == [before[0], before[1] + 1, 1]
 
 
+@pytest.mark.slow
 def test_failing_stage_prints_one_line(project):
     failing = project("-1.0")  # sleep() raises
     _, errors = failing.communicate()
