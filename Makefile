@@ -24,12 +24,12 @@ STUDY := $(VENV)/bin/python -m personavlm_lib
 reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default) or smoke
 	@$(STUDY) reproduce --profile $(PROFILE) --run $(RUN)
 
-# Two workers, each with one thread: tests of tiny models are slower with more.
+# One thread per process: tiny models are slower with more.
 test: $(STAMP)  ## run the fast unit tests, in at most eight minutes on two cores
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## run the slow unit tests, then every notebook on the smoke profile
-	@set -o pipefail; $(VENV)/bin/python -m pytest -q -m slow | tee $(VENV)/pytest.txt
+	@set -o pipefail; OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow | tee $(VENV)/pytest.txt
 	@$(STUDY) reproduce --profile smoke --force
 	@echo "All notebooks ran. The slow unit tests:"; tail -n 1 $(VENV)/pytest.txt
 
