@@ -19,15 +19,19 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 STUDY := $(VENV)/bin/python -m personavlm_lib
 
-.PHONY: reproduce test figures explore backbone lint constraints clean help
+.PHONY: reproduce test test-slow figures explore backbone lint constraints clean help
 
 reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default) or smoke
 	@$(STUDY) reproduce --profile $(PROFILE) --run $(RUN)
 
-test: $(STAMP)  ## run the unit tests, then every notebook on the smoke profile
-	@set -o pipefail; $(VENV)/bin/python -m pytest -q | tee $(VENV)/pytest.txt
+# One thread per process: tiny models are slower with more.
+test: $(STAMP)  ## run the fast unit tests, in at most eight minutes on two cores
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+
+test-slow: $(STAMP)  ## run the slow unit tests, then every notebook on the smoke profile
+	@set -o pipefail; OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow | tee $(VENV)/pytest.txt
 	@$(STUDY) reproduce --profile smoke --force
-	@echo "All notebooks ran. The unit tests:"; tail -n 1 $(VENV)/pytest.txt
+	@echo "All notebooks ran. The slow unit tests:"; tail -n 1 $(VENV)/pytest.txt
 
 figures: $(STAMP)  ## redraw figures/ from results/reference/
 	@$(STUDY) figures
@@ -54,7 +58,7 @@ clean:  ## remove runs/ and caches, but not the environment
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c $(NEW_ENOUGH) 2>/dev/null || { echo "Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=/path/to/python3.11"; exit 1; }

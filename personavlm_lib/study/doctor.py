@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, runs_folder
+
+STUDY_EXTRAS = ("memory", "dense", "study", "training")
 
 
 class CheckResult(NamedTuple):
@@ -45,17 +48,32 @@ def _print_result(result: CheckResult) -> None:
     print(line, flush=True)
 
 
-def _packages() -> Iterator[CheckResult]:
-    """Check that every direct dependency has its pinned version."""
+def direct_requirements() -> dict[str, str]:
+    """Range of versions of each direct dependency of the whole study, by name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for pin in project["dependencies"]:
-        name, _, version = pin.partition("==")
+    lines = list(project["dependencies"])
+    for extra in STUDY_EXTRAS:
+        lines += project.get("optional-dependencies", {}).get(extra, [])
+    ranges = {}
+    for line in lines:
+        name = re.split(r"[=<>~\[ ]", line)[0]
+        if name != "personavlm":  # a reference to another extra
+            ranges[name] = line.removeprefix(name)
+    return ranges
+
+
+def _packages() -> Iterator[CheckResult]:
+    """Check that every direct dependency is installed in a version of its range."""
+    from packaging.specifiers import SpecifierSet
+
+    for name, versions in direct_requirements().items():
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            installed = "not installed"
-        public_version = installed.partition("+")[0]
-        yield CheckResult(public_version == version, name, installed, f"pip install {pin}")
+            yield CheckResult(False, name, "not installed", f"pip install {name}{versions}")
+            continue
+        in_range = SpecifierSet(versions).contains(installed)
+        yield CheckResult(in_range, name, installed, f"pip install {name}{versions}")
 
 
 def _models() -> Iterator[CheckResult]:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from ipykernel.kernelspec import write_kernel_spec
 
 from personavlm_lib.study import profiles
 from personavlm_lib.study.chain import in_chain, restore_time
+from personavlm_lib.study.doctor import direct_requirements
 from personavlm_lib.study.profiles import (
     ROOT,
     Profile,
@@ -108,12 +109,11 @@ def environment() -> dict:
 
 
 def _package_versions() -> dict[str, str]:
-    """Installed versions of the project's direct dependencies."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    """Installed versions of the study's direct dependencies."""
     versions = {}
-    for requirement in project["dependencies"]:
-        name = re.split(r"[=<>~\[ ]", requirement)[0]
-        versions[name] = importlib.metadata.version(name)
+    for name in direct_requirements():
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
+            versions[name] = importlib.metadata.version(name)
     return versions
 
 

@@ -190,6 +190,7 @@ def table(tmp_path_factory):
     return shortcut_table(read_items(path), folds=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ASPECTS)
 def test_no_surface_baseline_is_three_points_off_chance(task, table):
     rows = table[table["task"] == task]

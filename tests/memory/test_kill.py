@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_killed_process_loses_and_duplicates_nothing():
     here = Path(__file__).parent
     program = (

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from personavlm_lib.study.profiles import ROOT
 
 ARGUMENTS = "--size tiny --contexts 40 --batches 2 --users 4 --decode 4 --repeats 1".split()
@@ -14,6 +16,7 @@ def assert_gain(row, slow, fast):
     assert abs(row["gain"] - gain) < 0.05 * row["gain"]
 
 
+@pytest.mark.slow
 def test_every_measurement_runs_on_a_tiny_model(tmp_path):
     file = tmp_path / "gpu" / "inference.json"
     script = str(ROOT / "speed" / "inference.py")

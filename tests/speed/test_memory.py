@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from personavlm_lib.study.profiles import ROOT
 
 ARGUMENTS = "--sizes 300 --clusters 9 --systems limit ours approximate".split()
 
 
+@pytest.mark.slow
 def test_ours_and_the_limit_are_measured_and_agree_with_exact_search(tmp_path):
     file = tmp_path / "speed.json"
     script = str(ROOT / "speed" / "memory.py")

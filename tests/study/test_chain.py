@@ -126,6 +126,7 @@ def all_gone(project, seconds=30):
     return not any(map(alive, pids))
 
 
+@pytest.mark.slow
 def test_killed_or_interrupted_chain_resumes(project):
     child = project.runs / "01_synthesize" / "child"
 
@@ -166,6 +167,7 @@ def test_killed_or_interrupted_chain_resumes(project):
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow
 def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     project(0).communicate()
     checkpoints = project.runs / "01_synthesize" / "checkpoints"
@@ -198,6 +200,7 @@ def edit_cell(path, source):
     nbformat.write(book, path)
 
 
+@pytest.mark.slow
 def test_only_changes_of_meaning_rerun_a_stage(project, tmp_path):
     project(0).communicate()
     before = ran(project)
@@ -231,6 +234,7 @@ def test_only_changes_of_meaning_rerun_a_stage(project, tmp_path):
     assert ran(project) == [before[0], before[1] + 1, before[2] + 1]
 
 
+@pytest.mark.slow
 def test_failing_stage_prints_one_line(project):
     failing = project("-1.0")  # sleep() raises
     _, errors = failing.communicate()

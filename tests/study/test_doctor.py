@@ -33,3 +33,17 @@ def test_exit_code_is_1_only_if_something_is_missing(tmp_path, monkeypatch, caps
     lines = capsys.readouterr().out.splitlines()
     assert code == any(line.startswith("MISSING") for line in lines)
     assert len(lines) > len(profiles.STAGES) + 20
+
+
+def test_requirements_are_those_of_the_whole_study():
+    requirements = doctor.direct_requirements()
+    assert {"numpy", "faiss-cpu", "torch", "papermill", "trl"} <= requirements.keys()
+    assert requirements["torch"].startswith("==") and requirements["numpy"].startswith(">=")
+    assert not {"personavlm", "pytest", "chromadb"} & requirements.keys()
+
+
+def test_version_inside_its_range_is_no_finding(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=1,<99"]')
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    (result,) = doctor._packages()
+    assert (result.ok, result.name) == (True, "numpy")

@@ -32,6 +32,8 @@ from personavlm_lib.models.weights import follow_source, load_processor
 from personavlm_lib.study.profiles import PROFILES, ROOT, load_profile, memory_folder, stage_folder
 from personavlm_lib.study.runner import run_stage
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "01_synthesize": dict(
         train_users=1, test_users=1, train_questions=6, test_questions=3, scale=0.25, sft_samples=12

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from personavlm_lib.benchmark.lives import write_lives
 from personavlm_lib.training import grpo, sft
 
 TIMES = {"step_time"}  # metrics that no two runs share
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def first_row_columns(folder):
     return list(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
 
 
-@pytest.mark.parametrize("stage", ["sft", "whole", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", slow("whole"), slow("grpo")])
 def test_resumed_training_ends_as_an_unbroken_one(configs, run_and_kill, tmp_path, stage):
     train, config = configs[stage]
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
@@ -134,6 +136,7 @@ def test_resumed_training_ends_as_an_unbroken_one(configs, run_and_kill, tmp_pat
     assert metrics_and_weights(resumed) == (rows, weights)
 
 
+@pytest.mark.slow
 def test_another_learning_rate_never_resumes_from_these_checkpoints(
     configs, run_and_kill, tmp_path
 ):
