@@ -155,7 +155,8 @@ def replay_conversation(
 ) -> Trajectory[MemoryStore]:
     """Run the Update stage over a whole conversation, turn by turn. Returns the store.
 
-    The last session is consolidated too, unless `until` is before its end plus the session gap.
+    `update_session` also runs for the last session, unless `until` is before its end plus the
+    session gap.
     """
     for session in split_sessions(turns):
         stored_turns = []

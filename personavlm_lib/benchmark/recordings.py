@@ -1,4 +1,4 @@
-"""Gold memories and SFT samples: the agent's conversations, recorded while the oracle drives it.
+"""Gold memories and SFT samples: conversations of the agent whose prompts the oracle answers.
 
 Gold memory is what the agent's own update stage writes when the oracle replies (Section 3.2,
 Appendix B.2, C).
@@ -62,8 +62,8 @@ def answer_samples(
     within minutes, while the evidence is still in the context and needs no retrieval. In addition,
     each question is answered with the whole memory or with one of these restrictions:
 
-    - no memory and no retrieval, in a share `without`, so that the model learns to say `unknown`
-      and guess;
+    - no memory and no retrieval, for a fraction `without` of the questions, so that the model
+      learns to say `unknown` and guess;
     - no profile but the usual retrieval, in twice that share; otherwise the model would learn
       that no facts are available when the profile is empty;
     - no episodes, in three times that share: they mostly repeat semantic memory, which the model

@@ -206,7 +206,7 @@ class Database:
         except sqlite3.OperationalError as error:
             raise self._not_erased(str(error)) from error
         if busy:
-            raise self._not_erased("another process still reads")
+            raise self._not_erased("another process has the database open")
 
     def _not_erased(self, reason: str) -> StoreError:
         return StoreError(

@@ -78,7 +78,7 @@ class MemoryStore:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{folder} cannot be the folder of a memory: {error.strerror}"
+                f"cannot create the memory folder {folder}: {error.strerror}"
             ) from error
         self._open(str(database_file), encoder, wait)
 
@@ -396,8 +396,8 @@ class MemoryStore:
     def scrub(self) -> int:
         """Remove deleted content from the disk: unused images, indexed words, free pages, the WAL.
 
-        Returns the number of deleted image files. Raises StoreError if another process still reads;
-        the next opening tries again.
+        Returns the number of deleted image files. Raises StoreError if another process has the
+        database open; the next opening tries again.
         """
         with self.transaction():
             deleted = self._delete_unused_images()

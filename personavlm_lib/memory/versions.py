@@ -105,7 +105,7 @@ def validate_version(
     if isinstance(version, CoreMemory):
         if len(version_entries) > MAX_CORE:
             raise ValueError(
-                f"core memory has {len(version_entries)} entries, at most {MAX_CORE} are kept"
+                f"core memory has {len(version_entries)} entries; the limit is {MAX_CORE}"
             )
         if _has_name(before) and not _has_name(version):
             raise ValueError(

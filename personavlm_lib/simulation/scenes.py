@@ -231,7 +231,7 @@ def sample_thing(
     Raises KeyError if THINGS lacks the kind or COLORS the color.
     """
     if kind not in THINGS:
-        raise KeyError(kind)
+        raise KeyError(f"unknown kind of thing {kind!r}: choose one of THINGS")
     rgb = _varied_color(rng, color)
     if word:
         width = rng.uniform(0.86, 0.94)

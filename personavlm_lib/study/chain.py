@@ -257,7 +257,7 @@ def _failure_message(log: Path) -> str:
 
 
 def _end_session(process: subprocess.Popen) -> None:
-    """End Snakemake's whole session: first politely, so that a stage can end its kernel."""
+    """End Snakemake's whole session: SIGTERM first, so that a stage can end its kernel."""
     _signal_session(process, signal.SIGTERM, GRACE_SECONDS)
     _signal_session(process, signal.SIGKILL, None)
 

@@ -29,7 +29,7 @@ def record_decision(path: Path, reviewer: str, case: str, decision: str, **chang
     Raises ValueError for an unknown decision or a reviewer without a name.
     """
     if not reviewer.strip():
-        raise ValueError(f"the reviewer is {reviewer!r}: a decision needs a named reviewer")
+        raise ValueError(f"the reviewer is {reviewer!r}: pass a name")
     if decision not in DECISIONS.values():
         choices = ", ".join(DECISIONS.values())
         raise ValueError(f"{reviewer!r} decided {decision!r}; choose one of {choices}")
