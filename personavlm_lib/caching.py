@@ -69,7 +69,7 @@ def reuse_or_clear(folder: Path, key: str) -> bool:
     Work that is incomplete or was made from other inputs is removed, and False is returned.
     """
     stamp = folder / STAMP
-    if stamp.is_file() and stamp.read_text() == key:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
         return True
     shutil.rmtree(folder, ignore_errors=True)
     return False
@@ -78,4 +78,4 @@ def reuse_or_clear(folder: Path, key: str) -> bool:
 def mark_finished(folder: Path, key: str) -> None:
     """Write the stamp that marks the work in `folder` as complete."""
     stamp = folder / STAMP
-    stamp.write_text(key)
+    stamp.write_text(key, encoding="utf-8")

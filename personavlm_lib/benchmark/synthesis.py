@@ -318,7 +318,7 @@ def _record_samples(
 
 def _write_samples(path: Path, samples: list[dict]) -> None:
     """Write one sample per line, with image paths relative to the file's folder."""
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for sample in samples:
             images = []
             for image in sample["images"]:
@@ -369,9 +369,9 @@ def _join_lives(folder: Path, group: str) -> list[Life]:
     """Join the lives of a group into one JSON Lines file and one Parquet file, and read them."""
     path = folder / f"{group}.jsonl"
     parts = folder.glob(f"{group}_*.part")
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.writelines(_read_and_remove(parts))
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         rows = map(json.loads, file)
         write_parquet(path.with_suffix(".parquet"), rows, LIVES)
     return read_lives(path)
@@ -390,7 +390,7 @@ def _join_samples(folder: Path, places: list[int]) -> None:
 
 
 def _write_questions(path: Path, questions: list[Question]) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for question in questions:
             file.write(json.dumps(asdict(question), default=datetime.isoformat) + "\n")
 
@@ -398,7 +398,7 @@ def _write_questions(path: Path, questions: list[Question]) -> None:
 def _read_and_remove(parts: Iterable[Path]) -> Iterator[str]:
     """Yield the lines of all files in the order of their names; remove each file after its last."""
     for part in sorted(parts):
-        with open(part) as file:
+        with open(part, encoding="utf-8") as file:
             yield from file
         part.unlink()
 

@@ -293,7 +293,7 @@ class _Storyteller:
         self.stories[user + prompt] = story
         row = {"user": user, "prompt": prompt, "model": self.settings.name, "turns": story}
         line = json.dumps(row)
-        with open(self.file, "a") as file:
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

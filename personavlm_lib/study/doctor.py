@@ -47,7 +47,7 @@ def _print_result(result: CheckResult) -> None:
 
 def _packages() -> Iterator[CheckResult]:
     """Check that every direct dependency has its pinned version."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for pin in project["dependencies"]:
         name, _, version = pin.partition("==")
         try:

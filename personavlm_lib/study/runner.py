@@ -83,7 +83,9 @@ def output_of(*command: str) -> str | None:
     """Return what a command prints, stripped; None if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return None
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+    )
     return process.stdout.strip() if process.returncode == 0 else None
 
 
@@ -101,7 +103,7 @@ def environment() -> dict:
 
 def _package_versions() -> dict[str, str]:
     """Installed versions of the project's direct dependencies."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     versions = {}
     for requirement in project["dependencies"]:
         name = re.split(r"[=<>~\[ ]", requirement)[0]
@@ -124,7 +126,7 @@ def _hardware() -> dict:
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
         if model:
             return model[1].strip()
     return platform.processor()
@@ -155,7 +157,7 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
 
     Raises PapermillExecutionError when a cell fails; the copy exists all the same.
     """
-    with tempfile.TemporaryDirectory() as folder, log.open("w") as log_file:
+    with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as log_file:
         kernel = Path(folder) / "kernels" / "python3"
         write_kernel_spec(kernel, extra_arguments=["--log-level=CRITICAL"])
         # Jupyter searches JUPYTER_PATH first, so no `python3` kernel of another environment is used
@@ -186,7 +188,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
     parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
-    (folder / "params.yaml").write_text(parameters_text)
+    (folder / "params.yaml").write_text(parameters_text, encoding="utf-8")
     _set_kernel_environment(profile.offline)
     number = list(profile.stages).index(stage) + 1
     title = f"[{number}/{len(profile.stages)}] {stage}"
@@ -211,7 +213,9 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
         f"{title} done in {record['wall_seconds']:.0f} s, peak memory {tree.peak_gib:.1f} GiB",
         flush=True,
     )
-    (folder / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    (folder / "run.json").write_text(
+        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return folder
 
 

@@ -21,7 +21,7 @@ def failure(tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "personavlm_lib", *map(str, words)]
         process = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+            command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=600
         )
         lines = [line for line in process.stderr.splitlines() if "Loading weights" not in line]
         assert process.returncode == 1 and len(lines) == 1, process.stderr
@@ -32,7 +32,7 @@ def failure(tmp_path):
 
 def finish(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -54,7 +54,7 @@ def finish(folder: Path):
     ],
 )
 def test_wrong_profile(failure, tmp_path, text, message):
-    (tmp_path / "tiny.yaml").write_text(text)
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     assert message in failure("reproduce", "--profile", tmp_path / "tiny.yaml")
     assert not (tmp_path / "runs").exists()
 
@@ -97,7 +97,7 @@ def test_corrupt_database(failure, tmp_path):
 
 
 def conversation(folder: Path, content) -> Path:
-    (folder / "talk.json").write_text(json.dumps(content))
+    (folder / "talk.json").write_text(json.dumps(content), encoding="utf-8")
     return folder / "talk.json"
 
 

@@ -9,9 +9,11 @@ def test_missing_items_have_a_suggested_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PERSONAVLM_DATA", str(tmp_path / "nowhere"))
     (tmp_path / "runs" / "nano" / "01_synthesize").mkdir(parents=True)
-    (tmp_path / "runs" / "nano" / "01_synthesize" / "run.json").write_text(json.dumps({}))
+    (tmp_path / "runs" / "nano" / "01_synthesize" / "run.json").write_text(
+        json.dumps({}), encoding="utf-8"
+    )
     (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["numpy==0.1", "no-such-thing==2.0"]'
+        '[project]\ndependencies = ["numpy==0.1", "no-such-thing==2.0"]', encoding="utf-8"
     )
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     monkeypatch.setattr(doctor, "BACKBONE", tmp_path)

@@ -54,7 +54,7 @@ def record_stage(runs, stage: str) -> None:
         "git_dirty": True,
     }
     record |= {"hardware": hardware, "wall_seconds": 90.0, "peak_memory_gib": 1.5}
-    (runs / "made" / stage / "run.json").write_text(json.dumps(record))
+    (runs / "made" / stage / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.fixture
@@ -95,19 +95,22 @@ def made(runs):
 
 def test_report_says_every_claim_and_its_numbers(made):
     page = build_report("made")
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert page == made / "09_report" / "report.html"
     assert all(claim.sentence.split(",")[0] in text.replace("&#39;", "'") for claim in CLAIMS)
     assert (
         "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
     )  # nothing from outside
-    claims = {row["id"]: row for row in json.loads((page.parent / "claims.json").read_text())}
+    claims = {
+        row["id"]: row
+        for row in json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))
+    }
     assert {"claim", "paper", "ours", "low", "high", "verdict"} <= set(claims["C1"])
     assert [claims[name]["verdict"] for name in ("C1", "C2", "C4", "C5", "C6", "C7", "C9")] == [
         "agrees"
     ] * 7
     assert claims["C3"]["verdict"] == "undecided" and "an interval that contains zero" in text
-    summary = json.loads((page.parent / "summary.json").read_text())
+    summary = json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
     assert summary["conditions"]["rl_gold"]["n"] == 240
     assert summary["conditions"]["rl_gold"]["low"] < 0.9 < summary["conditions"]["rl_gold"]["high"]
     assert (
@@ -133,9 +136,9 @@ def test_report_of_a_run_that_has_hardly_begun(runs):
     page = build_report("made")
     assert all(
         row["verdict"] == "not measured"
-        for row in json.loads((page.parent / "claims.json").read_text())
+        for row in json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))
     )
-    assert "Not measured" in page.read_text()
+    assert "Not measured" in page.read_text(encoding="utf-8")
 
 
 def test_figures_are_byte_reproducible(tmp_path):
