@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from personavlm_lib.study import profiles
+from personavlm_lib.study.doctor import direct_requirements
 from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_parameters
 
 
@@ -102,12 +103,11 @@ def environment() -> dict:
 
 
 def _package_versions() -> dict[str, str]:
-    """Installed versions of the project's direct dependencies."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    """Installed versions of the study's direct dependencies."""
     versions = {}
-    for requirement in project["dependencies"]:
-        name = re.split(r"[=<>~\[ ]", requirement)[0]
-        versions[name] = importlib.metadata.version(name)
+    for name in direct_requirements():
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
+            versions[name] = importlib.metadata.version(name)
     return versions
 
 
@@ -161,10 +161,9 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
         kernel = Path(folder) / "kernels" / "python3"
         write_kernel_spec(kernel, extra_arguments=["--log-level=CRITICAL"])
         # Jupyter searches JUPYTER_PATH first, so no `python3` kernel of another environment is used
-        search_path = [folder]
-        if os.environ.get("JUPYTER_PATH"):
-            search_path.append(os.environ["JUPYTER_PATH"])
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(search_path)
+        _search_first("JUPYTER_PATH", folder)
+        # The kernel imports this package, not one of another checkout that is installed
+        _search_first("PYTHONPATH", str(ROOT))
         papermill.execute_notebook(
             str(source),
             str(target),
@@ -175,6 +174,13 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
             stdout_file=ProgressTee(log_file, source.stem),
             stderr_file=log_file,
         )
+
+
+def _search_first(variable: str, folder: str) -> None:
+    """Put a folder first in the environment variable of a search path."""
+    others = os.environ.get(variable, "").split(os.pathsep)
+    kept = [other for other in others if other not in ("", folder)]
+    os.environ[variable] = os.pathsep.join([folder, *kept])
 
 
 def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = None) -> Path:

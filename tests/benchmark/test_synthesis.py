@@ -166,6 +166,6 @@ def test_personas_count_broken_lines_and_reject_too_short_a_file(tmp_path, capsy
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and "4 lines" in error
     assert "7 broken ones, but 100 personas are needed" in error
-    assert main(["synthesize", "--size", "huge", "--out", str(out)]) == 1
-    assert "choose nano, short, long, paper" in capsys.readouterr().err
+    assert main(["synthesize", "--size", "huge", "--out", str(out)]) == 2
+    assert "choose one of nano, short, long, paper" in capsys.readouterr().err
     assert not out.exists()

@@ -166,7 +166,7 @@ def test_the_command_rejects_other_files_in_one_line(tmp_path, capsys):
         assert "\n" not in error
         assert "bad.json" in error
         assert "expected lives" in error
-    assert main(["shortcuts", str(tmp_path / "missing.json")]) == 1
+    assert main(["shortcuts", str(tmp_path / "missing.json")]) == 2
     assert "\n" not in capsys.readouterr().err.strip()
 
 

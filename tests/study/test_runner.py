@@ -100,6 +100,7 @@ def test_failed_notebook_is_saved_with_its_error(stage, capfd):
 )
 def test_wrong_change_fails_before_anything_runs(stage, capfd, change, message):
     code, folder = stage("pass", "--set", change)
-    assert code == 1
-    assert message in capfd.readouterr().err
+    assert code == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "'--set'" in line and message in line
     assert not folder.exists()
