@@ -60,6 +60,7 @@ Json = Annotated[
     typer.Option(callback=options.check_new_file, help="also write the numbers to this file"),
 ]
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 # What the messages of general-purpose errors cannot say about a run
 SUGGESTED_FIXES = {
     "StoreError": "restore it from a copy, or delete its folder; a run's memories are rewritten by "
@@ -420,15 +421,17 @@ def main(arguments: list[str] | None = None) -> int:
     use_utf_8()
     use_writable_caches()
     try:
-        return app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        print(_interruption(words), file=sys.stderr, flush=True)
-        if arguments is None:
-            _exit_without_threads(130)
-        return 130
+        code = app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):  # some versions of typer return 130 instead
+        code = INTERRUPTED
     except Exception as error:
         print(_failure(error), file=sys.stderr)
         return getattr(error, "exit_code", 1)  # 2 for the errors that typer raises itself
+    if code == INTERRUPTED:
+        print(_interruption(words), file=sys.stderr, flush=True)
+        if arguments is None:
+            _exit_without_threads(code)
+    return code
 
 
 def _exit_without_threads(code: int) -> None:

@@ -138,8 +138,7 @@ def _run_snakemake(command: list[str], log: Path) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            print("\nInterrupted. Rerun the same command to resume.", file=sys.stderr)
-            code = 130
+            code = 130  # which the command line reports
         finally:
             _end_session(process)
     if code not in (0, 130):
