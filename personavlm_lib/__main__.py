@@ -1,6 +1,13 @@
-"""The command line, `personavlm --help`. Any failure is one line and exit code 1."""
+"""The command line, `personavlm --help`.
 
+Any failure is one line. Exit codes: 2 for a wrong option or argument, 130 after Ctrl-C, 1 for any
+other failure. Commands import what they need themselves, so that the others work without it.
+"""
+
+import atexit
+import importlib.util
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -11,7 +18,9 @@ from typing import Annotated
 import typer
 import yaml
 
+from personavlm_lib.environment import use_utf_8, use_writable_caches
 from personavlm_lib.processes import exit_with_parent
+from personavlm_lib.study import options
 from personavlm_lib.study.profiles import (
     ROOT,
     STAGES,
@@ -19,36 +28,60 @@ from personavlm_lib.study.profiles import (
     load_profile,
     require,
     stage_folder,
+    stage_parameters,
+)
+from personavlm_lib.study.profiles import (
+    Profile as LoadedProfile,
 )
 
 app = typer.Typer(
     name="personavlm", help="A reproduction study of the paper PersonaVLM.", add_completion=False
 )
-Profile = Annotated[str, typer.Option(help="name in profiles/, or path of a YAML file")]
-Run = Annotated[str, typer.Option(help="folder under runs/; default: the profile's name")]
+Profile = Annotated[
+    str,
+    typer.Option(callback=options.check_profile, help="name in profiles/, or path of a YAML file"),
+]
+Run = Annotated[
+    str,
+    typer.Option(
+        callback=options.check_run, help="folder under runs/; default: the profile's name"
+    ),
+]
 Seed = Annotated[
-    int | None, typer.Option(help="random seed of training and sampling; default: the profile's")
+    int | None,
+    typer.Option(
+        min=0,
+        max=options.LARGEST_SEED,
+        help="random seed of training and sampling; default: the profile's",
+    ),
 ]
 WorldSeed = Annotated[
-    int | None, typer.Option(help="seed of the simulated users; default: the profile's")
+    int | None,
+    typer.Option(min=0, max=99, help="seed of the simulated users; default: the profile's"),
 ]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
 ]
-Json = Annotated[Path | None, typer.Option(help="also write the numbers to this file")]
+Json = Annotated[
+    Path | None,
+    typer.Option(callback=options.check_new_file, help="also write the numbers to this file"),
+]
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 # What the messages of general-purpose errors cannot say about a run
 SUGGESTED_FIXES = {
     "StoreError": "restore it from a copy, or delete its folder; a run's memories are rewritten by "
     "'personavlm reproduce 05_evaluate --force'"
 }
+TRAINING_PACKAGES = ("accelerate", "trl")  # of personavlm[training]; the others are in [study]
 
 
 @app.command()
 def reproduce(
     stages: Annotated[
-        list[str] | None, typer.Argument(help="only these stages and what they need")
+        list[str] | None,
+        typer.Argument(callback=options.check_stages, help="only these stages and what they need"),
     ] = None,
     profile: Profile = "nano",
     run: Run = "",
@@ -61,14 +94,28 @@ def reproduce(
     """Run the whole study on a profile. Finished stages are skipped, interrupted ones resumed."""
     from personavlm_lib.study.chain import reproduce
 
+    _require_packages(stages or list(load_profile(profile).stages))
     if "." in profile:  # a path: Snakemake runs in the project's folder
         profile = str(Path(profile).resolve())
     return reproduce(profile, run, stages or [], force, seed, world_seed)
 
 
+def _require_packages(stages: list[str]) -> None:
+    """Raise ModuleNotFoundError now for what would otherwise fail after some stages."""
+    packages = ["papermill", "snakemake"]
+    if "02_sft" in stages or "03_grpo" in stages:
+        packages += TRAINING_PACKAGES
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="name of the stage, such as 02_sft")],
+    stage: Annotated[
+        str,
+        typer.Argument(callback=options.one_of(STAGES), help="name of the stage, such as 02_sft"),
+    ],
     profile: Profile = "nano",
     run: Run = "",
     seed: Seed = None,
@@ -79,15 +126,15 @@ def run(
     from personavlm_lib.study.chain import hold
     from personavlm_lib.study.runner import run_stage
 
+    loaded = load_profile(profile, seed, world_seed)
+    run = run or loaded.name
+    changed = _parse_changes(changes or [])
+    _check_changes(loaded, stage, run, changed)
     exit_with_parent()
     # raise SystemExit on SIGTERM, so that an interrupted chain leaves no kernel behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    hint = ""
+    hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
     try:
-        loaded = load_profile(profile, seed, world_seed)
-        changed = _parse_changes(changes or [])
-        run = run or loaded.name
-        hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
         with hold(run):
             run_stage(stage, loaded, run, changed)
     except Exception as error:
@@ -104,15 +151,32 @@ def _parse_changes(options: list[str]) -> dict:
     for option in options:
         key, separator, value = option.partition("=")
         if not separator:
-            raise ProfileError(f"--set takes KEY=VALUE, not {option!r}")
-        changes[key] = yaml.safe_load(value)
+            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--set'")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise typer.BadParameter(f"{value!r} is not YAML", param_hint="'--set'") from None
     return changes
+
+
+def _check_changes(profile: LoadedProfile, stage: str, run: str, changes: dict) -> None:
+    """Raise BadParameter if the stage has parameters for the profile, but not for the changes."""
+    stage_parameters(profile, stage, run)
+    try:
+        stage_parameters(profile, stage, run, changes)
+    except ProfileError as error:
+        raise typer.BadParameter(str(error), param_hint="'--set'") from None
 
 
 def _one_line(error: Exception) -> str:
     """Describe an error in one line; for papermill's error, the one that the cell raised."""
     name = getattr(error, "ename", type(error).__name__)
     message = textwrap.shorten(getattr(error, "evalue", str(error)), 500)
+    missing = re.match(r"(?:No module named|import of) '?(\w+)", message)
+    if name == "ModuleNotFoundError" and missing:
+        package = missing[1]
+        extra = "training" if package in TRAINING_PACKAGES else "study"
+        return f"the package {package} is not installed: pip install 'personavlm[{extra}]'"
     line = f"{name}: {message}"
     if name in SUGGESTED_FIXES:
         line += f": {SUGGESTED_FIXES[name]}"
@@ -122,6 +186,7 @@ def _one_line(error: Exception) -> str:
 @app.command()
 def figures() -> int:
     """Redraw figures/ from the tables in results/reference/."""
+    options.require_checkout()
     from personavlm_lib.study import figures, report
 
     os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")  # results/reference/ is laid out as a run
@@ -137,8 +202,15 @@ def figures() -> int:
 
 @app.command()
 def locomo(
-    file: Annotated[Path, typer.Argument(help="conversations in LoCoMo's format")],
-    ranking: Annotated[str, typer.Option(help="dense (the paper), bm25 or hybrid")] = "hybrid",
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="conversations in LoCoMo's format")
+    ],
+    ranking: Annotated[
+        str,
+        typer.Option(
+            callback=options.one_of(options.RANKINGS), help="dense (the paper), bm25 or hybrid"
+        ),
+    ] = "hybrid",
     json: Json = None,
 ) -> int:
     """Measure the evidence recall of a ranking over turns, per category and overall."""
@@ -150,40 +222,65 @@ def locomo(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Option(help="new folder for the data set")],
-    size: Annotated[str, typer.Option(help="nano, short, long or paper")] = "nano",
-    seed: Annotated[int, typer.Option(help="seed of the users, and of the mixtures")] = 0,
-    workers: Annotated[int, typer.Option(help="number of processes; 0: one per core")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(callback=options.check_new_folder, help="new folder for the data set"),
+    ],
+    size: Annotated[
+        str,
+        typer.Option(callback=options.one_of(options.SIZES), help="nano, short, long or paper"),
+    ] = "nano",
+    seed: Annotated[
+        int, typer.Option(min=0, max=99, help="seed of the users, and of the mixtures")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
     personas: Annotated[
-        Path | None, typer.Option(help='PersonaHub\'s JSON Lines of {"persona": text}')
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'
+        ),
     ] = None,
-    wording: Annotated[str, typer.Option(help="canonical or paraphrased")] = "canonical",
+    wording: Annotated[
+        str,
+        typer.Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased"),
+    ] = "canonical",
     generator: Annotated[
-        str, typer.Option(help="model that writes the dialogues: http://host:port/v1#model")
+        str,
+        typer.Option(
+            callback=options.check_server,
+            help="model that writes the dialogues: http://host:port/v1#model",
+        ),
     ] = "",
     prices: Annotated[
         tuple[float, float],
-        typer.Option(help="price per million input and output tokens"),
+        typer.Option(
+            callback=options.check_prices, help="price per million input and output tokens"
+        ),
     ] = (0.0, 0.0),
 ) -> int:
     """Synthesize a data set: lives and questions; for nano and paper also training samples."""
+    if generator:
+        from personavlm_lib.models.endpoint import EndpointModel
+
+        model = EndpointModel(generator)
+        model.check_connection()
     from personavlm_lib.benchmark.synthesis import DATASET_SIZES, SynthesisSettings, synthesize
     from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
-    from personavlm_lib.study.components import open_model, open_recognizer
+    from personavlm_lib.study.components import bundled_image_encoder, open_recognizer
 
-    if size not in DATASET_SIZES:
-        raise ProfileError(f"--size is {size!r}; choose {', '.join(DATASET_SIZES)}")
+    groups = DATASET_SIZES[size]
+    if any(group.sft for group in groups):
+        bundled_image_encoder()  # the training samples need it: fail now if it is missing
     recognizer = partial(open_recognizer, "classical", "nano")
     generate = None
     if generator:
         storyteller = StorytellerSettings(
             name=generator, price_in=prices[0], price_out=prices[1], draw=False
         )
-        model = open_model(generator)
         generate = partial(generate_dialogues, model=model, settings=storyteller)
     processes = workers or os.cpu_count() or 1
     settings = SynthesisSettings(seed, processes, recognizer, personas, wording, generate)
-    counts = synthesize(DATASET_SIZES[size], out, settings)
+    counts = synthesize(groups, out, settings)
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{out}: {summary}")
     return 0
@@ -192,7 +289,12 @@ def synthesize(
 @app.command()
 def shortcuts(
     file: Annotated[
-        Path, typer.Argument(help="lives of a run (JSON Lines), or a file in Persona-MME's format")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="lives of a run (JSON Lines), or a file in Persona-MME's format",
+        ),
     ],
     json: Json = None,
 ) -> int:
@@ -207,11 +309,19 @@ def shortcuts(
 def skills(
     model: Annotated[
         list[str],
-        typer.Option(help="hub id, folder, or RUN/STAGE of a finished run; repeatable"),
+        typer.Option(
+            callback=options.check_models,
+            help="hub id, folder, or RUN/STAGE of a finished run; repeatable",
+        ),
     ],
-    seed: Annotated[int, typer.Option(help="random seed of the lives")] = 0,
-    questions: Annotated[int, typer.Option(help="number of questions per skill")] = 64,
-    prompts: Annotated[str, typer.Option(help="prompt set: nano or full")] = "nano",
+    seed: Annotated[
+        int, typer.Option(min=0, max=options.LARGEST_SEED, help="random seed of the lives")
+    ] = 0,
+    questions: Annotated[int, typer.Option(min=1, help="number of questions per skill")] = 64,
+    prompts: Annotated[
+        str,
+        typer.Option(callback=options.one_of(options.PROMPT_SETS), help="prompt set: nano or full"),
+    ] = "nano",
     no_retrieval: Annotated[
         bool,
         typer.Option(
@@ -220,10 +330,14 @@ def skills(
     ] = False,
     json: Json = None,
     plot: Annotated[
-        Path | None, typer.Option(help="folder for the radar chart, as PNG and PDF")
+        Path | None,
+        typer.Option(
+            callback=options.check_folder, help="folder for the radar chart, as PNG and PDF"
+        ),
     ] = None,
 ) -> int:
     """Measure models skill by skill on new lives; several (one per training seed) also averaged."""
+    sources = [_model_source(name) for name in model]
     import pandas as pd
 
     from personavlm_lib.agent.prompt_sets import PromptSet
@@ -242,8 +356,8 @@ def skills(
     again = recognition["top1"]
     values = []
     tables = []
-    for name in model:
-        opened = LocalModel(_model_source(name))
+    for name, source in zip(model, sources, strict=True):
+        opened = LocalModel(source)
         settings = skills.SkillSettings(
             questions, seed, prompt_set, recognizer, retrieving=retrieving
         )
@@ -279,12 +393,18 @@ def doctor() -> int:
 
 @app.command()
 def chat(
-    run: Annotated[str, typer.Option(help="finished run whose model answers")] = "nano",
+    run: Annotated[
+        str, typer.Option(callback=options.check_run, help="finished run whose model answers")
+    ] = "nano",
     memory: Annotated[
-        Path | None, typer.Option(help="folder of the memory; default: runs/<run>/chat")
+        Path | None,
+        typer.Option(
+            callback=options.check_folder, help="folder of the memory; default: runs/<run>/chat"
+        ),
     ] = None,
 ) -> int:
     """Chat with the agent of a finished run, which remembers the conversation."""
+    require(run, "03_grpo")
     from personavlm_lib.study.chat import converse
 
     return converse(run, memory)
@@ -292,9 +412,11 @@ def chat(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="folder or hub id")],
+    model: Annotated[str, typer.Option(callback=options.check_model, help="folder or hub id")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on; 0: any free port")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port to listen on; 0: any free port")
+    ] = 8000,
 ) -> int:
     """Serve a local model with an OpenAI-compatible API."""
     from personavlm_lib.models.serve import ChatServer, LocalModel
@@ -308,15 +430,43 @@ def serve(
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; print any failure as one line."""
     words = sys.argv[1:] if arguments is None else arguments
+    use_utf_8()
+    use_writable_caches()
     try:
-        return app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted. Rerun the same command to resume.", file=sys.stderr)
-        return 130
+        code = app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):  # some versions of typer return 130 instead
+        code = INTERRUPTED
     except Exception as error:
-        message = str(error) if isinstance(error, ProfileError) else _one_line(error)
-        print(message, file=sys.stderr)
-        return 1
+        print(_failure(error), file=sys.stderr)
+        return getattr(error, "exit_code", 1)  # 2 for the errors that typer raises itself
+    if code == INTERRUPTED:
+        print(_interruption(words), file=sys.stderr, flush=True)
+        if arguments is None:
+            _exit_without_threads(code)
+    return code
+
+
+def _exit_without_threads(code: int) -> None:
+    """End this process without waiting for threads, which may wait for a server for minutes."""
+    sys.stdout.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def _interruption(words: list[str]) -> str:
+    """What to print after Ctrl-C: only some commands keep what they have done so far."""
+    has_generator = any(word.startswith("--generator") for word in words)
+    if words[0] in ("reproduce", "run") or has_generator:
+        return "Interrupted. Rerun the same command to resume."
+    return "Interrupted."
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, ProfileError):
+        return str(error)
+    if hasattr(error, "format_message"):  # of typer: names the option and the allowed values
+        return " ".join(error.format_message().split())
+    return _one_line(error)
 
 
 if __name__ == "__main__":

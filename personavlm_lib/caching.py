@@ -87,7 +87,7 @@ def reuse_or_clear(folder: Path, key: str, root: Path) -> bool:
     Raises ValueError if something has to be deleted that does not lie inside of `root`.
     """
     stamp = folder / STAMP
-    if stamp.is_file() and stamp.read_text() == key:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
         return True
     delete(folder, root)
     return False
@@ -96,4 +96,4 @@ def reuse_or_clear(folder: Path, key: str, root: Path) -> bool:
 def mark_finished(folder: Path, key: str) -> None:
     """Write the stamp that marks the work in `folder` as complete."""
     stamp = folder / STAMP
-    stamp.write_text(key)
+    stamp.write_text(key, encoding="utf-8")

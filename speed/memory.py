@@ -223,7 +223,9 @@ def measure(system: str, n: int, limit_s: int) -> list[dict]:
         for part in ("write", "read"):
             command = [sys.executable, __file__, "--part", part, system, str(n), str(folder)]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+                done = subprocess.run(
+                    command, capture_output=True, encoding="utf-8", timeout=limit_s
+                )
             except subprocess.TimeoutExpired:
                 reason = f"{part} took more than {limit_s} s"
                 return [dict(system=system, n=n, failed=reason)]
@@ -331,11 +333,11 @@ def describe_setup(clusters: int) -> dict:
 def write_results(file: Path, about: dict, rows: list[dict]) -> None:
     """Write the rows as JSON, and as CSV next to it."""
     text = json.dumps({"about": about, "rows": rows}, indent=1)
-    file.write_text(text + "\n")
+    file.write_text(text + "\n", encoding="utf-8")
     columns: dict[str, None] = {}
     for row in rows:
         columns |= dict.fromkeys(row)
-    with file.with_suffix(".csv").open("w", newline="") as output:
+    with file.with_suffix(".csv").open("w", newline="", encoding="utf-8") as output:
         table = csv.DictWriter(output, columns)
         table.writeheader()
         table.writerows(rows)

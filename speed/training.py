@@ -110,7 +110,7 @@ def measure_stage(stage: str, config: dict, inputs: dict, folder: Path, samples:
         torch.cuda.reset_peak_memory_stats()
     module.train(config | inputs, folder.absolute())
     measured = StepTimer.seconds[1:] or StepTimer.seconds
-    log_lines = (folder / "metrics.jsonl").read_text().splitlines()
+    log_lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     last = json.loads(log_lines[-1])
     reserved = None
     if GPU:
@@ -161,7 +161,7 @@ def main() -> None:
             if arguments.json:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 results = json.dumps(dict(about=about, rows=rows), indent=1, default=str)
-                arguments.json.write_text(results + "\n")
+                arguments.json.write_text(results + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

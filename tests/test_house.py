@@ -110,7 +110,7 @@ def test_imported_packages_sees_absolute_and_relative_imports():
 def test_package_imports_only_packages_before_it(path):
     module = path.relative_to(ROOT).with_suffix("").parts
     allowed = ORDER[: ORDER.index(module[1]) + 1]
-    assert imported_packages(path.read_text(), module) <= set(allowed)
+    assert imported_packages(path.read_text(encoding="utf-8"), module) <= set(allowed)
 
 
 def code_lines(source: str) -> int:
@@ -247,10 +247,53 @@ def test_no_bare_except():
     handlers = [
         (path.name, node.lineno)
         for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
     assert handlers == []
+
+
+def calls_without_encoding(source: str) -> list[int]:
+    """Lines of calls that read or write text without naming its encoding.
+
+    ruff's PLW1514 misses them where it cannot infer that a name is a path or a file.
+    """
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) == "Image.open":
+            continue
+        keywords = {keyword.arg for keyword in node.keywords}
+        function = ast.unparse(node.func).rpartition(".")[2]
+        is_binary = bool(re.search(r"'[rwxa+]*b[rwxa+]*'", ast.unparse(node)))
+        reads_file = function in ("open", "fdopen", "read_text", "write_text") and not is_binary
+        runs_process = ast.unparse(node.func).startswith("subprocess.") and "text" in keywords
+        if (reads_file or runs_process) and "encoding" not in keywords:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_calls_without_encoding_are_found():
+    source = """
+open(path)
+path.open("a+")
+path.write_text(text)
+subprocess.run(command, text=True)
+open(path, "rb")
+Image.open(path)
+path.read_text(encoding="utf-8")
+os.fdopen(1, "wb")
+"""
+    assert calls_without_encoding(source) == [2, 3, 4, 5]
+
+
+def test_every_text_file_is_read_and_written_as_utf_8():
+    found = {}
+    for folder in ("personavlm_lib", "speed", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            lines = calls_without_encoding(path.read_text(encoding="utf-8"))
+            if lines:
+                found[path.name] = lines
+    assert found == {}
 
 
 def test_stages_and_notebooks_correspond():
@@ -259,7 +302,7 @@ def test_stages_and_notebooks_correspond():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_notebook_follows_the_skeleton(stage):
-    book = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())
+    book = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text(encoding="utf-8"))
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] is not None for cell in code)
     assert book["cells"][0]["cell_type"] == "markdown" and book["cells"][0]["source"][0].startswith(
@@ -278,7 +321,7 @@ def test_notebook_follows_the_skeleton(stage):
 
 def test_every_key_of_a_profile_is_commented():
     for path in (ROOT / "profiles").glob("*.yaml"):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if re.match(r"\s*\w+:\s*\S", line):
                 assert re.search(r"\s# \S", line), (
                     f"{path.name}: no comment beside {line.strip()!r}"
@@ -290,7 +333,7 @@ def test_git_holds_no_large_file():
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if listed.returncode != 0:
         pytest.skip("not a git checkout")

@@ -56,7 +56,7 @@ def write_lives(path: Path, lives: Iterable[Life]) -> None:
     Image paths are relative to the file's folder.
     """
     folder = path.parent
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for life in lives:
             turns = []
             for turn in life.turns:
@@ -73,7 +73,10 @@ def write_lives(path: Path, lives: Iterable[Life]) -> None:
 
 def read_lives(path: Path) -> list[Life]:
     """Read the lives of a file written by `write_lives`."""
-    return [_parse_life(json.loads(line), path.parent) for line in path.read_text().splitlines()]
+    return [
+        _parse_life(json.loads(line), path.parent)
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def _parse_life(row: dict, folder: Path) -> Life:

@@ -8,9 +8,12 @@ files are written to a temporary folder next to the target, which is renamed at 
 import json
 import multiprocessing
 import random
+import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -191,8 +194,9 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
 
     Writes the lives as JSON Lines and Parquet, `images/`, `sft.parquet`, `rl.jsonl`, the rule
     violations in `findings.csv`, and `README.md`. A dialogue generator keeps its stories in
-    `out`.stories and may fail on some lives, which are left out; repeat the call to resume.
-    Raises FileExistsError if `out` exists.
+    `out`.stories and may fail on some lives, which are left out. Raises FileExistsError if `out`
+    exists, and ValueError if the generator completes no life of a group: repeat the call to resume.
+    After a failure, `out` does not exist.
     """
     if out.exists():
         raise FileExistsError(f"{out} already exists: choose a new folder, or remove it first")
@@ -201,16 +205,14 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
     broken = 0
     if settings.personas:
         personas, broken = read_personas(settings.personas, n_users)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary) / out.name
+    with _complete_or_absent(out) as folder:
         (folder / "images").mkdir(parents=True)
         planned = _plan_lives(groups, settings.seed, personas)
         dialogues = None
         if settings.generator:
             stories = out.with_name(f"{out.name}.stories")
             dialogues = _generate_dialogues(settings.generator, planned, stories)
-            planned = [life for life in planned if life.plan.user in dialogues]
+            planned = _completed_lives(planned, dialogues, stories)
         work = partial(
             _run_job,
             folder=folder,
@@ -222,10 +224,29 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
         kinds, violations = _run_jobs(work, jobs, settings.workers)
         rng = random.Random(f"mixtures {settings.seed}")
         counts = _gather(groups, rng, folder, kinds, violations)
-        folder.rename(out)
     counts["findings"] = len(violations)
     counts["broken_personas"] = broken
     return counts
+
+
+@contextmanager
+def _complete_or_absent(out: Path) -> Iterator[Path]:
+    """A context with a temporary path, whose folder becomes `out` at the end.
+
+    After a failure it is deleted, and so are the parents of `out` that were created for it.
+    """
+    created = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+            folder = Path(temporary) / out.name
+            yield folder
+            folder.rename(out)
+    except BaseException:
+        with suppress(OSError):  # stories that a rerun needs are in one of them
+            for parent in created:
+                parent.rmdir()
+        raise
 
 
 def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
@@ -255,6 +276,30 @@ def _generate_dialogues(
     return dialogues
 
 
+def _completed_lives(
+    planned: list[_PlannedLife], dialogues: dict[str, Exchanges], stories: Path
+) -> list[_PlannedLife]:
+    """The lives with dialogues. ValueError if they leave a group empty."""
+    completed = [life for life in planned if life.plan.user in dialogues]
+    left_out = len(planned) - len(completed)
+    groups_left = {life.group.name for life in completed}
+    for life in planned:
+        if life.group.name in groups_left:
+            continue
+        file = stories / "stories.jsonl"
+        fix = f"rerun the same command to resume from the accepted stories in {stories}"
+        if file.is_file() and file.stat().st_size == 0:
+            shutil.rmtree(stories)
+            fix = "no story was accepted, choose another model"
+        raise ValueError(
+            f"no data set was written, because the generator completed no life of the group "
+            f"{life.group.name!r} ({left_out} of {len(planned)} lives left out): {fix}"
+        )
+    if left_out:
+        print(f"{left_out} lives left out: to retry them, delete the data set and rerun")
+    return completed
+
+
 def _split_into_jobs(
     planned: list[_PlannedLife], groups: Sequence[Group]
 ) -> list[list[_PlannedLife]]:
@@ -277,10 +322,30 @@ def _run_jobs(
     for start in with_progress(range(0, len(jobs), round_size), "synthesize", "round"):
         # The executor's own max_tasks_per_child hangs when all workers end at once.
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for job_kinds, job_violations in pool.map(work, jobs[start : start + round_size]):
-                kinds += job_kinds
-                violations += job_violations
+            try:
+                with _without_interrupts():
+                    results = pool.map(work, jobs[start : start + round_size])
+                for job_kinds, job_violations in results:
+                    kinds += job_kinds
+                    violations += job_violations
+            except KeyboardInterrupt:
+                for process in multiprocessing.active_children():
+                    process.terminate()  # otherwise the pool would wait for their jobs
+                raise
     return kinds, violations
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A context that Ctrl-C interrupts only at its end.
+
+    Processes that are started in it never get the signal, so that only their parent reports it.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def _run_job(
@@ -346,7 +411,7 @@ def _record_samples(
 
 def _write_samples(path: Path, samples: list[dict]) -> None:
     """Write one sample per line, with image paths relative to the file's folder."""
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for sample in samples:
             images = []
             for image in sample["images"]:
@@ -397,9 +462,9 @@ def _join_lives(folder: Path, group: str) -> list[Life]:
     """Join the lives of a group into one JSON Lines file and one Parquet file, and read them."""
     path = folder / f"{group}.jsonl"
     parts = folder.glob(f"{group}_*.part")
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.writelines(_read_and_remove(parts))
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         rows = map(json.loads, file)
         write_parquet(path.with_suffix(".parquet"), rows, LIVES)
     return read_lives(path)
@@ -418,7 +483,7 @@ def _join_samples(folder: Path, places: list[int]) -> None:
 
 
 def _write_questions(path: Path, questions: list[Question]) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for question in questions:
             file.write(json.dumps(asdict(question), default=datetime.isoformat) + "\n")
 
@@ -426,7 +491,7 @@ def _write_questions(path: Path, questions: list[Question]) -> None:
 def _read_and_remove(parts: Iterable[Path]) -> Iterator[str]:
     """Yield the lines of all files in the order of their names; remove each file that is read."""
     for part in sorted(parts):
-        with open(part) as file:
+        with open(part, encoding="utf-8") as file:
             yield from file
         part.unlink()
 

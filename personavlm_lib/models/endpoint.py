@@ -124,6 +124,19 @@ class EndpointModel:
             base_url=self.url, api_key=key, max_retries=retries, timeout=timeout
         )
 
+    def check_connection(self, timeout: float = 5.0) -> None:
+        """Send one cheap request; EndpointError if the server is unreachable or rejects the key.
+
+        Any other answer counts: not every server lists its models.
+        """
+        client = self.client.with_options(timeout=timeout, max_retries=0)
+        try:
+            client.models.list()
+        except (openai.APIConnectionError, openai.AuthenticationError) as error:
+            raise self._endpoint_error(error) from None
+        except openai.OpenAIError:
+            return
+
     def start(self) -> list[dict]:
         return []
 
@@ -133,8 +146,11 @@ class EndpointModel:
         A failed request has an EndpointError as its reply, or a ValueError if an image cannot be
         read. Its transcript is unchanged, so the request may be sent again.
         """
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
             return list(pool.map(lambda pair: self._reply_to_one(*pair), asked))
+        finally:  # after Ctrl-C, do not wait for the server
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _reply_to_one(self, transcript: list[dict], request: ChatRequest) -> ChatReply | Exception:
         try:

@@ -146,7 +146,7 @@ def _build_vocabulary(texts: Iterable[str], normalizer: normalizers.Normalizer) 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
     """Build Qwen2.5-VL's processor for scenes of 84 x 84 pixels (9 tokens; crops: at least 4)."""
     templates = Path(trl.__file__).parent / "chat_templates"
-    template = (templates / "qwen2_5_vl.jinja").read_text()
+    template = (templates / "qwen2_5_vl.jinja").read_text(encoding="utf-8")
     images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=84 * 84)
     return ImageOnlyProcessor(images, tokenizer, chat_template=template)
 

@@ -26,7 +26,7 @@ def write_source(folder: Path, base: str | Path, adapter: str | Path = "") -> No
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {"base": _relative(base, folder), "adapter": _relative(adapter, folder)}
-    (folder / SOURCE).write_text(json.dumps(record))
+    (folder / SOURCE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _relative(location: str | Path, folder: Path) -> str:
@@ -44,7 +44,7 @@ def follow_source(source: str | Path) -> tuple[str, list[str]]:
         file = Path(location) / SOURCE
         if not file.is_file():
             return location, adapters
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         if record["adapter"]:
             adapters.insert(0, _resolve(record["adapter"], file.parent))
         location = _resolve(record["base"], file.parent)

@@ -76,7 +76,7 @@ class StorytellingResult:
         parts = [f"{len(self.lives)} lives generated"]
         left_out = f"{self.failures.total()} left out"
         if self.failures:
-            left_out += f" ({_reasons(self.failures)}; rerun the same call to retry)"
+            left_out += f" ({_reasons(self.failures)})"
         parts.append(left_out)
         parts.append(f"rejected stories: {_reasons(self.rejections)}")
         tokens = f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out"
@@ -293,7 +293,7 @@ class _Storyteller:
         self.stories[user + prompt] = story
         row = {"user": user, "prompt": prompt, "model": self.settings.name, "turns": story}
         line = json.dumps(row)
-        with open(self.file, "a") as file:
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

@@ -54,7 +54,7 @@ def hold(run: str) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -230,15 +230,14 @@ def _run_snakemake(command: list[str], log: Path) -> int:
     ended at once.
     """
     exit_with_parent()
-    with log.open("w") as log_file:
+    with log.open("w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
             command, cwd=ROOT, stderr=log_file, stdin=subprocess.DEVNULL, start_new_session=True
         )
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            print("\nInterrupted. Rerun the same command to resume.", file=sys.stderr)
-            code = 130
+            code = 130  # which the command line reports
         finally:
             _end_session(process)
     if code not in (0, 130):
@@ -248,7 +247,8 @@ def _run_snakemake(command: list[str], log: Path) -> int:
 
 def _failure_message(log: Path) -> str:
     """The lines of the log that report failed stages, else its last line."""
-    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     failures = [line for line in lines if " failed: " in line]
     if failures:
         return "\n".join(failures)

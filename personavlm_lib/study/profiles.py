@@ -110,7 +110,7 @@ def load_profile(name: str, seed: int | None = None, world_seed: int | None = No
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.MarkedYAMLError as error:
         assert error.problem_mark is not None
         line = error.problem_mark.line + 1
@@ -145,7 +145,7 @@ def notebook_parameters(path: Path) -> dict[str, str]:
     Raises ProfileError unless exactly one cell has the tag.
     """
     cells = []
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             cells.append(cell)
     if len(cells) != 1:

@@ -92,7 +92,9 @@ def output_of(*command: str) -> str | None:
     """Return what a command prints, stripped; None if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return None
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+    )
     return process.stdout.strip() if process.returncode == 0 else None
 
 
@@ -132,7 +134,7 @@ def _hardware() -> dict:
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
         if model:
             return model[1].strip()
     return platform.processor()
@@ -163,14 +165,13 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
 
     Raises PapermillExecutionError when a cell fails; the copy exists all the same.
     """
-    with tempfile.TemporaryDirectory() as folder, log.open("w") as log_file:
+    with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as log_file:
         kernel = Path(folder) / "kernels" / "python3"
         write_kernel_spec(kernel, extra_arguments=["--log-level=CRITICAL"])
         # Jupyter searches JUPYTER_PATH first, so no `python3` kernel of another environment is used
-        search_path = [folder]
-        if os.environ.get("JUPYTER_PATH"):
-            search_path.append(os.environ["JUPYTER_PATH"])
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(search_path)
+        _search_first("JUPYTER_PATH", folder)
+        # The kernel imports this package, not one of another checkout that is installed
+        _search_first("PYTHONPATH", str(ROOT))
         papermill.execute_notebook(
             str(source),
             str(target),
@@ -181,6 +182,13 @@ def execute(source: Path, target: Path, parameters: dict, log: Path) -> None:
             stdout_file=ProgressTee(log_file, source.stem),
             stderr_file=log_file,
         )
+
+
+def _search_first(variable: str, folder: str) -> None:
+    """Put a folder first in the environment variable of a search path."""
+    others = os.environ.get(variable, "").split(os.pathsep)
+    kept = [other for other in others if other not in ("", folder)]
+    os.environ[variable] = os.pathsep.join([folder, *kept])
 
 
 def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = None) -> Path:
@@ -194,7 +202,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     delete_in_run(run, folder / "run.json")
     parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
-    (folder / "params.yaml").write_text(parameters_text)
+    (folder / "params.yaml").write_text(parameters_text, encoding="utf-8")
     _set_kernel_environment(profile.offline)
     number = list(profile.stages).index(stage) + 1
     title = f"[{number}/{len(profile.stages)}] {stage}"

@@ -162,7 +162,7 @@ def train(config: dict, folder: Path) -> None:
     started = time.time()
     tokens = 0
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "metrics.jsonl", "w") as log:
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as log:
         for step, batch in enumerate(data, 1):
             rate = config["learning_rate"] * _rate_factor(step, steps)
             loss = _training_step(model, optimizers, _to_device(batch, device), rate)
@@ -209,7 +209,7 @@ def corpus() -> Iterator[str]:
     yield _as_json_keys(("name", *lexicon.CORE, *lexicon.HABITS, *lexicon.GOALS))
     yield FRAME_TOKENS
     for path in sorted(PROMPT_FOLDER.glob("*.j2")):
-        words = [word for word in path.read_text().split() if word.isalpha()]
+        words = [word for word in path.read_text(encoding="utf-8").split() if word.isalpha()]
         yield " ".join(words)
 
 

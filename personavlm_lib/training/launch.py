@@ -88,13 +88,13 @@ def launch(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.jsonl"
-    metrics.write_text("")  # discard the metrics of an earlier training
+    metrics.write_text("", encoding="utf-8")  # discard the metrics of an earlier training
     settings = folder / "config.yaml"
     settings_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-    settings.write_text(settings_text)
+    settings.write_text(settings_text, encoding="utf-8")
     command = _command(module, processes, accelerate_config)
     log = folder / "log.txt"
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*command, "--config", str(settings)],
             stdout=output,
@@ -160,5 +160,5 @@ def main(train: Callable[[dict, Path], None]) -> None:
     parser.add_argument("--config", required=True, type=Path)
     path = parser.parse_args().config
     exit_with_parent()
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     train(config, path.parent)

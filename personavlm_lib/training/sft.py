@@ -56,11 +56,11 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             lines = [self._line(logs, state) for logs in state.log_history]
-            self.path.write_text("".join(lines))
+            self.path.write_text("".join(lines), encoding="utf-8")
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(self._line(state.log_history[-1], state))
 
     def on_save(self, args, state, control, **kwargs):
@@ -233,7 +233,7 @@ def train_and_save(trainer, folder: Path, base: str, key: str) -> None:
 def _restore_count_and_weights(trainer, checkpoint: Path, adapted: bool) -> None:
     """Restore the token count and whole weights, which the trainer does not resume by itself."""
     state_file = checkpoint / "trainer_state.json"
-    state = json.loads(state_file.read_text())
+    state = json.loads(state_file.read_text(encoding="utf-8"))
     newest_logs = state["log_history"][-1]
     # SFTTrainer counts from 0 in each process.
     trainer._total_train_tokens = newest_logs.get("num_tokens", 0)

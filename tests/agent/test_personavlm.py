@@ -223,7 +223,7 @@ def test_update_of_a_turn_forgotten_meanwhile_is_not_written(store):
 
 def test_valid_images_are_stored_and_invalid_ones_store_nothing(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
-    (tmp_path / "note.png").write_text("no image")
+    (tmp_path / "note.png").write_text("no image", encoding="utf-8")
     with (
         MemoryStore(tmp_path / "kai", LetterEncoder()) as store,
         PersonaVLM(store, Model(), NANO) as assistant,

@@ -78,6 +78,6 @@ def test_changed_file_changes_the_hash(tmp_path, monkeypatch):
     before = PromptSet("nano").hash()
     monkeypatch.setattr(prompt_sets, "FOLDER", tmp_path)
     assert PromptSet("nano").hash() == before
-    with open(tmp_path / "nano" / "core.j2", "a") as file:
+    with open(tmp_path / "nano" / "core.j2", "a", encoding="utf-8") as file:
         file.write("\n")
     assert PromptSet("nano").hash() != before

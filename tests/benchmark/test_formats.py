@@ -37,8 +37,10 @@ def with_pixels(lives):
 
 def test_persona_mme_reads_back_equal_and_exports_equal_files(lives, tmp_path):
     path = export_persona_mme(tmp_path / "a", map(public_life, lives))
-    cases = json.loads(path.read_text())
-    user = json.loads((tmp_path / "a" / "samples" / "50" / "1" / "user_data.json").read_text())
+    cases = json.loads(path.read_text(encoding="utf-8"))
+    user = json.loads(
+        (tmp_path / "a" / "samples" / "50" / "1" / "user_data.json").read_text(encoding="utf-8")
+    )
     assert len(cases) == sum(q.kind == "choice" for life in lives for q in life.questions)
     assert sum("alignment" in case for case in cases) == 2
     assert {case["data_path"] for case in cases} == {
@@ -61,13 +63,13 @@ def test_persona_mme_reads_back_equal_and_exports_equal_files(lives, tmp_path):
 
 def test_persona_mme_of_the_authors_needs_no_additional_keys(lives, tmp_path):
     path = export_persona_mme(tmp_path, map(public_life, lives))
-    cases = json.loads(path.read_text())
+    cases = json.loads(path.read_text(encoding="utf-8"))
     for case in cases:
         del case["evidence"]
         case["time"] += " (Monday)"
         if "alignment" in case:
             case["alignment"] = {name: case["alignment"][name] for name in ("chosen", "rejected")}
-    path.write_text(json.dumps(cases))
+    path.write_text(json.dumps(cases), encoding="utf-8")
     questions = [question for life in import_persona_mme(path) for question in life.questions]
     assert len(questions) == sum(len(life.questions) for life in lives)
     assert all(question.evidence == () for question in questions)
@@ -96,7 +98,7 @@ def test_recordings_read_back_equal_from_the_authors_conversations(lives, memori
 def test_parquet_contains_the_pictures(tmp_path):
     life = simulate_life(1, tmp_path / "images", 20, 0.7, 8, 1)
     write_lives(tmp_path / "lives.jsonl", [life])
-    row = json.loads((tmp_path / "lives.jsonl").read_text())
+    row = json.loads((tmp_path / "lives.jsonl").read_text(encoding="utf-8"))
     row = {"user": row["user"]} | {
         key: [{name: entry[name] for name in LIVES[key].feature} for entry in row[key]]
         for key in ("turns", "questions")

@@ -85,10 +85,10 @@ def test_data_set_has_the_expected_lives_samples_and_card(data_sets):
     assert pictures and all(
         image["bytes"][1:4] == b"PNG" and image["path"].startswith("images/") for image in pictures
     )
-    lines = (data_sets / "one" / "rl.jsonl").read_text().splitlines()
+    lines = (data_sets / "one" / "rl.jsonl").read_text(encoding="utf-8").splitlines()
     kinds = Counter(json.loads(line)["kind"] for line in lines)
     assert kinds == {"choice": 11, "binary": 5, "open": 4}
-    card = (data_sets / "one" / "README.md").read_text()
+    card = (data_sets / "one" / "README.md").read_text(encoding="utf-8")
     assert "data_files: train.parquet" in card and "| choice | 11 | 55 |" in card
 
 
@@ -157,7 +157,7 @@ def test_personas_count_broken_lines_and_reject_too_short_a_file(tmp_path, capsy
     path = tmp_path / "personas.jsonl"
     good = [json.dumps({"persona": f"a baker from town {i}"}) for i in range(4)]
     broken = ["{", "[]", '{"persona": 3}', '{"persona": " "}', '{"who": "a"}', '"text"', "\x00"]
-    path.write_text("\n".join([good[0], *broken[:4], "", *good[1:], *broken[4:]]))
+    path.write_text("\n".join([good[0], *broken[:4], "", *good[1:], *broken[4:]]), encoding="utf-8")
     assert read_personas(path, 4) == ([f"a baker from town {i}" for i in range(4)], 7)
     assert read_personas(path, 2)[0] == ["a baker from town 0", "a baker from town 1"]
     out = tmp_path / "out"
@@ -166,6 +166,6 @@ def test_personas_count_broken_lines_and_reject_too_short_a_file(tmp_path, capsy
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and "4 lines" in error
     assert "7 broken ones, but 100 personas are needed" in error
-    assert main(["synthesize", "--size", "huge", "--out", str(out)]) == 1
-    assert "choose nano, short, long, paper" in capsys.readouterr().err
+    assert main(["synthesize", "--size", "huge", "--out", str(out)]) == 2
+    assert "choose one of nano, short, long, paper" in capsys.readouterr().err
     assert not out.exists()

@@ -35,7 +35,7 @@ def path(tmp_path):
     conversation = {"session_1": turns, "session_1_date_time": "1:56 pm on 8 May, 2023"}
     sample = {"sample_id": "one", "conversation": conversation, "qa": questions}
     path = tmp_path / "talk.json"
-    path.write_text(json.dumps([sample]))
+    path.write_text(json.dumps([sample]), encoding="utf-8")
     return path
 
 
@@ -55,7 +55,7 @@ def test_recall_is_the_retrieved_share_of_the_evidence(path):
 def test_report_prints_and_writes_the_numbers(path, tmp_path, capsys):
     out = tmp_path / "out.json"
     report_locomo(path, "bm25", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert result["file"] == "talk.json"
     assert result["ranking"] == "bm25"
     assert result["encoder"] is None
@@ -68,18 +68,18 @@ def test_report_prints_and_writes_the_numbers(path, tmp_path, capsys):
 def test_command_writes_the_numbers_of_the_report(path, tmp_path):
     out = tmp_path / "out.json"
     report_locomo(path, "bm25", out)
-    expected = json.loads(out.read_text())
+    expected = json.loads(out.read_text(encoding="utf-8"))
     out.unlink()
     arguments = ["locomo", str(path), "--ranking", "bm25", "--json", str(out)]
     command = [sys.executable, "-m", "personavlm_lib", *arguments]
     subprocess.run(command, check=True, capture_output=True)
-    assert json.loads(out.read_text())["rows"] == expected["rows"]
+    assert json.loads(out.read_text(encoding="utf-8"))["rows"] == expected["rows"]
 
 
 def test_a_file_without_evidence_is_rejected(tmp_path):
     path = tmp_path / "bank.json"
     history = {"2023-05-02": [{"query": "hi", "response": "ho"}]}
-    path.write_text(json.dumps({"Ann": {"history": history}}))
+    path.write_text(json.dumps({"Ann": {"history": history}}), encoding="utf-8")
     with pytest.raises(ValueError, match="bank.json contains no question that names its evidence"):
         measure_recall(path, "bm25")
 

@@ -111,7 +111,7 @@ def write_author_file(path, n=12):
         if i % 3 == 0:
             case["alignment"] = {"chosen": "Sure, with joy!", "rejected": "No."}
         cases.append(case)
-    path.write_text(json.dumps(cases))
+    path.write_text(json.dumps(cases), encoding="utf-8")
     return path
 
 
@@ -145,12 +145,12 @@ def test_the_command_prints_and_writes_the_numbers(tmp_path, capsys):
     path = write_author_file(tmp_path / "Persona-MME.json")
     out = tmp_path / "out.json"
     assert main(["shortcuts", str(path), "--json", str(out)]) == 0
-    assert json.loads(out.read_text()) == measure_shortcuts(path)
+    assert json.loads(out.read_text(encoding="utf-8")) == measure_shortcuts(path)
     assert "Explicit Intent Inference" in capsys.readouterr().out
 
 
 def test_the_command_rejects_other_files_in_one_line(tmp_path, capsys):
-    valid = write_author_file(tmp_path / "Persona-MME.json").read_text()
+    valid = write_author_file(tmp_path / "Persona-MME.json").read_text(encoding="utf-8")
     path = tmp_path / "bad.json"
     for text in (
         "[]",
@@ -160,13 +160,13 @@ def test_the_command_rejects_other_files_in_one_line(tmp_path, capsys):
         '{"users": 1}',
         valid.replace("(a)", "(z)", 1),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         assert main(["shortcuts", str(path)]) == 1
         error = capsys.readouterr().err.strip()
         assert "\n" not in error
         assert "bad.json" in error
         assert "expected lives" in error
-    assert main(["shortcuts", str(tmp_path / "missing.json")]) == 1
+    assert main(["shortcuts", str(tmp_path / "missing.json")]) == 2
     assert "\n" not in capsys.readouterr().err.strip()
 
 
@@ -184,7 +184,7 @@ def table(tmp_path_factory):
         questions = [asdict(question) for question in make_questions(plan, 26, 4)]
         lines.append(json.dumps({"user": plan.user, "questions": questions}, default=str))
     path = tmp_path_factory.mktemp("ours") / "lives.jsonl"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     # All options are right equally often, so the right ones of the test items are a little rarer in
     # the training items. The more folds, the more this pulls `most_frequent` below chance.
     return shortcut_table(read_items(path), folds=2)

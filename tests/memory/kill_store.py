@@ -172,7 +172,7 @@ def kill_child(folder: Path, number: int, after: float) -> list[str]:
     time.sleep(after)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    with os.fdopen(reading) as pipe:
+    with os.fdopen(reading, encoding="utf-8") as pipe:
         return pipe.read().splitlines()
 
 

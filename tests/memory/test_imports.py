@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def run(code: str, *arguments: object) -> str:
     """The output of a Python process that runs `code`."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

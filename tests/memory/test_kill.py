@@ -16,7 +16,7 @@ def test_a_killed_process_loses_and_duplicates_nothing():
     )
     command = [sys.executable, "-c", program]
     root = here.parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=root, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "acknowledged" in done.stdout
     assert "migrate" in done.stdout

@@ -40,7 +40,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen:
     program = textwrap.dedent(start) + textwrap.dedent(code)
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", cwd=ROOT
     )
 
 
@@ -150,7 +150,7 @@ def test_a_read_only_memory_can_still_be_read(tmp_path, encoder):
 
 def test_an_impossible_folder_is_named_in_the_error(tmp_path, encoder):
     file = tmp_path / "file"
-    file.write_text("")
+    file.write_text("", encoding="utf-8")
     for folder in (file, file / "kai"):
         with pytest.raises(StoreError, match=f"cannot create the memory folder .*{folder.name}"):
             MemoryStore(folder, encoder)
@@ -179,7 +179,7 @@ def test_create_false_does_not_create_an_unknown_user(tmp_path, encoder):
 def test_an_unreadable_image_stores_nothing(tmp_path, encoder, bad):
     good = tmp_path / "ok.png"
     Image.new("RGB", (5, 5)).save(good)
-    (tmp_path / "note.png").write_text("just words")
+    (tmp_path / "note.png").write_text("just words", encoding="utf-8")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:40])
     with MemoryStore(tmp_path / "kai", encoder) as store:
         images = (str(good), str(tmp_path / bad))

@@ -147,7 +147,7 @@ def test_bad_stories_are_rejected_counted_and_not_stored(served, plans, tmp_path
         settings = StorytellerSettings(tries=2)
         result = generate_dialogues(plans[:1], tmp_path, EndpointModel(source), settings)
     assert result.lives == {} and result.failures.total() == 1 and result.rejections[kind] == 2
-    assert len((tmp_path / "stories.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "stories.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert "1 left out" in str(result)
     retry = next(body["messages"] for body in requests if len(body["messages"]) == 3)
     _, rejected, reasons = retry
@@ -182,9 +182,11 @@ def test_rerun_resumes_after_the_server_and_the_computer_died(served, plans, tmp
     # With width 1, the first request without an answer is the last request.
     assert len(requests) == 3
     file = tmp_path / "stories.jsonl"
-    stored = file.read_text().splitlines(True)
+    stored = file.read_text(encoding="utf-8").splitlines(True)
     assert len(stored) == 2
-    file.write_text("".join(stored) + stored[0][:40])  # a crash in the middle of a line
+    file.write_text(
+        "".join(stored) + stored[0][:40], encoding="utf-8"
+    )  # a crash in the middle of a line
     with served(good) as (source, requests):
         whole = generate_dialogues(plans, tmp_path, EndpointModel(source))
         assert len(requests) == left and len(whole.lives) == 2 and not whole.failures
@@ -193,7 +195,7 @@ def test_rerun_resumes_after_the_server_and_the_computer_died(served, plans, tmp
         other_model = StorytellerSettings(name="another")
         generate_dialogues(plans, tmp_path, EndpointModel(source), other_model)
         assert len(requests) == 2 * left + 2
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert rows[:2] == [json.loads(line) for line in stored]
 
 
@@ -206,7 +208,7 @@ def test_failing_server_is_reported_with_counts(served, plans, tmp_path, answer,
         result = generate_dialogues(plans, tmp_path, model)
     assert result.lives == {} and result.failures == {kind: 2}
     assert f"2 left out (2 {kind}" in str(result)
-    assert (tmp_path / "stories.jsonl").read_text() == ""
+    assert (tmp_path / "stories.jsonl").read_text(encoding="utf-8") == ""
 
 
 def test_all_stories_of_the_nano_model_are_rejected(plans, tmp_path):
@@ -219,7 +221,7 @@ def test_all_stories_of_the_nano_model_are_rejected(plans, tmp_path):
         server.shutdown()
         thread.join()
     assert result.lives == {} and result.failures.total() == 1 and result.rejections.total() >= 2
-    assert result.tokens_out > 0 and (tmp_path / "stories.jsonl").read_text() == ""
+    assert result.tokens_out > 0 and (tmp_path / "stories.jsonl").read_text(encoding="utf-8") == ""
 
 
 def test_no_plans_give_an_empty_result(tmp_path):

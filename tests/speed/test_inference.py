@@ -22,7 +22,7 @@ def test_every_measurement_runs_on_a_tiny_model(tmp_path):
     script = str(ROOT / "speed" / "inference.py")
     command = [sys.executable, script, *ARGUMENTS, "--json", str(file)]
     subprocess.run(command, check=True, cwd=tmp_path)
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     rows = {}
     for row in results["rows"]:
         key = (row["what"], row["batch"])
@@ -34,5 +34,5 @@ def test_every_measurement_runs_on_a_tiny_model(tmp_path):
     assert_gain(rows["users", 4], slow="apart_s", fast="together_s")
     assert_gain(rows["prefix", 2], slow="scratch_s", fast="kept_s")
     assert results["about"]["parameters"] > 0
-    csv_lines = file.with_suffix(".csv").read_text().count("\n")
+    csv_lines = file.with_suffix(".csv").read_text(encoding="utf-8").count("\n")
     assert csv_lines == len(rows) + 1

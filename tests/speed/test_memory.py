@@ -18,7 +18,7 @@ def test_ours_and_the_limit_are_measured_and_agree_with_exact_search(tmp_path):
     figure = str(tmp_path / "speed")
     command = [sys.executable, script, *ARGUMENTS, "--json", str(file), "--plot", figure]
     subprocess.run(command, check=True, cwd=tmp_path)
-    rows = json.loads(file.read_text())["rows"]
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert {(row["system"], row.get("variant")) for row in rows} == {
         ("ours", "dense"),
         ("ours", "bm25"),
@@ -34,5 +34,5 @@ def test_ours_and_the_limit_are_measured_and_agree_with_exact_search(tmp_path):
         assert row["disk_mib"] > 0
         assert row["singly_per_s"] > 0
     assert (tmp_path / "speed.png").exists()
-    csv_lines = (tmp_path / "speed.csv").read_text().count("\n")
+    csv_lines = (tmp_path / "speed.csv").read_text(encoding="utf-8").count("\n")
     assert csv_lines == len(rows) + 1

@@ -57,18 +57,18 @@ def comparable_content(path: Path) -> str | None:
         return frame.drop(columns=TIME_COLUMNS & set(frame)).to_csv()
     if path.name == "metrics.jsonl":
         rows = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             rows.append({key: value for key, value in row.items() if key not in TIME_COLUMNS})
         return json.dumps(rows, sort_keys=True)
     if path.name == "summary.json":
         summary = {}
-        for key, value in json.loads(path.read_text()).items():
+        for key, value in json.loads(path.read_text(encoding="utf-8")).items():
             if key not in IGNORED_KEYS and not key.startswith("most_"):
                 summary[key] = value
         return json.dumps(summary)
     if path.suffix in (".csv", ".jsonl") or path.name == "claims.json":
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     if path.name == "adapter":
         return fingerprint(path / "adapter_model.safetensors")
     return None
@@ -105,7 +105,7 @@ def main(runs: int = 10, kills: int = 1, seed: int = 0) -> int:
     uninterrupted = tables("whole") if start("whole").wait() == 0 else {}
     seconds = 0.0
     for stage in STAGES:
-        record = json.loads((stage_folder("whole", stage) / "run.json").read_text())
+        record = json.loads((stage_folder("whole", stage) / "run.json").read_text(encoding="utf-8"))
         seconds += record["wall_seconds"]
     print(f"uninterrupted: {seconds:.0f} s, {len(uninterrupted)} tables", flush=True)
     failures = 0

@@ -15,16 +15,19 @@ from personavlm_lib.study.profiles import BACKBONE, ROOT
 
 @pytest.fixture
 def failure(tmp_path):
-    """Run a command that fails, with its own `runs` folder; return the one line that it prints."""
+    """Run a command that fails, with its own `runs` folder; return the one line that it prints.
+
+    `code` is the exit code that the command must return.
+    """
     environment = os.environ | {"PERSONAVLM_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
 
-    def run(*words):
+    def run(*words, code=1):
         command = [sys.executable, "-m", "personavlm_lib", *map(str, words)]
         process = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+            command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=600
         )
         lines = [line for line in process.stderr.splitlines() if "Loading weights" not in line]
-        assert process.returncode == 1 and len(lines) == 1, process.stderr
+        assert process.returncode == code and len(lines) == 1, process.stderr
         return lines[0]
 
     return run
@@ -32,7 +35,7 @@ def failure(tmp_path):
 
 def finish(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -54,7 +57,7 @@ def finish(folder: Path):
     ],
 )
 def test_wrong_profile(failure, tmp_path, text, message):
-    (tmp_path / "tiny.yaml").write_text(text)
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     assert message in failure("reproduce", "--profile", tmp_path / "tiny.yaml")
     assert not (tmp_path / "runs").exists()
 
@@ -69,7 +72,7 @@ def test_missing_stage(failure, tmp_path):
 
 
 def test_unknown_recipe(failure, tmp_path):
-    line = failure("run", "00_backbone", "--profile", "smoke", "--set", "recipe=given")
+    line = failure("run", "00_backbone", "--profile", "smoke", "--set", "recipe=given", code=2)
     assert "'recipe' is 'given'; choose one of bundled, trial, train, external" in line
     assert not (tmp_path / "runs" / "smoke" / "00_backbone").exists()
 
@@ -97,7 +100,7 @@ def test_corrupt_database(failure, tmp_path):
 
 
 def conversation(folder: Path, content) -> Path:
-    (folder / "talk.json").write_text(json.dumps(content))
+    (folder / "talk.json").write_text(json.dumps(content), encoding="utf-8")
     return folder / "talk.json"
 
 
@@ -144,4 +147,4 @@ def test_truncated_image(failure, tmp_path):
 
 
 def test_unknown_command(failure):
-    assert "No such command 'reprodcue'" in failure("reprodcue")
+    assert "No such command 'reprodcue'" in failure("reprodcue", code=2)

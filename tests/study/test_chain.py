@@ -70,7 +70,7 @@ def project(tmp_path_factory):
     def reproduce(seconds, *options, root=root, python=sys.executable):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAVLM_")}
         environment["PYTHONPATH"] = str(root)
-        (root / "tiny.yaml").write_text(PROFILE.format(seconds))
+        (root / "tiny.yaml").write_text(PROFILE.format(seconds), encoding="utf-8")
         command = [str(python), "-m", "personavlm_lib", "reproduce"]
         command += ["--profile", "tiny.yaml", *options]
         process = subprocess.Popen(
@@ -79,7 +79,7 @@ def project(tmp_path_factory):
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
             # children inherit ignored signals, and a shell ignores Ctrl-C for background jobs
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -99,13 +99,13 @@ def ran(project):
     counts = []
     for stage in STAGES:
         path = project.runs / stage / "ran"
-        counts.append(len(path.read_text().split()) if path.is_file() else 0)
+        counts.append(len(path.read_text(encoding="utf-8").split()) if path.is_file() else 0)
     return counts
 
 
 def wait_for(path, seconds=180):
     deadline = time.monotonic() + seconds
-    while not (path.is_file() and path.read_text()):
+    while not (path.is_file() and path.read_text(encoding="utf-8")):
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
 
@@ -120,7 +120,10 @@ def alive(pid):
 def all_gone(project, seconds=30):
     """Wait for the kernel and the child of the second stage; return whether they have ended."""
     folder, deadline = project.runs / "01_synthesize", time.monotonic() + seconds
-    pids = [(folder / "ran").read_text().split()[-1], (folder / "child").read_text()]
+    pids = [
+        (folder / "ran").read_text(encoding="utf-8").split()[-1],
+        (folder / "child").read_text(encoding="utf-8"),
+    ]
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not any(map(alive, pids))
@@ -172,11 +175,11 @@ def test_changed_parameter_reruns_dependent_stages_and_keeps_files(project):
     project(0).communicate()
     checkpoints = project.runs / "01_synthesize" / "checkpoints"
     before = ran(project)
-    checkpoints.write_text("of other parameters")
+    checkpoints.write_text("of other parameters", encoding="utf-8")
     project(0.1).communicate()
     assert ran(project) == [before[0], before[1] + 1, before[2] + 1]
     # files survive, so a stage must store with them what they were made from
-    assert checkpoints.read_text() == "of other parameters"
+    assert checkpoints.read_text(encoding="utf-8") == "of other parameters"
     assert project(0.1, "02_sft", "--force").communicate()[1] == ""
     assert ran(project) == [before[0], before[1] + 1, 1]
 

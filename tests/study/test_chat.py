@@ -14,7 +14,7 @@ def chat(tmp_path):
     """Send lines to the agent of a run whose model is the bundled backbone; return the process."""
     stage = tmp_path / "runs" / "r" / "03_grpo"
     stage.mkdir(parents=True)
-    (stage / "run.json").write_text("{}")
+    (stage / "run.json").write_text("{}", encoding="utf-8")
     (stage / "model").symlink_to(BACKBONE)
     environment = os.environ | {"PERSONAVLM_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
 
@@ -26,7 +26,7 @@ def chat(tmp_path):
             env=environment,
             input="\n".join(lines),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=600,
         )
 

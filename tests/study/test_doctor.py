@@ -9,9 +9,11 @@ def test_missing_items_have_a_suggested_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PERSONAVLM_DATA", str(tmp_path / "nowhere"))
     (tmp_path / "runs" / "nano" / "01_synthesize").mkdir(parents=True)
-    (tmp_path / "runs" / "nano" / "01_synthesize" / "run.json").write_text(json.dumps({}))
+    (tmp_path / "runs" / "nano" / "01_synthesize" / "run.json").write_text(
+        json.dumps({}), encoding="utf-8"
+    )
     (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["numpy==0.1", "no-such-thing==2.0"]'
+        '[project]\ndependencies = ["numpy==0.1", "no-such-thing==2.0"]', encoding="utf-8"
     )
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     monkeypatch.setattr(doctor, "BACKBONE", tmp_path)
@@ -43,7 +45,27 @@ def test_requirements_are_those_of_the_whole_study():
 
 
 def test_version_inside_its_range_is_no_finding(tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=1,<99"]')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy>=1,<99"]', encoding="utf-8"
+    )
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     (result,) = doctor._packages()
     assert (result.ok, result.name) == (True, "numpy")
+
+
+def test_versions_are_compared_with_ranges_as_numbers():
+    assert doctor._fits("2.13.0+cpu", "torch==2.13.0")
+    assert doctor._fits("5.10", "psutil>=5.9,<8")
+    assert not doctor._fits("5.8.9", "psutil>=5.9,<8")
+    assert not doctor._fits("8.0", "psutil<8,>=5.9")
+    assert not doctor._fits("2.13.1", "torch==2.13.0")
+
+
+def test_extras_are_optional_without_a_checkout(tmp_path, monkeypatch):
+    lines = ["numpy>=1,<99", 'no-such-thing==2.0; extra == "study"', 'ruff>=99; extra == "dev"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    numpy, extra = doctor._packages()
+    assert numpy.ok
+    assert extra.ok is None
+    assert "personavlm[study]" in extra.finding

@@ -128,7 +128,9 @@ def chain(tmp_path_factory, processor, grounding_dino):
     folder = tmp_path_factory.mktemp("one_gpu")
     language_model(folder / "qwen", processor)
     clip(folder / "clip")
-    content = yaml.safe_load((PROFILES / "one-gpu.yaml").read_text()) | {"offline": True}
+    content = yaml.safe_load((PROFILES / "one-gpu.yaml").read_text(encoding="utf-8")) | {
+        "offline": True
+    }
     encoders = dict(detector=str(grounding_dino), image_encoder=str(folder / "clip"))
     encoders["text_encoder"] = str(sentence_encoder(folder))
     content["common"] |= encoders
@@ -136,7 +138,7 @@ def chain(tmp_path_factory, processor, grounding_dino):
     del content["stages"]["explore_memories"]  # uses no model
     for stage, sizes in SIZES.items():
         content["stages"][stage] |= sizes
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with mock.patch.dict(
         os.environ, {"PERSONAVLM_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     ):
@@ -181,7 +183,9 @@ def test_memories_use_the_encoders_of_the_profile(chain):
         assert len(retrieved) == 3 and set(store.sql("SELECT length(vector) FROM turns")) == {
             (4 * 16,)
         }
-    summary = json.loads((stage_folder("tiny", "09_report") / "summary.json").read_text())
+    summary = json.loads(
+        (stage_folder("tiny", "09_report") / "summary.json").read_text(encoding="utf-8")
+    )
     assert summary["profile"] == "tiny"
 
 
@@ -195,7 +199,7 @@ def test_training_benchmark_uses_the_batches_of_the_profile(chain, tmp_path):
     script = str(ROOT / "speed" / "training.py")
     command = [sys.executable, script, *options.split(), str(results)]
     subprocess.run(command, check=True, cwd=tmp_path)
-    sft, grpo = json.loads(results.read_text())["rows"]
+    sft, grpo = json.loads(results.read_text(encoding="utf-8"))["rows"]
     stages = load_profile("one-gpu").stages
     for row, size in ((sft, stages["02_sft"]["batch"]), (grpo, 6 * stages["03_grpo"]["groups"])):
         assert row["step_of"] == size and row["per_sample_s"] > 0 and row["tokens_per_sample"] > 100

@@ -24,7 +24,7 @@ SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 def write_notebook(path, source):
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
-    path.write_text(json.dumps({"cells": [cell]}))
+    path.write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def tiny(tmp_path, monkeypatch):
 
     def load(text):
         path = tmp_path / "tiny.yaml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return load_profile(str(path))
 
     return load
@@ -119,7 +119,7 @@ def test_require_raises_unless_the_stage_is_finished(tmp_path, monkeypatch):
     stage_folder("r", "02_sft").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="unfinished"):
         require("r", "02_sft")
-    (tmp_path / "r" / "02_sft" / "run.json").write_text("{}")
+    (tmp_path / "r" / "02_sft" / "run.json").write_text("{}", encoding="utf-8")
     assert require("r", "02_sft") == tmp_path / "r" / "02_sft"
 
 
@@ -175,7 +175,7 @@ def test_run_of_an_older_version_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
     for stage in ("01_synthesize", "03_grpo"):
         stage_folder("r", stage).mkdir(parents=True)
-        (stage_folder("r", stage) / "run.json").write_text("{}")
+        (stage_folder("r", stage) / "run.json").write_text("{}", encoding="utf-8")
     (tmp_path / "r" / "01_synthesize" / "test_varied.jsonl").touch()
     for stage in ("01_synthesize", "03_grpo"):
         with pytest.raises(ProfileError) as error:

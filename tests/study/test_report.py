@@ -95,7 +95,7 @@ def record_stage(runs, stage: str) -> None:
         "git_dirty": True,
     }
     record |= {"hardware": hardware, "wall_seconds": 90.0, "peak_memory_gib": 1.5}
-    (runs / "made" / stage / "run.json").write_text(json.dumps(record))
+    (runs / "made" / stage / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.fixture
@@ -136,13 +136,16 @@ def made(runs):
 
 def test_report_shows_every_claim_with_its_numbers(made):
     page = build_report("made")
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert page == made / "09_report" / "report.html"
     assert all(claim.sentence.split(",")[0] in text.replace("&#39;", "'") for claim in CLAIMS)
     assert (
         "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
     )  # nothing from outside
-    claims = {row["id"]: row for row in json.loads((page.parent / "claims.json").read_text())}
+    claims = {
+        row["id"]: row
+        for row in json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))
+    }
     assert {"claim", "paper", "ours", "low", "high", "verdict"} <= set(claims["C1"])
     assert (claims["C1"]["origin"], claims["C3"]["origin"]) == ("ours", "paper")
     assert claims["C9"]["by_construction"] and not claims["C1"]["by_construction"]
@@ -154,7 +157,7 @@ def test_report_shows_every_claim_with_its_numbers(made):
         "agrees"
     ] * 7
     assert claims["C3"]["verdict"] == "undecided" and "an interval that contains zero" in text
-    summary = json.loads((page.parent / "summary.json").read_text())
+    summary = json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
     assert (summary["seed"], summary["world_seed"]) == (0, 4)
     assert "seed 0, world seed 4" in text
     assert summary["conditions"]["rl_gold"]["n"] == 240
@@ -183,9 +186,9 @@ def test_report_of_a_run_with_one_finished_stage(runs):
     page = build_report("made")
     assert all(
         row["verdict"] == "not measured"
-        for row in json.loads((page.parent / "claims.json").read_text())
+        for row in json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))
     )
-    assert "Not measured" in page.read_text()
+    assert "Not measured" in page.read_text(encoding="utf-8")
 
 
 def unparsed_answers() -> pd.DataFrame:

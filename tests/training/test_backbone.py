@@ -154,7 +154,10 @@ def test_two_steps_write_metrics_and_a_model_that_answers(tmp_path, monkeypatch)
         seed=0, steps=2, batch=2, learning_rate=1e-3, width=64, layers=1, log_every=1, workers=0
     )
     backbone.train(config, tmp_path)
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["step"] for entry in metrics] == [1, 2]
     assert all(entry["loss"] > 0 for entry in metrics)
     local = LocalModel(tmp_path)

@@ -191,7 +191,9 @@ def test_rewards_follow_the_answers(checkpoint, inputs, script_policy, scored_ba
     script_policy({1: "my drink", 2: "my food", 3: "my job"})
     grpo.train(config(checkpoint, inputs, steps=1), tmp_path)
     assert len(scored_batches[0].transcripts) == 4
-    (entry,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    (entry,) = map(
+        json.loads, (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert entry["reward_format"] == 1 and entry["retrievals"] == 0.75
     assert entry["reward"] == pytest.approx(entry["reward_accuracy"] + 0.5 * entry["reward_format"])
 
@@ -201,7 +203,10 @@ def test_two_steps_of_sampling_write_metrics_and_a_model(checkpoint, inputs, tmp
         checkpoint, inputs, max_tokens=6, group=2, groups=2, width=3, gradient_checkpointing=True
     )
     grpo.train(settings, tmp_path)
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["step"] for entry in metrics] == [1, 2]
     expected = {
         "reward",

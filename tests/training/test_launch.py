@@ -15,7 +15,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def write(text):
-        (tmp_path / "tiny_training.py").write_text(text)
+        (tmp_path / "tiny_training.py").write_text(text, encoding="utf-8")
         return "tiny_training"
 
     return write
@@ -30,16 +30,18 @@ for i in range(3):
 """
     folder = tmp_path / "02_sft"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text('{"step": 3}\n')  # of an earlier training
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 3}\n', encoding="utf-8"
+    )  # of an earlier training
     launch(
         module(text),
         {"data": Path("a/b"), "betas": (0.9, 0.95), "steps": 3},
         folder,
         every=0.1,
     )
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert config == {"data": "a/b", "betas": [0.9, 0.95], "steps": 3}
-    assert "steps: 3" in (folder / "log.txt").read_text()
+    assert "steps: 3" in (folder / "log.txt").read_text(encoding="utf-8")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "02_sft  step 0/3  starting"
     assert any(line.startswith("02_sft  step 1/3  ") and line.endswith(" s left") for line in lines)

@@ -97,7 +97,7 @@ def run_and_kill(monkeypatch):
 def metrics_and_weights(folder):
     """The metrics without times, and the weights (of the adapter or the model) as bytes."""
     rows = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         rows.append({name: value for name, value in row.items() if name not in TIMES})
     (weights,) = folder.glob("*/*.safetensors")
@@ -105,7 +105,7 @@ def metrics_and_weights(folder):
 
 
 def first_row_columns(folder):
-    return list(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
+    return list(json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]))
 
 
 @pytest.mark.parametrize("stage", ["sft", slow("whole"), slow("grpo")])

@@ -100,7 +100,10 @@ def test_two_steps_write_metrics_an_adapter_and_a_model_that_names_it(
 ):
     """With micro-batches of one and of two rows; some of them have no image at all."""
     sft.train(config(checkpoint, samples, batch=batch), tmp_path)
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["step"] for entry in metrics] == [1, 2]
     assert all(entry["loss"] > 0 for entry in metrics)
     before = LocalModel(checkpoint).model.state_dict()
