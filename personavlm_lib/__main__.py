@@ -264,7 +264,8 @@ def synthesize(
 
         model = EndpointModel(generator)
         model.check_connection()
-    from personavlm_lib.benchmark.synthesis import DATASET_SIZES, SynthesisSettings, synthesize
+    from personavlm_lib.benchmark.sizes import DATASET_SIZES
+    from personavlm_lib.benchmark.synthesis import SynthesisSettings, synthesize
     from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
     from personavlm_lib.study.components import bundled_image_encoder, open_recognizer
 

@@ -39,7 +39,7 @@ def root(tmp_path):
     """A folder with a file `inside/file`, beside a folder `beside` with a file."""
     for folder in (tmp_path / "root" / "inside", tmp_path / "beside"):
         folder.mkdir(parents=True)
-        (folder / "file").write_text("content")
+        (folder / "file").write_text("content", encoding="utf-8")
     return tmp_path / "root"
 
 

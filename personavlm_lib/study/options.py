@@ -15,7 +15,7 @@ import typer
 from personavlm_lib.study import profiles
 from personavlm_lib.study.profiles import PROFILES, STAGES, ProfileError, nearest
 
-SIZES = ("nano", "short", "long", "paper")  # the keys of benchmark.synthesis.DATASET_SIZES
+SIZES = ("nano", "short", "long", "paper")  # the keys of benchmark.sizes.DATASET_SIZES
 WORDINGS = ("canonical", "paraphrased")
 RANKINGS = ("dense", "bm25", "hybrid")  # as in memory.timeline
 PROMPT_SETS = ("nano", "full")

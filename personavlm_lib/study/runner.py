@@ -237,7 +237,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
 def _write_record(path: Path, record: dict) -> None:
     """Write `run.json` in one step, so that a killed process leaves all of it or nothing."""
     partial = path.with_name("run.json.part")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     restore_time(partial)
     partial.replace(path)
 

@@ -17,7 +17,7 @@ from personavlm_lib.benchmark.seeds import (
     WORLD_SEEDS,
     user_seeds,
 )
-from personavlm_lib.benchmark.synthesis import DATASET_SIZES
+from personavlm_lib.benchmark.sizes import DATASET_SIZES
 from personavlm_lib.study.profiles import PROFILES, load_profile
 
 WORLDS = (0, 1, 2, 50, WORLD_SEEDS[-1])
@@ -80,6 +80,8 @@ def test_world_seed_without_users_is_an_error(tmp_path, capsys, world_seed):
     with pytest.raises(ValueError, match="choose one from 0 to 99"):
         user_seeds(TEST_USERS, world_seed)
     out = tmp_path / "out"
-    assert main(["synthesize", "--seed", str(world_seed), "--out", str(out)]) == 1
-    assert f"the world seed is {world_seed}: choose one" in capsys.readouterr().err
+    assert main(["synthesize", "--seed", str(world_seed), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    bound = "greater than or equal to 0" if world_seed < 0 else "less than or equal to 99"
+    assert "'--seed'" in error and bound in error
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,8 @@ import pytest
 from personavlm_lib.__main__ import main
 from personavlm_lib.benchmark import synthesis
 from personavlm_lib.benchmark.lives import read_lives
+from personavlm_lib.benchmark.sizes import DATASET_SIZES, Group
 from personavlm_lib.benchmark.synthesis import (
-    DATASET_SIZES,
-    Group,
     SynthesisSettings,
     group_questions,
     read_personas,

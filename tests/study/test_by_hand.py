@@ -35,7 +35,9 @@ def papermill(stage, tmp_path, *parameters):
     """Execute a stage's notebook as a user does; return the exit code and the last error line."""
     command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{stage}.ipynb")]
     command += [str(tmp_path / "out.ipynb"), "-p", "run", "mine", *parameters]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    process = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=600
+    )
     return process.returncode, process.stderr.strip().splitlines()[-1]
 
 
@@ -52,7 +54,7 @@ def test_plain_papermill_leaves_an_unfinished_stage_and_changes_no_other(runs, t
 
 def test_plain_papermill_changes_no_byte_of_a_finished_run(runs, tmp_path):
     (runs / "mine" / "05_evaluate").mkdir(exist_ok=True)
-    (runs / "mine" / "05_evaluate" / "run.json").write_text("{}")
+    (runs / "mine" / "05_evaluate" / "run.json").write_text("{}", encoding="utf-8")
     before = fingerprint(runs)
     code, error = papermill("05_evaluate", tmp_path, "-p", "width", "2")
     assert code != 0 and fingerprint(runs) == before
@@ -75,7 +77,10 @@ def test_plain_papermill_waits_for_no_lock(runs, tmp_path):
 def test_lock_of_a_kernel_ends_with_its_process(runs):
     shutil.rmtree(runs / "mine" / "09_report", ignore_errors=True)
     kernel = subprocess.Popen(
-        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
     )
     assert kernel.stdout.readline().strip() == str(runs / "mine" / "09_report")
     with pytest.raises(ProfileError, match=f"process {kernel.pid} is working on"), hold("mine"):
@@ -89,7 +94,7 @@ def test_lock_of_a_kernel_ends_with_its_process(runs):
 def test_stage_in_the_chain_is_open_to_its_own_notebook_alone(runs):
     folder = stage_folder("mine", "05_evaluate")
     folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text("{}", encoding="utf-8")
     with in_chain(folder):
         assert is_in_chain("mine", "05_evaluate")
         assert open_stage("mine", "05_evaluate") == folder

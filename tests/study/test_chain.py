@@ -222,7 +222,10 @@ def test_only_changes_of_meaning_rerun_a_stage(project, tmp_path):
     assert project(0, root=copy).communicate()[0].startswith("Nothing to do")
     edit_cell(copy / "notebooks" / "02_sft.ipynb", "\n# changed")
     project(0, root=copy).communicate()
-    counts = [len((copy / "runs" / "tiny" / stage / "ran").read_text().split()) for stage in STAGES]
+    counts = [
+        len((copy / "runs" / "tiny" / stage / "ran").read_text(encoding="utf-8").split())
+        for stage in STAGES
+    ]
     assert counts == [before[0], before[1], before[2] + 1]
 
     moved = project.root.rename(tmp_path / "moved")

@@ -6,7 +6,7 @@ import pytest
 
 from personavlm_lib.__main__ import main
 from personavlm_lib.agent import prompt_sets
-from personavlm_lib.benchmark.synthesis import DATASET_SIZES
+from personavlm_lib.benchmark.sizes import DATASET_SIZES
 from personavlm_lib.memory import timeline
 from personavlm_lib.study import options
 

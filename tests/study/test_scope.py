@@ -97,7 +97,7 @@ def test_judged_runs_come_from_the_history_file(tmp_path, monkeypatch):
     for run in ("nano", "reference"):
         assert f"{history['judged_runs']} runs up to commit {history['commit']}" in sentences(run)
     monkeypatch.setattr(scope, "HISTORY", tmp_path / "history.json")
-    scope.HISTORY.write_text(json.dumps(history | {"judged_runs": 31}))
+    scope.HISTORY.write_text(json.dumps(history | {"judged_runs": 31}), encoding="utf-8")
     assert "31 runs up to commit" in sentences("nano")
 
 

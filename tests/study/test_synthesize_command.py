@@ -16,9 +16,9 @@ from personavlm_lib.study.profiles import ROOT
 # The real command line, with a data set of two small lives for each size
 COMMAND = """
 import sys
-from personavlm_lib.benchmark import synthesis
-group = synthesis.Group("test", 50_000, USERS, 20, 4, 1, size=0.5)
-synthesis.DATASET_SIZES = dict.fromkeys(synthesis.DATASET_SIZES, (group,))
+from personavlm_lib.benchmark import sizes
+group = sizes.Group("test", 50_000, USERS, 20, 4, 1, size=0.5)
+sizes.DATASET_SIZES = dict.fromkeys(sizes.DATASET_SIZES, (group,))
 from personavlm_lib.__main__ import main
 if __name__ == "__main__":
     sys.exit(main())
