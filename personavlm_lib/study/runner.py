@@ -8,6 +8,7 @@ writes to `runs/<run>/<stage>/`: `notebook.ipynb` (executed, also after a failur
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -30,6 +31,9 @@ from ipykernel.kernelspec import write_kernel_spec
 from personavlm_lib.study import profiles
 from personavlm_lib.study.doctor import direct_requirements
 from personavlm_lib.study.profiles import ROOT, Profile, stage_folder, stage_parameters
+
+# A dead kernel raises an error, which the command line reports; papermill would print it as well.
+logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
 class ProcessTree(threading.Thread):
