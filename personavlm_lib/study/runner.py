@@ -8,6 +8,7 @@ writes to `runs/<run>/<stage>/`: `notebook.ipynb` (executed, also after a failur
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -38,6 +39,9 @@ from personavlm_lib.study.profiles import (
     stage_folder,
     stage_parameters,
 )
+
+# A dead kernel raises an error, which the command line reports; papermill would print it as well.
+logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
 class ProcessTree(threading.Thread):
