@@ -259,7 +259,7 @@ def test_forced_run_with_an_unsafe_name_touches_nothing(tmp_path, monkeypatch, r
     monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path / "runs"))
     (tmp_path / "memory").mkdir()
     with pytest.raises(ProfileError, match="the name of a run is"):
-        chain.reproduce("nano", run, ["05_evaluate"], None, True)
+        chain.reproduce("nano", run, ["05_evaluate"], True)
     assert [path.name for path in tmp_path.iterdir()] == ["memory"]
 
 
@@ -269,7 +269,7 @@ def test_forced_evaluation_deletes_the_memories_of_its_run_alone(tmp_path, monke
     for run in ("r", "other"):
         memory_folder(run, "rl", "user_1").mkdir(parents=True)
     (tmp_path / "memory").mkdir()
-    assert chain.reproduce("nano", "r", ["05_evaluate"], None, True) == 0
+    assert chain.reproduce("nano", "r", ["05_evaluate"], True) == 0
     assert not (tmp_path / "r" / "memory").exists()
     assert memory_folder("other", "rl", "user_1").exists() and (tmp_path / "memory").exists()
 
@@ -302,7 +302,7 @@ def test_seeds_reach_the_chain_only_if_they_replace_those_of_the_profile(tmp_pat
     chain.reproduce("nano", "r", [], False)
     configs = [command[command.index("--config") + 1 :] for command in commands]
     assert configs == [
-        ["profile=nano", "run=r", "seed=2", "world_seed=3"],
-        ["profile=nano", "run=r", "world_seed=0"],
-        ["profile=nano", "run=r"],
+        ["profile=nano", "run=!!str r", "seed=2", "world_seed=3"],
+        ["profile=nano", "run=!!str r", "world_seed=0"],
+        ["profile=nano", "run=!!str r"],
     ]

@@ -67,7 +67,7 @@ def test_last_decision_counts_and_a_drop_overrides_edits(path, lives):
     assert apply_decisions(lives, read_decisions(path.with_name("none"))) == lives
     with pytest.raises(ValueError, match="'ada' decided 'maybe'"):
         record_decision(path, "ada", one.case, "maybe")
-    with pytest.raises(ValueError, match="named reviewer"):
+    with pytest.raises(ValueError, match="pass a name"):
         record_decision(path, " ", one.case, "drop")
 
 
