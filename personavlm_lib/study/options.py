@@ -72,8 +72,11 @@ def check_run(name: str) -> str:
 
 def check_model(name: str) -> str:
     """Check that a model that is written as a path is a folder; hub ids are not looked up."""
+    path = Path(name)
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not name or (is_path and not Path(name).is_dir() and Path(name).name not in STAGES):
+    is_stage = path.name in STAGES  # of a run, which is looked up later
+    missing = is_path and not is_stage and not path.is_dir()
+    if missing or not name:
         raise typer.BadParameter(f"no folder {name!r}; name a folder with a model, or a hub id")
     return name
 
