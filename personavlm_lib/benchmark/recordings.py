@@ -76,15 +76,18 @@ def answer_samples(
     trajectories = []
     golds = []
     questions = _vary_questions(life, rng)
+    # One draw decides: no memory below the first bound, no profile below the second, and so on.
+    no_profile_bound = 3 * without
+    no_episodes_bound = 6 * without
     for question in questions:
         draw = rng.random()
         view = store.as_of(question.time)
         blind = draw < without and bool(question.options)
         if blind:
             view = view.without("core", "semantic", "episodic", "procedural")
-        elif draw < 3 * without and question.hops:
+        elif draw < no_profile_bound and question.hops:
             view = view.without("core")
-        elif draw < 6 * without and question.hops:
+        elif draw < no_episodes_bound and question.hops:
             view = view.without("episodic")
         top_k = training_top_k(random.Random(rng.random()))
         settings = AgentSettings(prompts, max_retrievals=0 if blind else 3, top_k=top_k)

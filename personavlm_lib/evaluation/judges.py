@@ -36,6 +36,7 @@ def consistency(question: Question, response: Response) -> float:
     if response.steps:
         thought = _words(response.steps[-1].think or "")
     if question.kind == "binary":
+        # The oracle's thought ends with "takes STYLE asked STYLE": the suitable and the asked one.
         if len(thought) < 3 or thought[-2] != "asked":
             return 0.0
         styles_match = thought[-3] == thought[-1]

@@ -94,7 +94,7 @@ class AgentTrainer(GRPOTrainer):
 
     def _generate(self, prompts):
         *result, images, tool_images = super()._generate(prompts)
-        columns = result[5]
+        columns = result[5]  # trl 1.16: the columns that the rollout adds to its token ids
         rollout_images = columns.pop("injected_images")
         if any(rollout_images):
             images = [row or None for row in rollout_images]
