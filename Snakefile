@@ -16,6 +16,7 @@ is not among the parameters.
 import os
 import sys
 
+from personavlm_lib.study.chain import needed_stages
 from personavlm_lib.study.profiles import ROOT, code_hash, load_profile, notebook, stage_folder, stage_parameters
 from personavlm_lib.processes import exit_with_parent
 
@@ -25,20 +26,6 @@ RUN = str(config.get("run", PROFILE.name))
 OPTIONS = ["--profile", config.get("profile", "nano"), "--run", RUN]
 OPTIONS += ["--seed", str(PROFILE.seed), "--world-seed", str(PROFILE.world_seed)]
 PARAMETERS = {stage: stage_parameters(PROFILE, stage, RUN) for stage in PROFILE.stages}
-NEEDS = {
-    "00_backbone": [],
-    "01_synthesize": [],
-    "02_sft": ["00_backbone", "01_synthesize"],
-    "03_grpo": ["02_sft"],
-    # 00_backbone is listed for runs of released weights, which have no 02_sft and 03_grpo
-    "04_agent_demo": ["00_backbone", "01_synthesize", "03_grpo"],
-    "05_evaluate": ["00_backbone", "01_synthesize", "03_grpo"],
-    "06_ablations": ["05_evaluate"],
-    "07_personality": ["05_evaluate"],
-    "08_audit": ["05_evaluate"],
-    "explore_memories": ["05_evaluate"],
-    "09_report": [stage for stage in PROFILE.stages if stage not in ("09_report", "explore_memories")],
-}
 
 
 def record(stage):
@@ -58,7 +45,7 @@ for position, stage in enumerate(PROFILE.stages):
         name:
             stage
         input:
-            [record(needed) for needed in NEEDS[stage] if needed in PROFILE.stages],
+            [record(needed) for needed in needed_stages(PROFILE, stage)],
         output:
             record(stage),
         params:

@@ -88,7 +88,10 @@ def reproduce(
     seed: Seed = None,
     world_seed: WorldSeed = None,
     force: Annotated[
-        bool, typer.Option("--force", help="rerun these stages even if they are finished")
+        bool,
+        typer.Option(
+            "--force", help="delete the output of these stages (default: all) and run them again"
+        ),
     ] = False,
 ) -> int:
     """Run the whole study on a profile. Finished stages are skipped, interrupted ones resumed."""

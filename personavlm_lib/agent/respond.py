@@ -23,7 +23,7 @@ Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """Settings of the agent; the defaults are the paper's.
+    """Settings of the agent; the defaults are the paper's, except for the prompt set.
 
     `max_retrievals` is N: the model generates at most N + 1 times. `top_k` is how many memories of
     each type a retrieval returns; None uses the retriever's default (see also `training_top_k`).

@@ -176,8 +176,8 @@ class MemoryStore:
     def add_turn(self, turn: Turn, pending: bool = False) -> Turn:
         """Append an exchange and return it with its index.
 
-        `pending` also stores the updates that it waits for. Raises ValueError if the turn is
-        earlier than the last one, or if one of its images cannot be read.
+        With `pending`, also record that its memory updates are still to be made. Raises ValueError
+        if the turn is earlier than the last one, or if one of its images cannot be read.
         """
         check_times(turn)
         with self.transaction():

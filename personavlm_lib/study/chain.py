@@ -33,10 +33,22 @@ from personavlm_lib.study.profiles import (
     stage_parameters,
 )
 
+# The stages whose output each stage reads; 09_report reads that of all (see `needed_stages`).
+NEEDED_STAGES = {
+    "00_backbone": (),
+    "01_synthesize": (),
+    "02_sft": ("00_backbone", "01_synthesize"),
+    "03_grpo": ("02_sft",),
+    # 00_backbone is listed for runs of released weights, which have no 02_sft and 03_grpo
+    "04_agent_demo": ("00_backbone", "01_synthesize", "03_grpo"),
+    "05_evaluate": ("00_backbone", "01_synthesize", "03_grpo"),
+    "06_ablations": ("05_evaluate",),
+    "07_personality": ("05_evaluate",),
+    "08_audit": ("05_evaluate",),
+    "explore_memories": ("05_evaluate",),
+}
 LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
-CHAIN_STAGE = (
-    "PERSONAVLM_STAGE"  # environment variable: the stage's folder that the runner works on
-)
+CHAIN_STAGE = "PERSONAVLM_STAGE"  # environment variable: the folder that the runner works on
 GRACE_SECONDS = 15.0  # for an interrupted chain to end its children itself
 
 _LOCKS: dict[str, ExitStack] = {}  # of this kernel's runs, by folder; they end with the process
@@ -129,6 +141,27 @@ def restore_time(record: Path) -> None:
         os.utime(record, (seconds, seconds))
 
 
+def needed_stages(profile: Profile, stage: str) -> list[str]:
+    """The stages of the profile whose output `stage` reads, without what those need in turn."""
+    if stage == "09_report":
+        needed = [name for name in profile.stages if name not in ("09_report", "explore_memories")]
+    else:
+        needed = list(NEEDED_STAGES[stage])
+    return [name for name in needed if name in profile.stages]
+
+
+def _with_needed_stages(profile: Profile, stages: list[str]) -> set[str]:
+    """The stages and all that they need, directly or not."""
+    wanted: set[str] = set()
+    waiting = list(stages)
+    while waiting:
+        stage = waiting.pop()
+        if stage not in wanted:
+            wanted.add(stage)
+            waiting += needed_stages(profile, stage)
+    return wanted
+
+
 def reproduce(
     name: str,
     run: str,
@@ -160,7 +193,10 @@ def reproduce(
         _delete_outputs(run, forced)
         for record in run_folder(run).glob("*/run.json"):
             restore_time(record)
-        rerun = forced + _outdated_stages(profile, run)
+        # Only of wanted stages: Snakemake runs every rule that it is forced to rerun.
+        wanted = _with_needed_stages(profile, selected)
+        outdated = _outdated_stages(profile, run)
+        rerun = forced + [stage for stage in outdated if stage in wanted]
         command = _snakemake_command(stages, rerun, config)
         times_before = _finish_times(profile, run)
         code = _run_snakemake(command, run_folder(run) / "chain.log")

@@ -55,12 +55,12 @@ NAMES = {
 
 
 def answer_reward(f_acc: list[float], f_cons: list[float], **_) -> list[float]:
-    """f_acc * f_cons of Eq. 3; `train` gives it the weight 1. The rollout supplies both columns."""
+    """f_acc * f_cons of Eq. 3, which has the weight 1. The rollout supplies both columns."""
     return [acc * cons for acc, cons in zip(f_acc, f_cons, strict=True)]
 
 
 def format_reward(f_format: list[float], **_) -> list[float]:
-    """f_format of Eq. 3; `train` gives it the weight 0.5 (`reward_weights`)."""
+    """f_format of Eq. 3, which has the weight 0.5 (`reward_weights`)."""
     return list(f_format)
 
 

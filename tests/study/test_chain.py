@@ -13,7 +13,13 @@ import psutil
 import pytest
 
 from personavlm_lib.study import chain
-from personavlm_lib.study.profiles import ROOT, ProfileError, memory_folder, stage_folder
+from personavlm_lib.study.profiles import (
+    ROOT,
+    ProfileError,
+    load_profile,
+    memory_folder,
+    stage_folder,
+)
 
 PARAMETERS = "run: str = ''\nseconds: float = 0.0"
 SOURCE = """
@@ -306,3 +312,29 @@ def test_seeds_reach_the_chain_only_if_they_replace_those_of_the_profile(tmp_pat
         ["profile=nano", "run=!!str r", "world_seed=0"],
         ["profile=nano", "run=!!str r"],
     ]
+
+
+def test_named_stage_reruns_only_outdated_stages_that_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    commands = []
+
+    def run_snakemake(command, log):
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(chain, "_run_snakemake", run_snakemake)
+    outdated = ["01_synthesize", "04_agent_demo", "09_report"]
+    monkeypatch.setattr(chain, "_outdated_stages", lambda profile, run: outdated)
+    chain.reproduce("nano", "r", ["02_sft"], False)
+    chain.reproduce("nano", "r", [], False)
+    named, whole = (command[command.index("--forcerun") + 1 :] for command in commands)
+    assert named[: named.index("--config")] == ["01_synthesize"]
+    assert whole[: whole.index("--config")] == outdated
+
+
+def test_needed_stages_are_those_of_the_profile():
+    nano = load_profile("nano")
+    assert chain.needed_stages(nano, "02_sft") == ["00_backbone", "01_synthesize"]
+    released = load_profile("released")
+    assert chain.needed_stages(released, "05_evaluate") == ["00_backbone", "01_synthesize"]
+    assert "explore_memories" not in chain.needed_stages(nano, "09_report")
