@@ -294,5 +294,5 @@ def check_run_version(run: str) -> None:
     if old_file.is_file() and not new_file.is_file():
         raise ProfileError(
             f"{run_folder(run)} was made by an older version: "
-            "rerun it with --force, or choose another run with --run"
+            "rerun all of it with --force, or choose another run with --run"
         )

@@ -81,7 +81,9 @@ def test_run_of_an_older_version(failure, tmp_path):
     run = tmp_path / "runs" / "smoke"
     finish(run / "01_synthesize")
     (run / "01_synthesize" / "test_varied.jsonl").touch()
-    message = f"{run} was made by an older version: rerun it with --force, or choose another run"
+    message = (
+        f"{run} was made by an older version: rerun all of it with --force, or choose another run"
+    )
     assert message in failure("reproduce", "--profile", "smoke")
     assert message in failure("chat", "--run", "smoke")
     assert (run / "01_synthesize" / "test_varied.jsonl").exists()

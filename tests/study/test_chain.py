@@ -287,7 +287,9 @@ def test_run_of_an_older_version_must_be_forced(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "test_varied.jsonl").touch()
     for stages, force in (([], False), (["05_evaluate"], True)):
-        with pytest.raises(ProfileError, match="made by an older version: rerun it with --force"):
+        with pytest.raises(
+            ProfileError, match="made by an older version: rerun all of it with --force"
+        ):
             chain.reproduce("nano", "r", stages, force)
         assert (folder / "test_varied.jsonl").exists()
     assert chain.reproduce("nano", "r", [], True) == 0

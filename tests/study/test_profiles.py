@@ -182,7 +182,7 @@ def test_run_of_an_older_version_is_an_error(tmp_path, monkeypatch):
             require("r", stage)
         assert str(error.value) == (
             f"{tmp_path / 'r'} was made by an older version: "
-            "rerun it with --force, or choose another run with --run"
+            "rerun all of it with --force, or choose another run with --run"
         )
     (tmp_path / "r" / "01_synthesize" / "test_paraphrased.jsonl").touch()
     assert require("r", "01_synthesize") == tmp_path / "r" / "01_synthesize"
