@@ -36,14 +36,12 @@ def fingerprint(path: Path, pattern: str = "*") -> str:
 
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint all code and prompts that can change a result (`study` only displays them)."""
+    """Fingerprint all code, tables and prompts that can change a result (`study` displays them)."""
     hashes = []
     for package in sorted(PACKAGE.iterdir()):
         if not package.is_dir() or package.name == "study":
             continue
-        code = fingerprint(package, "*.py")
-        prompts = fingerprint(package, "*.j2")
-        hashes += [code, prompts]
+        hashes += [fingerprint(package, pattern) for pattern in ("*.py", "*.yaml", "*.j2")]
     return " ".join(hashes)
 
 
