@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import yaml
+from typer import Abort, Argument, BadParameter, Option, Typer
 
 from personavlm_lib.environment import use_utf_8, use_writable_caches
 from personavlm_lib.processes import exit_with_parent
@@ -24,48 +24,40 @@ from personavlm_lib.study import options
 from personavlm_lib.study.profiles import (
     ROOT,
     STAGES,
+    Profile,
     ProfileError,
     load_profile,
     require,
     stage_folder,
     stage_parameters,
 )
-from personavlm_lib.study.profiles import (
-    Profile as LoadedProfile,
-)
 
-app = typer.Typer(
+app = Typer(
     name="personavlm", help="A reproduction study of the paper PersonaVLM.", add_completion=False
 )
-Profile = Annotated[
-    str,
-    typer.Option(callback=options.check_profile, help="name in profiles/, or path of a YAML file"),
+ProfileName = Annotated[
+    str, Option(callback=options.check_profile, help="name in profiles/, or path of a YAML file")
 ]
 Run = Annotated[
-    str,
-    typer.Option(
-        callback=options.check_run, help="folder under runs/; default: the profile's name"
-    ),
+    str, Option(callback=options.check_run, help="folder under runs/; default: the profile's name")
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=0,
         max=options.LARGEST_SEED,
         help="random seed of training and sampling; default: the profile's",
     ),
 ]
 WorldSeed = Annotated[
-    int | None,
-    typer.Option(min=0, max=99, help="seed of the simulated users; default: the profile's"),
+    int | None, Option(min=0, max=99, help="seed of the simulated users; default: the profile's")
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
+    Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
 ]
 Json = Annotated[
-    Path | None,
-    typer.Option(callback=options.check_new_file, help="also write the numbers to this file"),
+    Path | None, Option(callback=options.check_new_file, help="also write the numbers to this file")
 ]
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
@@ -81,15 +73,15 @@ TRAINING_PACKAGES = ("accelerate", "trl")  # of personavlm[training]; the others
 def reproduce(
     stages: Annotated[
         list[str] | None,
-        typer.Argument(callback=options.check_stages, help="only these stages and what they need"),
+        Argument(callback=options.check_stages, help="only these stages and what they need"),
     ] = None,
-    profile: Profile = "nano",
+    profile: ProfileName = "nano",
     run: Run = "",
     seed: Seed = None,
     world_seed: WorldSeed = None,
     force: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--force", help="delete the output of these stages (default: all) and run them again"
         ),
     ] = False,
@@ -116,10 +108,9 @@ def _require_packages(stages: list[str]) -> None:
 @app.command()
 def run(
     stage: Annotated[
-        str,
-        typer.Argument(callback=options.one_of(STAGES), help="name of the stage, such as 02_sft"),
+        str, Argument(callback=options.one_of(STAGES), help="name of the stage, such as 02_sft")
     ],
-    profile: Profile = "nano",
+    profile: ProfileName = "nano",
     run: Run = "",
     seed: Seed = None,
     world_seed: WorldSeed = None,
@@ -154,21 +145,21 @@ def _parse_changes(options: list[str]) -> dict:
     for option in options:
         key, separator, value = option.partition("=")
         if not separator:
-            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--set'")
+            raise BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--set'")
         try:
             changes[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise typer.BadParameter(f"{value!r} is not YAML", param_hint="'--set'") from None
+            raise BadParameter(f"{value!r} is not YAML", param_hint="'--set'") from None
     return changes
 
 
-def _check_changes(profile: LoadedProfile, stage: str, run: str, changes: dict) -> None:
+def _check_changes(profile: Profile, stage: str, run: str, changes: dict) -> None:
     """Raise BadParameter if the stage has parameters for the profile, but not for the changes."""
     stage_parameters(profile, stage, run)
     try:
         stage_parameters(profile, stage, run, changes)
     except ProfileError as error:
-        raise typer.BadParameter(str(error), param_hint="'--set'") from None
+        raise BadParameter(str(error), param_hint="'--set'") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -206,13 +197,11 @@ def figures() -> int:
 @app.command()
 def locomo(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="conversations in LoCoMo's format")
+        Path, Argument(exists=True, dir_okay=False, help="conversations in LoCoMo's format")
     ],
     ranking: Annotated[
         str,
-        typer.Option(
-            callback=options.one_of(options.RANKINGS), help="dense (the paper), bm25 or hybrid"
-        ),
+        Option(callback=options.one_of(options.RANKINGS), help="dense (the paper), bm25 or hybrid"),
     ] = "hybrid",
     json: Json = None,
 ) -> int:
@@ -226,39 +215,30 @@ def locomo(
 @app.command()
 def synthesize(
     out: Annotated[
-        Path,
-        typer.Option(callback=options.check_new_folder, help="new folder for the data set"),
+        Path, Option(callback=options.check_new_folder, help="new folder for the data set")
     ],
     size: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.SIZES), help="nano, short, long or paper"),
+        str, Option(callback=options.one_of(options.SIZES), help="nano, short, long or paper")
     ] = "nano",
-    seed: Annotated[
-        int, typer.Option(min=0, max=99, help="seed of the users, and of the mixtures")
-    ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
+    seed: Annotated[int, Option(min=0, max=99, help="seed of the users, and of the mixtures")] = 0,
+    workers: Annotated[int, Option(min=0, help="number of processes; 0: one per core")] = 0,
     personas: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'
-        ),
+        Option(exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'),
     ] = None,
     wording: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased"),
+        str, Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased")
     ] = "canonical",
     generator: Annotated[
         str,
-        typer.Option(
+        Option(
             callback=options.check_server,
             help="model that writes the dialogues: http://host:port/v1#model",
         ),
     ] = "",
     prices: Annotated[
         tuple[float, float],
-        typer.Option(
-            callback=options.check_prices, help="price per million input and output tokens"
-        ),
+        Option(callback=options.check_prices, help="price per million input and output tokens"),
     ] = (0.0, 0.0),
 ) -> int:
     """Synthesize a data set: lives and questions; for nano and paper also training samples."""
@@ -294,7 +274,7 @@ def synthesize(
 def shortcuts(
     file: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             exists=True,
             dir_okay=False,
             help="lives of a run (JSON Lines), or a file in Persona-MME's format",
@@ -313,31 +293,26 @@ def shortcuts(
 def skills(
     model: Annotated[
         list[str],
-        typer.Option(
+        Option(
             callback=options.check_models,
             help="hub id, folder, or RUN/STAGE of a finished run; repeatable",
         ),
     ],
     seed: Annotated[
-        int, typer.Option(min=0, max=options.LARGEST_SEED, help="random seed of the lives")
+        int, Option(min=0, max=options.LARGEST_SEED, help="random seed of the lives")
     ] = 0,
-    questions: Annotated[int, typer.Option(min=1, help="number of questions per skill")] = 64,
+    questions: Annotated[int, Option(min=1, help="number of questions per skill")] = 64,
     prompts: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.PROMPT_SETS), help="prompt set: nano or full"),
+        str, Option(callback=options.one_of(options.PROMPT_SETS), help="prompt set: nano or full")
     ] = "nano",
     no_retrieval: Annotated[
         bool,
-        typer.Option(
-            "--no-retrieval", help="put the evidence into the prompt, for a model before SFT"
-        ),
+        Option("--no-retrieval", help="put the evidence into the prompt, for a model before SFT"),
     ] = False,
     json: Json = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            callback=options.check_folder, help="folder for the radar chart, as PNG and PDF"
-        ),
+        Option(callback=options.check_folder, help="folder for the radar chart, as PNG and PDF"),
     ] = None,
 ) -> int:
     """Measure models skill by skill on new lives; several (one per training seed) also averaged."""
@@ -398,11 +373,11 @@ def doctor() -> int:
 @app.command()
 def chat(
     run: Annotated[
-        str, typer.Option(callback=options.check_run, help="finished run whose model answers")
+        str, Option(callback=options.check_run, help="finished run whose model answers")
     ] = "nano",
     memory: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             callback=options.check_folder, help="folder of the memory; default: runs/<run>/chat"
         ),
     ] = None,
@@ -416,10 +391,10 @@ def chat(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(callback=options.check_model, help="folder or hub id")],
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    model: Annotated[str, Option(callback=options.check_model, help="folder or hub id")],
+    host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="port to listen on; 0: any free port")
+        int, Option(min=0, max=65535, help="port to listen on; 0: any free port")
     ] = 8000,
 ) -> int:
     """Serve a local model with an OpenAI-compatible API."""
@@ -438,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
     use_writable_caches()
     try:
         code = app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):  # some versions of typer return 130 instead
+    except (KeyboardInterrupt, Abort):  # some versions of typer return 130 instead
         code = INTERRUPTED
     except Exception as error:
         print(_failure(error), file=sys.stderr)
