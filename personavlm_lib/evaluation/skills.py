@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from statsmodels.stats.proportion import proportion_confint
 
 from personavlm_lib.agent import protocol
@@ -45,34 +46,13 @@ from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajec
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 
-CONCEPTS = 50  # things that "thing seen again" chooses from
 # What a question about an image asks for, by the list that contains the answer.
 IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
 PER_LIFE = 2  # items of one pool from one life; exceptions, for pools that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
-# Skill -> the score that a trained model should reach, and the score of guessing among the items
-# shown; nan where there is no such score.
-SKILLS: dict[str, tuple[float, float]] = {
-    "look up among 4": (nan, 1 / 4),
-    "look up among 8": (0.95, 1 / 8),
-    "look up among 12": (nan, 1 / 12),
-    "newest of several": (0.9, nan),
-    "option from value": (nan, 1 / 4),
-    **{f"{target} in a scene": (0.9, 1 / 4) for target in IN_SCENES},
-    "thing seen again": (0.95, 1 / CONCEPTS),
-    "answer or retrieve, F1": (0.95, nan),
-    "keywords": (nan, nan),
-    "time window": (0.9, nan),
-    "Big Five of a turn": (nan, nan),
-    "Big Five, error": (0.5, nan),
-    "semantic decision, F1": (0.95, nan),
-    "semantic content": (nan, nan),
-    "topic boundaries, F1": (nan, nan),
-    "topics": (nan, nan),
-    "core update": (nan, nan),
-    "procedural update": (nan, nan),
-}
+SKILLS = yaml.safe_load(Path(__file__).with_name("skills.yaml").read_text(encoding="utf-8"))
+CONCEPTS = SKILLS["thing seen again"]["options"]
 # Skill -> the values that one reply adds to the mean of the skill: a hit or a miss, one value per
 # entry, or none.
 Scores = dict[str, list[float]]
@@ -465,7 +445,7 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
     resampling would suggest certainty, so the interval is Wilson's.
     """
     rows = []
-    for skill, (target, chance) in SKILLS.items():
+    for skill, about in SKILLS.items():
         items = frame[frame["skill"] == skill]
         values = items.dropna(subset="value")
         if values.empty:
@@ -477,6 +457,7 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
             right = round(score.mean * len(values))
             low, high = proportion_confint(right, len(values), method="wilson")
         n = len(items[[cluster, "item"]].drop_duplicates())
-        rows.append((skill, n, score.mean, low, high, target, chance))
+        chance = 1 / about["options"] if "options" in about else nan
+        rows.append((skill, n, score.mean, low, high, about.get("target", nan), chance))
     columns = ["skill", "n", "score", "low", "high", "target", "chance"]
     return pd.DataFrame(rows, columns=columns)
