@@ -19,6 +19,7 @@ from pathlib import Path
 
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.study.profiles import (
+    NEEDED_STAGES,
     ROOT,
     Profile,
     ProfileError,
@@ -33,20 +34,6 @@ from personavlm_lib.study.profiles import (
     stage_parameters,
 )
 
-# The stages whose output each stage reads; 09_report reads that of all (see `needed_stages`).
-NEEDED_STAGES = {
-    "00_backbone": (),
-    "01_synthesize": (),
-    "02_sft": ("00_backbone", "01_synthesize"),
-    "03_grpo": ("02_sft",),
-    # 00_backbone is listed for runs of released weights, which have no 02_sft and 03_grpo
-    "04_agent_demo": ("00_backbone", "01_synthesize", "03_grpo"),
-    "05_evaluate": ("00_backbone", "01_synthesize", "03_grpo"),
-    "06_ablations": ("05_evaluate",),
-    "07_personality": ("05_evaluate",),
-    "08_audit": ("05_evaluate",),
-    "explore_memories": ("05_evaluate",),
-}
 LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
 CHAIN_STAGE = "PERSONAVLM_STAGE"  # environment variable: the folder that the runner works on
 GRACE_SECONDS = 15.0  # for an interrupted chain to end its children itself
@@ -143,11 +130,7 @@ def restore_time(record: Path) -> None:
 
 def needed_stages(profile: Profile, stage: str) -> list[str]:
     """The stages of the profile whose output `stage` reads, without what those need in turn."""
-    if stage == "09_report":
-        needed = [name for name in profile.stages if name not in ("09_report", "explore_memories")]
-    else:
-        needed = list(NEEDED_STAGES[stage])
-    return [name for name in needed if name in profile.stages]
+    return [name for name in NEEDED_STAGES[stage] if name in profile.stages]
 
 
 def _with_needed_stages(profile: Profile, stages: list[str]) -> set[str]:
