@@ -36,6 +36,7 @@ from personavlm_lib.study.figures import (
     new_axes,
     styled,
 )
+from personavlm_lib.study.tables import WORDS
 
 PALETTE = (BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GRAY)
 ASPECT_COLORS = dict(zip(dict.fromkeys(ASPECTS.values()), PALETTE, strict=True))
@@ -47,15 +48,7 @@ MEMORY_COLORS = {
     "nothing": GRAY,
 }
 # The memory type that stores each kind of life event; kinds that are not listed: semantic.
-STORED_IN = {
-    "name": "core",
-    "core": "core",
-    "event": "episodic",
-    "habit": "procedural",
-    "goal": "procedural",
-    "goal_end": "procedural",
-    "small_talk": "nothing",
-}
+STORED_IN = WORDS["stored_in"]
 
 
 @styled

@@ -19,21 +19,15 @@ from jinja2 import Template
 from wordcloud import STOPWORDS
 
 from personavlm_lib.benchmark.lives import Life
-from personavlm_lib.benchmark.mixtures import MEMORY_PURPOSES
 from personavlm_lib.benchmark.questions import ASPECTS, Question
 from personavlm_lib.benchmark.tables import dialogue_table, needed_picture, question_table
 from personavlm_lib.simulation.lexicon import MARKERS
 from personavlm_lib.study.profiles import PAPER_TABLES
+from personavlm_lib.study.tables import WORDS
 
 World = dict[str, pd.DataFrame]
 TRAIN = "train"
-PARTS = {
-    "respond": "question answering",
-    **dict.fromkeys(MEMORY_PURPOSES, "four memory types"),
-    "open": "open-ended",
-    "choice": "multiple choice",
-    "binary": "yes or no",
-}
+PARTS = WORDS["parts"]  # by the purpose of an SFT sample or the kind of an RL prompt
 
 
 def write_world(

@@ -33,21 +33,7 @@ from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stag
 from personavlm_lib.study.scope import scope_sentences
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
-CAPTIONS = {
-    "accuracy_by_condition": "Correct answers to multiple-choice questions, with 95% intervals "
-    "over users. Hatched: answers that name no option. The rest is wrong. Numbers: correct "
-    "answers. Gray: floors. Green: ceilings.",
-    "accuracy_by_task": "Correct answers by task, in percent (the paper's Table 4, transposed). "
-    "In brackets: number of questions.",
-    "figure_14_personality_own": "True personality of some users, and PEM's estimate from the "
-    "model's own reading of each turn (the paper's Fig. 14).",
-    "figure_14_personality_gold": "The same with the true reading of each turn: PEM alone.",
-    "training_curves": "Training curves. Thin: single steps. Bold: running mean over a tenth of "
-    "the steps.",
-    "table_8_ablations": "Change when one part is removed: ours with its interval, and the "
-    "paper's (Tables 8 and 9).",
-    "table_11_efficiency": "Mean tokens and time per answer (the paper's Table 11).",
-} | dataset_figures.CAPTIONS
+CAPTIONS = tables.WORDS["captions"] | dataset_figures.CAPTIONS
 
 
 def load_evidence(run: str) -> Evidence:
