@@ -5,7 +5,7 @@ percentile bootstrap therefore resamples users, not questions. The paper prints 
 interval here is ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -56,17 +56,25 @@ def cluster_bootstrap(
     def resampled_mean(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
+    low, high = _percentiles((sums, counts), resampled_mean, n, seed, paired=True)
+    return Interval(mean, low, high, rows)
+
+
+def _percentiles(
+    samples: tuple[np.ndarray, ...], statistic: Callable, n: int, seed: int, paired: bool = False
+) -> tuple[float, float]:
+    """The 95% percentile interval of a statistic of the samples over `n` resamples."""
     result = bootstrap(
-        (sums, counts),
-        resampled_mean,
-        paired=True,
+        samples,
+        statistic,
+        paired=paired,
         vectorized=True,
         n_resamples=n,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
     interval = result.confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high), rows)
+    return float(interval.low), float(interval.high)
 
 
 def paired_difference(
@@ -124,16 +132,8 @@ def difference_of_means(
     def resampled_difference(late: np.ndarray, early: np.ndarray, axis: int) -> np.ndarray:
         return late.mean(axis=axis) - early.mean(axis=axis)
 
-    result = bootstrap(
-        (late, early),
-        resampled_difference,
-        vectorized=True,
-        n_resamples=n,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return Interval(difference, float(interval.low), float(interval.high), count)
+    low, high = _percentiles((late, early), resampled_difference, n, seed)
+    return Interval(difference, low, high, count)
 
 
 def accuracy_table(
