@@ -27,7 +27,7 @@ from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query, simulate_life
 from personavlm_lib.benchmark.questions import Question
-from personavlm_lib.benchmark.recordings import gold_memory
+from personavlm_lib.benchmark.recordings import after_session, gold_memory
 from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
 from personavlm_lib.evaluation.judges import accuracy
@@ -37,7 +37,6 @@ from personavlm_lib.memory.records import (
     BigFive,
     SemanticMemory,
     Turn,
-    split_sessions,
 )
 from personavlm_lib.memory.search import PAPER_RETRIEVER, Retrieved, RetrievedEpisode, Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
@@ -334,7 +333,7 @@ class _ResponseItems:
                 memories = self._mixed(relevant, others, n)
                 turns = [view.turn(memory.sources[0]) for memory in memories]
                 yield skill, self._answer(skill, asked, Retrieved(semantic=memories), turns)
-        soon = _session_end(view, question.evidence[-1]) + timedelta(minutes=5)
+        soon = after_session(view.turns, question.evidence[-1])
         yield "in context", self._first_step(replace(question, time=soon))
 
     def _mixed(
@@ -344,13 +343,6 @@ class _ResponseItems:
         missing = max(0, n - len(relevant))
         memories = relevant + self.rng.sample(others, missing)
         return sorted(memories, key=lambda memory: memory.id)
-
-
-def _session_end(view: MemoryView, index: int) -> datetime:
-    """Time of the last turn of the session with turn `index`."""
-    turn = view.turn(index)
-    session = next(session for session in split_sessions(view.turns) if turn in session)
-    return session[-1].time
 
 
 def _update_item(user: str, sample: dict, prompts: PromptSet) -> tuple[str, SkillItem]:
