@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
+from jinja2 import Template
 
 from personavlm_lib.benchmark.conversations import read_conversations, write_user_data
 from personavlm_lib.benchmark.lives import Life
@@ -29,15 +30,8 @@ SFT = Features(
     {"purpose": TEXT, "messages": List({"role": TEXT, "content": TEXT}), "images": IMAGES}
 )
 TURN = {"time": TEXT, "user": TEXT, "assistant": TEXT, "images": IMAGES}
-QUESTION = {
-    "case": TEXT,
-    "task": TEXT,
-    "kind": TEXT,
-    "time": TEXT,
-    "text": TEXT,
-    "options": TEXTS,
-    "answer": TEXT,
-}
+QUESTION = dict.fromkeys(("case", "task", "kind", "time", "text", "options", "answer"), TEXT)
+QUESTION["options"] = TEXTS
 LIVES = Features(
     {
         "user": TEXT,
@@ -77,23 +71,10 @@ def _with_picture_bytes(row: dict, folder: Path) -> dict:
 
 def data_card(title: str, tables: dict[str, pd.DataFrame], files: Iterable[str]) -> str:
     """The README.md of a data set: a configuration per Parquet file, then tables with headings."""
-    lines = ["---", "configs:"]
-    for file in files:
-        lines.append(f"- config_name: {Path(file).stem}")
-        lines.append(f"  data_files: {file}")
-    lines += ["---", f"# {title}", "", "The owners of the data choose its license."]
-    for heading, table in tables.items():
-        lines += ["", f"## {heading}", ""]
-        lines.append(_markdown_row(table.columns))
-        lines.append(_markdown_row(["---"] * table.shape[1]))
-        for cells in table.astype(object).values.tolist():
-            lines.append(_markdown_row(cells))
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Iterable[object]) -> str:
-    texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    return f"| {' | '.join(texts)} |"
+    template = Path(__file__).with_name("data_card.md.j2").read_text(encoding="utf-8")
+    configurations = {Path(file).stem: file for file in files}
+    card = Template(template, trim_blocks=True, keep_trailing_newline=True)
+    return card.render(title=title, tables=tables, configurations=configurations)
 
 
 # The authors' formats
