@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Template
 from wordcloud import STOPWORDS
 
 from personavlm_lib.benchmark.lives import Life
@@ -24,6 +23,7 @@ from personavlm_lib.benchmark.tables import dialogue_table, needed_picture, ques
 from personavlm_lib.simulation.lexicon import MARKERS
 from personavlm_lib.study.profiles import PAPER_TABLES
 from personavlm_lib.study.tables import WORDS
+from personavlm_lib.study.templates import render
 
 World = dict[str, pd.DataFrame]
 TRAIN = "train"
@@ -155,8 +155,7 @@ def _case_row(aspect: str, life: Life, question: Question) -> tuple:
 
 def cases_html(cases: pd.DataFrame) -> str:
     """The cases as an HTML table, with the correct option in bold and the picture, if any."""
-    template = Path(__file__).with_name("cases.html.j2").read_text(encoding="utf-8")
-    return Template(template, autoescape=True).render(cases=cases)
+    return render("cases.html.j2", cases=cases)
 
 
 def table_5(questions: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,6 @@ from math import isfinite
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from personavlm_lib.evaluation import audit
@@ -31,6 +30,7 @@ from personavlm_lib.evaluation.statistics import (
 from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
 from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
 from personavlm_lib.study.scope import scope_sentences
+from personavlm_lib.study.templates import render
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
 CAPTIONS = tables.WORDS["captions"] | dataset_figures.CAPTIONS
@@ -101,15 +101,13 @@ def _render_page(
     run: str, evidence: Evidence, results: list[ClaimResult], images: dict[str, Path]
 ) -> str:
     about = _about(evidence.stages)
-    loader = PackageLoader("personavlm_lib.study", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     claims = [_claim_row(result) | {"shown": show(result)} for result in results]
     pictures = [(name, CAPTIONS[name], _data_uri(path)) for name, path in images.items()]
     world = dataset_tables.read_world(_world_folder(run))
     checks = audit.audit_tables(PAPER_TABLES)
     tasks = None if evidence.records.empty else tables.task_table(evidence.records)
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return render(
+        "report.html.j2",
         run=run,
         about=about,
         scope=scope_sentences(run, about, evidence),
