@@ -30,7 +30,6 @@ from personavlm_lib.evaluation.statistics import (
 
 # Every personality starts at the middle of the 1..5 scale; the paper does not give p_0.
 INITIAL_SCORE = 3.0
-VERDICTS = ("agrees", "disagrees", "undecided", "not measured")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class ClaimResult:
 
 
 def verdict(ours: Interval | None) -> str:
-    """One of `VERDICTS`, from the interval alone."""
+    """The verdict on an interval, as the module's docstring defines it."""
     if ours is None:
         return "not measured"
     if isnan(ours.low) or ours.low <= 0 <= ours.high:
