@@ -20,17 +20,8 @@ from typer import Abort, Argument, BadParameter, Option, Typer
 
 from personavlm_lib.environment import use_utf_8, use_writable_caches
 from personavlm_lib.processes import exit_with_parent
-from personavlm_lib.study import options
-from personavlm_lib.study.profiles import (
-    ROOT,
-    STAGES,
-    Profile,
-    ProfileError,
-    load_profile,
-    require,
-    stage_folder,
-    stage_parameters,
-)
+from personavlm_lib.study import options, profiles
+from personavlm_lib.study.profiles import STAGES, Profile, ProfileError
 
 app = Typer(
     name="personavlm", help="A reproduction study of the paper PersonaVLM.", add_completion=False
@@ -89,7 +80,7 @@ def reproduce(
     """Run the whole study on a profile. Finished stages are skipped, interrupted ones resumed."""
     from personavlm_lib.study.chain import reproduce
 
-    _require_packages(stages or list(load_profile(profile).stages))
+    _require_packages(stages or list(profiles.load_profile(profile).stages))
     if "." in profile:  # a path: Snakemake runs in the project's folder
         profile = str(Path(profile).resolve())
     return reproduce(profile, run, stages or [], force, seed, world_seed)
@@ -120,14 +111,14 @@ def run(
     from personavlm_lib.study.chain import hold
     from personavlm_lib.study.runner import run_stage
 
-    loaded = load_profile(profile, seed, world_seed)
+    loaded = profiles.load_profile(profile, seed, world_seed)
     run = run or loaded.name
     changed = _parse_changes(changes or [])
     _check_changes(loaded, stage, run, changed)
     exit_with_parent()
     # raise SystemExit on SIGTERM, so that an interrupted chain leaves no kernel behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
+    hint = f". Executed notebook: {profiles.stage_folder(run, stage) / 'notebook.ipynb'}"
     try:
         with hold(run):
             run_stage(stage, loaded, run, changed)
@@ -155,9 +146,9 @@ def _parse_changes(options: list[str]) -> dict:
 
 def _check_changes(profile: Profile, stage: str, run: str, changes: dict) -> None:
     """Raise BadParameter if the stage has parameters for the profile, but not for the changes."""
-    stage_parameters(profile, stage, run)
+    profiles.stage_parameters(profile, stage, run)
     try:
-        stage_parameters(profile, stage, run, changes)
+        profiles.stage_parameters(profile, stage, run, changes)
     except ProfileError as error:
         raise BadParameter(str(error), param_hint="'--set'") from None
 
@@ -183,10 +174,12 @@ def figures() -> int:
     options.require_checkout()
     from personavlm_lib.study import figures, report
 
-    os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")  # results/reference/ is laid out as a run
+    os.environ["PERSONAVLM_RUNS"] = str(
+        profiles.ROOT / "results"
+    )  # results/reference/ is laid out as a run
     drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
-        print(figures.save(figure, ROOT / "figures", name))
+        print(figures.save(figure, profiles.ROOT / "figures", name))
     if not drawn:
         raise FileNotFoundError(
             "no tables in results/reference/: copy those of a finished run there"
@@ -359,7 +352,7 @@ def skills(
 def _model_source(name: str) -> str | Path:
     """The model folder for RUN/STAGE; any other name is a hub id or a folder already."""
     run, _, stage = name.rpartition("/")
-    return require(run, stage) / "model" if stage in STAGES else name
+    return profiles.require(run, stage) / "model" if stage in STAGES else name
 
 
 @app.command()
@@ -383,7 +376,7 @@ def chat(
     ] = None,
 ) -> int:
     """Chat with the agent of a finished run, which remembers the conversation."""
-    require(run, "03_grpo")
+    profiles.require(run, "03_grpo")
     from personavlm_lib.study.chat import converse
 
     return converse(run, memory)

@@ -32,12 +32,7 @@ from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
-from personavlm_lib.memory.records import (
-    SESSION_GAP,
-    BigFive,
-    SemanticMemory,
-    Turn,
-)
+from personavlm_lib.memory.records import SESSION_GAP, BigFive, SemanticMemory, Turn
 from personavlm_lib.memory.search import PAPER_RETRIEVER, Retrieved, RetrievedEpisode, Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import ConceptRecognizer

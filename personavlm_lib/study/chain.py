@@ -18,21 +18,8 @@ from datetime import datetime
 from pathlib import Path
 
 from personavlm_lib.processes import exit_with_parent
-from personavlm_lib.study.profiles import (
-    NEEDED_STAGES,
-    ROOT,
-    Profile,
-    ProfileError,
-    check_run_version,
-    code_hash,
-    delete_in_run,
-    load_profile,
-    memories_folder,
-    notebook,
-    run_folder,
-    stage_folder,
-    stage_parameters,
-)
+from personavlm_lib.study import profiles
+from personavlm_lib.study.profiles import Profile, ProfileError, run_folder, stage_folder
 
 LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
 CHAIN_STAGE = "PERSONAVLM_STAGE"  # environment variable: the folder that the runner works on
@@ -130,7 +117,7 @@ def restore_time(record: Path) -> None:
 
 def needed_stages(profile: Profile, stage: str) -> list[str]:
     """The stages of the profile whose output `stage` reads, without what those need in turn."""
-    return [name for name in NEEDED_STAGES[stage] if name in profile.stages]
+    return [name for name in profiles.NEEDED_STAGES[stage] if name in profile.stages]
 
 
 def _with_needed_stages(profile: Profile, stages: list[str]) -> set[str]:
@@ -158,14 +145,14 @@ def reproduce(
     `force` deletes the output of the named stages, or of all, and runs them again. `seed` and
     `world_seed` replace those of the profile. Raises ProfileError before anything is touched.
     """
-    profile = load_profile(name, seed, world_seed)
+    profile = profiles.load_profile(name, seed, world_seed)
     run = run or profile.name
     for stage in [*profile.stages, *stages]:
-        stage_parameters(profile, stage, run)
+        profiles.stage_parameters(profile, stage, run)
     selected = stages or list(profile.stages)
     forced = selected if force else []
     if "01_synthesize" not in forced:
-        check_run_version(run)
+        profiles.check_run_version(run)
     # Otherwise Snakemake reads a run's name such as 007 or 1e5 as a number.
     config = {"profile": name, "run": f"!!str {run}"}
     if seed is not None:
@@ -206,9 +193,9 @@ def _snakemake_command(stages: list[str], rerun: list[str], config: dict[str, st
 def _delete_outputs(run: str, stages: list[str]) -> None:
     """Delete the folders of stages; with 05_evaluate also the memories that it writes."""
     if "05_evaluate" in stages:
-        delete_in_run(run, memories_folder(run))
+        profiles.delete_in_run(run, profiles.memories_folder(run))
     for stage in stages:
-        delete_in_run(run, stage_folder(run, stage))
+        profiles.delete_in_run(run, stage_folder(run, stage))
 
 
 def _outdated_stages(profile: Profile, run: str) -> list[str]:
@@ -225,9 +212,9 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "code" not in record:  # of an older version
             continue
-        present = stage_parameters(profile, stage, run)
+        present = profiles.stage_parameters(profile, stage, run)
         parameters_changed = not record["changed"] and record["parameters"] != present
-        if parameters_changed or record["code"] != code_hash(notebook(stage)):
+        if parameters_changed or record["code"] != profiles.code_hash(profiles.notebook(stage)):
             outdated.append(stage)
     return outdated
 
@@ -251,7 +238,11 @@ def _run_snakemake(command: list[str], log: Path) -> int:
     exit_with_parent()
     with log.open("w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stderr=log_file, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=profiles.ROOT,
+            stderr=log_file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             code = process.wait()

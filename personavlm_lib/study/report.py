@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from personavlm_lib.evaluation import audit
+from personavlm_lib.evaluation import audit, statistics
 from personavlm_lib.evaluation.claims import (
     INITIAL_SCORE,
     ClaimResult,
@@ -21,12 +21,6 @@ from personavlm_lib.evaluation.claims import (
     last_profiles,
 )
 from personavlm_lib.evaluation.records import read_records
-from personavlm_lib.evaluation.statistics import (
-    Interval,
-    evidence_recall,
-    mean_absolute_error_interval,
-    paired_difference,
-)
 from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
 from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
 from personavlm_lib.study.scope import scope_sentences
@@ -192,13 +186,13 @@ def _differences_to_rl_own(records: pd.DataFrame, conditions: dict[str, dict]) -
         return {}
     choice = records[records["kind"] == "choice"]
     others = [name for name in conditions if name != "rl_own"]
-    return {name: vars(paired_difference(choice, name, "rl_own")) for name in others}
+    return {name: vars(statistics.paired_difference(choice, name, "rl_own")) for name in others}
 
 
 def _recalls(records: pd.DataFrame) -> dict[str, dict]:
     if records.empty:
         return {}
-    recall = evidence_recall(records)
+    recall = statistics.evidence_recall(records)
     return recall.set_index("condition").to_dict("index") if len(recall) else {}
 
 
@@ -210,13 +204,13 @@ def _personality_errors(personality: pd.DataFrame) -> dict[str, dict]:
     for source, rows in last_profiles(personality).groupby("source"):
         unchanged = rows.assign(estimated=INITIAL_SCORE)
         errors[str(source)] = {
-            "final": _interval_row(mean_absolute_error_interval(rows)),
-            "neutral": _interval_row(mean_absolute_error_interval(unchanged)),
+            "final": _interval_row(statistics.mean_absolute_error_interval(rows)),
+            "neutral": _interval_row(statistics.mean_absolute_error_interval(unchanged)),
         }
     return errors
 
 
-def _interval_row(interval: Interval) -> dict:
+def _interval_row(interval: statistics.Interval) -> dict:
     return {
         "n": interval.n,
         "mean": interval.mean,
@@ -253,7 +247,7 @@ def explain(result: ClaimResult) -> str:
 
 def _claim_row(result: ClaimResult) -> dict:
     missing = float("nan")
-    ours = result.ours or Interval(missing, missing, missing, n=0)
+    ours = result.ours or statistics.Interval(missing, missing, missing, n=0)
     return {
         "id": result.claim.id,
         "origin": result.claim.origin,

@@ -35,15 +35,8 @@ from personavlm_lib.models.chat import ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript
 from personavlm_lib.models.weights import load_processor, weights_fingerprint
+from personavlm_lib.training import sft
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import (
-    MetricsLog,
-    load_to_train,
-    lora,
-    prepare_checkpoints,
-    schedule_arguments,
-    train_and_save,
-)
 
 # The trainer's metric names -> the study's names.
 NAMES = {
@@ -264,23 +257,23 @@ def train(config: dict, folder: Path) -> None:
     order = _prompt_order(list(rollout.cases), count, rng)
     messages = [[{"role": "user", "content": text}] for text in order]
     processor = load_processor(config["model"])
-    model, precision = load_to_train(config)
-    checkpoints = prepare_checkpoints(folder, key, config["steps"], log_every=1)
+    model, precision = sft.load_to_train(config)
+    checkpoints = sft.prepare_checkpoints(folder, key, config["steps"], log_every=1)
     arguments = GRPOConfig(
-        **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
+        **_grpo_arguments(config), **sft.schedule_arguments(config), **precision, **checkpoints
     )
-    metrics_log = MetricsLog(folder / "metrics.jsonl", key, NAMES)
+    metrics_log = sft.MetricsLog(folder / "metrics.jsonl", key, NAMES)
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": messages}),
         processing_class=processor,
-        peft_config=lora(config),
+        peft_config=sft.lora(config),
         rollout_func=rollout,
         callbacks=[metrics_log],
     )
-    train_and_save(trainer, folder, config["model"], key)
+    sft.train_and_save(trainer, folder, config["model"], key)
 
 
 def _grpo_arguments(config: dict) -> dict:
