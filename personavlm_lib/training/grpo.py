@@ -38,14 +38,6 @@ from personavlm_lib.models.weights import load_processor, weights_fingerprint
 from personavlm_lib.training import sft
 from personavlm_lib.training.launch import main
 
-# The trainer's metric names -> the study's names.
-NAMES = {
-    "rewards/answer_reward/mean": "reward_accuracy",
-    "rewards/format_reward/mean": "reward_format",
-    "frac_reward_zero_std": "zero_spread",
-    "completions/mean_length": "tokens_written",
-}
-
 
 def answer_reward(f_acc: list[float], f_cons: list[float], **_) -> list[float]:
     """f_acc * f_cons of Eq. 3, which has the weight 1. The rollout supplies both columns."""
@@ -262,7 +254,7 @@ def train(config: dict, folder: Path) -> None:
     arguments = GRPOConfig(
         **_grpo_arguments(config), **sft.schedule_arguments(config), **precision, **checkpoints
     )
-    metrics_log = sft.MetricsLog(folder / "metrics.jsonl", key, NAMES)
+    metrics_log = sft.MetricsLog(folder / "metrics.jsonl", key, sft.TRAINERS["grpo_metrics"])
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
@@ -280,20 +272,14 @@ def _grpo_arguments(config: dict) -> dict:
     """The trainer's arguments of the algorithm itself: groups, rewards, sampling and loss."""
     trajectories = config["group"] * config["groups"]
     return dict(
-        shuffle_dataset=False,
         num_generations=config["group"],
         per_device_train_batch_size=trajectories // config["accumulate"],
         steps_per_generation=config["accumulate"],
         beta=config["beta"],
         epsilon=config["epsilon"],
-        num_iterations=1,
-        loss_type="grpo",
-        scale_rewards="group",
-        use_bias_correction_kl=False,
-        reward_weights=[1.0, 0.5],
         temperature=config["temperature"],
         max_completion_length=config["max_tokens"],
-        logging_steps=1,
+        **sft.TRAINERS["grpo"],
     )
 
 
