@@ -97,12 +97,7 @@ def figure_8_distributions(dialogues: pd.DataFrame) -> Figure:
     """Dialogues by turns, sessions, days and pictures (the paper's Fig. 8). Lines: the ranges, and
     the mean share of pictures, that the paper prints."""
     shares = dialogues.assign(pictures=100 * dialogues["pictured"] / dialogues["turns"])
-    labels = {
-        "turns": "turns",
-        "sessions": "sessions",
-        "days": "days spanned",
-        "pictures": "turns with a picture (%)",
-    }
+    labels = WORDS["distributions"]
     figure, axes = new_axes(2, 2, height=3.9)
     for ax, (column, label) in zip(axes.flat, labels.items(), strict=True):
         _plot_distribution(ax, shares, column)

@@ -211,12 +211,7 @@ def _personality_errors(personality: pd.DataFrame) -> dict[str, dict]:
 
 
 def _interval_row(interval: statistics.Interval) -> dict:
-    return {
-        "n": interval.n,
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-    }
+    return {name: getattr(interval, name) for name in ("n", "mean", "low", "high")}
 
 
 def show(result: ClaimResult) -> str:
