@@ -8,7 +8,6 @@ alignment pair: both are written as additional keys, which the authors' code ign
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 from jinja2 import Template
 
-from personavlm_lib.benchmark.conversations import read_conversations, write_user_data
+from personavlm_lib.benchmark.conversations import parse_time, read_conversations, write_user_data
 from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.records import Turn
@@ -208,7 +207,7 @@ def _choice_question(case: dict) -> Question:
         user="",
         task=case["question_type"],
         kind="choice",
-        time=_parse_time(case["time"]),
+        time=parse_time(case["time"]),
         text=case["query"],
         options=tuple(choices.values()),
         answer=choices[case["answer"]],
@@ -223,18 +222,12 @@ def _binary_question(case: dict, role: str) -> Question:
         user="",
         task="Personality Alignment",
         kind="binary",
-        time=_parse_time(pair.get("time", case["time"])),
+        time=parse_time(pair.get("time", case["time"])),
         text=pair[role],
         options=("yes", "no"),
         answer="yes" if role == "chosen" else "no",
         evidence=tuple(pair.get("evidence", ())),
     )
-
-
-def _parse_time(text: str) -> datetime:
-    """`2024-09-12 09:40`, possibly followed by a weekday in brackets."""
-    moment, _, _ = text.partition("(")
-    return datetime.fromisoformat(moment.strip())
 
 
 def as_conversation(sample: dict) -> dict:
