@@ -83,6 +83,15 @@ def test_the_memory_group_needs_no_torch():
     assert names == base | {"faiss-cpu"}
 
 
+def test_every_data_file_is_part_of_the_package():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    patterns = tools["setuptools"]["package-data"]["*"]
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    data = {path for path in files if path not in SOURCES and path.parent.name != "prompts"}
+    packaged = {path for path in data if any(path.match(pattern) for pattern in patterns)}
+    assert data == packaged and len(data) > 10
+
+
 def test_make_and_conda_install_the_constrained_versions():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
