@@ -206,6 +206,20 @@ def locomo(
 
 
 @app.command()
+def naturalness(
+    lives: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="lives of a data set")],
+    data: Annotated[Path, typer.Option(envvar="PERSONAVLM_DATA", exists=True, file_okay=False)],
+    messages: Annotated[int, typer.Option(min=1, help="number per role and source")] = 300,
+    json: Json = None,
+) -> int:
+    """Compare how natural simulated messages are with those of LoCoMo and MemoryBank in --data."""
+    from personavlm_lib.evaluation.naturalness import report_naturalness
+
+    report_naturalness(lives, data, messages, json)
+    return 0
+
+
+@app.command()
 def synthesize(
     out: Annotated[
         Path, Option(callback=options.check_new_folder, help="new folder for the data set")

@@ -34,6 +34,17 @@ def fingerprint(path: Path, pattern: str = "*") -> str:
     return digest.hexdigest()
 
 
+def check_published(file: Path, sha256: str, fix: str) -> None:
+    """Raise RuntimeError, which suggests the `fix`, unless a file has the hash of the published."""
+    digest = "missing"
+    if file.is_file():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise RuntimeError(
+            f"{file} is not the published file (sha256 {digest}, expected {sha256}): {fix}"
+        )
+
+
 @cache
 def code_fingerprint() -> str:
     """Fingerprint all code, tables and prompts that can change a result (`study` displays them)."""

@@ -356,7 +356,7 @@ def test_git_holds_no_large_file():
 def test_ci_runs_the_commands_of_the_guides():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
-    assert commands == ["make lint", "make test", "make test-slow"]
+    assert commands == ["make lint", "make small-weights", "make test", "make test-slow"]
     guides = "".join(
         (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")
     )
