@@ -7,7 +7,7 @@ Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (SmolVLM has the Id
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.models.chat import ChatReply, ChatRequest
+from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow
+from personavlm_lib.models.markers import content_parts
 from personavlm_lib.models.weights import load_model, load_processor
 
 logger = logging.getLogger(__name__)
@@ -190,10 +191,12 @@ class LocalModel:
     def _check_length(self, request: ChatRequest, length: int) -> None:
         longest = self.config.max_position_embeddings
         if length > longest:
-            raise ValueError(
+            prompt = length - request.max_tokens
+            raise ContextOverflow(
                 f"{request.purpose or 'request'}: {length} tokens ({request.max_tokens} of them "
                 f"reserved for the reply) are more than the {longest} of model {self.name}: "
-                "shorten the request or lower max_tokens"
+                "shorten the request or lower max_tokens",
+                fits=max(0, longest - request.max_tokens) / prompt,
             )
 
     def _tokenize(self, request: ChatRequest, images: list[Image.Image], is_first: bool) -> Any:
@@ -444,21 +447,3 @@ def _padded_states(prefixes: list[CachedPrefix], layer: int, name: str) -> torch
         rows.append(by_token[prefix.columns])
     padded = pad_sequence(rows, batch_first=True, padding_side="left")
     return padded.transpose(1, 2)
-
-
-def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Convert a message's text to chat content; each `<img>` mark becomes an image placeholder.
-
-    Markers of the chat format, and `markers`, are broken up: the text of a user or a memory
-    must not open a turn.
-    """
-    for marker in ("<|", "|>", *markers):
-        broken = f"{marker[0]} {marker[1:]}"
-        text = text.replace(marker, broken)
-    first, *rest = text.split("<img>")
-    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
-    for part in rest:
-        image = {"type": "image", "text": None}
-        parts.append(image)
-        parts.append({"type": "text", "text": part})
-    return [part for part in parts if part["text"] != ""]

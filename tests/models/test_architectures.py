@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel
+from personavlm_lib.models.markers import content_parts
 
 NO_REUSE = GenerationSettings(reuse_cache=False)
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel
+from personavlm_lib.models.markers import content_parts
 from personavlm_lib.models.weights import follow_source, write_source
 from personavlm_lib.simulation.scenes import render, sample_scene
 
