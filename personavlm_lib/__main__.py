@@ -266,7 +266,7 @@ def synthesize(
         from personavlm_lib.models.endpoint import EndpointModel
 
         model = EndpointModel(generator)
-        model.check_connection()
+        model.listed_models()  # fail now if the server cannot be reached
     from personavlm_lib.benchmark.sizes import DATASET_SIZES
     from personavlm_lib.benchmark.synthesis import SynthesisSettings, synthesize
     from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
@@ -412,23 +412,6 @@ def chat(
     from personavlm_lib.study.chat import converse
 
     return converse(run, memory)
-
-
-@app.command()
-def serve(
-    model: Annotated[str, typer.Option(callback=options.check_model, help="folder or hub id")],
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="port to listen on; 0: any free port")
-    ] = 8000,
-) -> int:
-    """Serve a local model with an OpenAI-compatible API."""
-    from personavlm_lib.models.serve import ChatServer, LocalModel
-
-    with ChatServer(LocalModel(model), host, port) as server:
-        print(f"Serving {server.source}, stop with Ctrl-C", flush=True)
-        server.serve_forever()
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,8 +39,6 @@ WRONG = {
     "skills --model /no/folder": "'--model': no folder '/no/folder'",
     "chat --run ../other": "'--run': '../other' cannot name a run",
     "chat --memory FILE": "'--memory': FILE is a file",
-    "serve --model m --port 70000": "'--port'",
-    "serve --model ./missing": "'--model'",
     "reproduce 02_stf": "'stages': '02_stf' is unknown; choose one of 00_backbone",
     "reproduce --profile nanoo": "'--profile': unknown profile 'nanoo' (nearest known: 'nano')",
     "reproduce --seed -1": "'--seed'",
