@@ -62,15 +62,17 @@ def condition_order(records: pd.DataFrame, ablations: bool = False) -> list[str]
 
 
 def condition_table(records: pd.DataFrame, kind: str = "choice") -> pd.DataFrame:
-    """Condition, n, accuracy, low, high, unparsed (percent) for the questions of one kind.
+    """Condition, n, accuracy, low, high, unscored, unparsed for the questions of one kind.
 
-    `unparsed` are the answers that name no option; they count as wrong.
+    `unparsed` are the answers that name no option; they count as wrong. `unscored` is the number of
+    questions that got no reply; they do not count. The others are in percent.
     """
     rows = records[records["kind"] == kind]
     order = condition_order(rows, ablations=True)
     table = accuracy_table(rows).set_index("condition").loc[order]
-    unparsed = rows["parsed"].isna()
-    table["unparsed"] = unparsed.groupby(rows["condition"]).mean()
+    scored = rows.dropna(subset="correct")
+    unparsed = scored["parsed"].isna()
+    table["unparsed"] = unparsed.groupby(scored["condition"]).mean()
     for column in ("accuracy", "low", "high", "unparsed"):
         table[column] = 100 * table[column]
     return table.reset_index()
@@ -114,6 +116,7 @@ def efficiency_table(records: pd.DataFrame) -> pd.DataFrame:
     """Means per answer and condition: tokens in and out, seconds, steps, retrievals (Table 11)."""
     columns = ["tokens_in", "tokens_out", "seconds", "steps", "retrievals"]
     order = condition_order(records, ablations=True)
-    means = records.groupby("condition")[columns].mean().loc[order]
+    scored = records.dropna(subset="correct")
+    means = scored.groupby("condition")[columns].mean().reindex(order)
     uses_model = means["tokens_in"] + means["tokens_out"] > 0
     return means[uses_model].reset_index()
