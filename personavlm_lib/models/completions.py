@@ -71,7 +71,7 @@ def read_completion(data: bytes) -> ChatReply:
     if not text and not reasoning and not isinstance(finish, str):
         raise RequestFailure("invalid response", "neither text nor a finish reason")
     if not text and stop == "refusal":
-        text = str(message["refusal"])
+        text = _clean(str(message["refusal"]))
     text = _with_reasoning(reasoning, text, is_cut=stop in ("length", "overflow"))
     usage = _field(body, "usage")
     tokens_in = _count(_field(usage, "prompt_tokens"))
@@ -94,7 +94,7 @@ def error_text(error: Any) -> str:
     message = _field(error, "message") or _field(error, "detail") or _field(error, "error") or error
     if isinstance(message, dict) and message is not error:
         return error_text(message)
-    return str(message)
+    return _clean(str(message))
 
 
 def _field(value: Any, name: str) -> Any:
@@ -119,10 +119,12 @@ def _plain_text(value: Any, name: str) -> str:
         value = value.get(name)
     if isinstance(value, list):
         return "".join(_plain_text(part, "text") for part in value if isinstance(part, (dict, str)))
-    if not isinstance(value, str):
-        return ""
-    # JSON can hold half of a surrogate pair, which no file can.
-    return value.encode(errors="replace").decode()
+    return _clean(value) if isinstance(value, str) else ""
+
+
+def _clean(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON can hold but no file."""
+    return text.encode(errors="replace").decode()
 
 
 def _stop_reason(message: dict, finish: Any) -> str:
@@ -131,7 +133,7 @@ def _stop_reason(message: dict, finish: Any) -> str:
     if not isinstance(finish, str) or not finish:
         return "tool call" if message.get("tool_calls") else "stop"
     word = finish.lower()
-    return STOP_REASONS.get(word, textwrap.shorten(word, 40))
+    return STOP_REASONS.get(word, textwrap.shorten(_clean(word), 40))
 
 
 def _with_reasoning(reasoning: str, text: str, is_cut: bool) -> str:
