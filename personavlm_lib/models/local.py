@@ -9,6 +9,7 @@ Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (SmolVLM has the Id
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -270,7 +271,9 @@ class LocalModel:
         replies = []
         for row, (transcript, request) in enumerate(asked):
             new, text = self._trim(output[row], request.max_tokens)
-            replies.append(ChatReply(text, len(transcript.ids), len(new)))
+            has_ended = bool(new) and new[-1] in self.stop_tokens or self._is_closed(text)
+            stop = "stop" if has_ended else "length"
+            replies.append(ChatReply(text, len(transcript.ids), len(new), stop))
             transcript.append(new, generated=True)
             if self.reuse_cache and cache.get_seq_length() > 0:
                 columns = _cached_columns(cache, batch["attention_mask"][row], len(new))
@@ -300,6 +303,8 @@ class LocalModel:
     ) -> list[list[int]]:
         """Call `generate`; returns the new tokens of each row, padded on the right."""
         settings = self.settings
+        prompt_width = batch["input_ids"].shape[1]
+        criteria = [partial(self._turns_ended, prompt_width)] if self.closing_tags else None
         sampling: dict[str, Any] = dict(do_sample=False)
         if settings.temperature > 0:
             sampling = dict(do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0)
@@ -315,12 +320,30 @@ class LocalModel:
                 max_new_tokens=max_tokens,
                 suppress_tokens=self.forbidden_tokens,
                 repetition_penalty=settings.repetition_penalty,
-                stop_strings=self.closing_tags or None,
-                tokenizer=self.processor.tokenizer,
+                stopping_criteria=criteria,
             )
         self.generate_calls += 1
-        prompt_width = batch["input_ids"].shape[1]
         return output[:, prompt_width:].tolist()
+
+    def _turns_ended(self, prompt_width: int, ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        """Which rows end with a closing tag outside of a thinking block, as for `generate`."""
+        decode = self.processor.tokenizer.decode
+        ended = []
+        for row in ids[:, prompt_width:].tolist():
+            # Only the end is decoded at every token; a tag is shorter than its bytes.
+            has_tag = self._has_closing_tag(decode(row[-16:], skip_special_tokens=True))
+            ended.append(has_tag and self._is_closed(decode(row, skip_special_tokens=True)))
+        return torch.tensor(ended, device=ids.device)
+
+    def _has_closing_tag(self, text: str) -> bool:
+        return any(tag in text for tag in self.closing_tags)
+
+    def _is_closed(self, text: str) -> bool:
+        """Whether a turn is over: it has a closing tag that the model does not merely think of."""
+        thought, end_of_thought, after = text.partition("</think>")
+        is_thinking = text.lstrip().startswith("<think>")
+        said = after if end_of_thought else "" if is_thinking else thought
+        return self._has_closing_tag(said)
 
     def _trim(self, tokens: list[int], max_tokens: int) -> tuple[list[int], str]:
         """Cut generated tokens to `max_tokens` and after the first stop token; also their text."""
@@ -331,7 +354,7 @@ class LocalModel:
                 tokens = tokens[: n + 1]
                 break
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if any(tag in text for tag in self.closing_tags):
+        if self._is_closed(text):
             # The turn ended with the tag; the row was padded while other rows went on.
             while tokens and tokens[-1] == tokenizer.pad_token_id:
                 tokens.pop()

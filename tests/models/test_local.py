@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from personavlm_lib.agent.protocol import parse_step
 from personavlm_lib.models.chat import ChatRequest
 from personavlm_lib.models.local import GenerationSettings, LocalModel
 from personavlm_lib.models.markers import content_parts
@@ -365,6 +366,26 @@ def test_closing_tag_of_several_tokens_ends_the_turn(local, monkeypatch):
     assert reply.text == "my drink is tea"
     assert transcript.ids[-1] == local.end_token
     assert transcript.generated_mask[-2:] == [1, 0]
+
+
+def test_closing_tag_in_a_thought_does_not_end_the_turn(local, monkeypatch):
+    monkeypatch.setattr(local, "closing_tags", ["</answer>"])
+    thought = "<think> ask <answer> tea</answer></think>"
+    tokenizer = local.processor.tokenizer
+    ids = tokenizer(f"{thought}<answer> milk</answer> and coffee").input_ids
+    monkeypatch.setattr(local.model, "forward", forward_that_writes(local.model, ids))
+    reply = reply_to(local, local.start(), ChatRequest("what ?", max_tokens=len(ids) - 1))
+    assert reply.text == f"{thought}<answer> milk</answer>".replace("ask <", "ask<")
+    assert reply.stop == "stop"
+    assert parse_step(reply.text).answer == "milk"
+
+
+def test_reply_without_an_end_is_cut(local, monkeypatch):
+    make_model_write(monkeypatch, local, "my drink is tea", "my drink is tea", end=False)
+    reply = reply_to(local, local.start(), ChatRequest("what ?", max_tokens=2))
+    assert (reply.stop, reply.is_cut) == ("length", True)
+    make_model_write(monkeypatch, local, "my drink is tea")
+    assert reply_to(local, local.start(), ChatRequest("what ?", max_tokens=9)).stop == "stop"
 
 
 def forward_that_writes(model, ids):
