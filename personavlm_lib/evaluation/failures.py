@@ -24,6 +24,18 @@ class UnfinishedMemory(RequestFailure):
         super().__init__("unfinished memory", f"the memory of {user} is unfinished")
 
 
+class NoReply(str):
+    """Stands where a text or the `answer` of a Response is missing; `error` says why."""
+
+    answer = None
+    error: str
+
+    def __new__(cls, error: Exception) -> "NoReply":
+        reply = super().__new__(cls)
+        reply.error = str(error)
+        return reply
+
+
 class FailurePolicy:
     """The `on_error` and `on_result` of `run_trajectories`, for one batch of samples.
 

@@ -29,7 +29,7 @@ from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.recordings import gold_memory
 from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
-from personavlm_lib.evaluation.failures import FailurePolicy
+from personavlm_lib.evaluation.failures import FailurePolicy, NoReply
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
 from personavlm_lib.memory.records import (
@@ -426,19 +426,6 @@ def skill_suite(folder: Path, settings: SkillSettings) -> list[SkillItem]:
 # ---------------------------------------------------------------- measurement
 
 
-class _NoReply(str):
-    """Stands where a text or a Response is missing; `error` says why."""
-
-    answer = None
-
-    def __new__(cls, error: Exception) -> "_NoReply":
-        reply = super().__new__(cls)
-        reply.error = str(error)
-        return reply
-
-    error: str
-
-
 def measure_skills(
     model: ChatModel, settings: SkillSettings, seen_again: float = nan, width: int = 48
 ) -> pd.DataFrame:
@@ -452,7 +439,7 @@ def measure_skills(
     """
     with tempfile.TemporaryDirectory(prefix="skills-") as folder:
         items = skill_suite(Path(folder), settings)
-        policy = FailurePolicy(_NoReply)
+        policy = FailurePolicy(NoReply)
         trajectories = [item.trajectory for item in items]
         results = run_trajectories(trajectories, model, width, policy.on_error, policy.on_result)
     rows = []
@@ -463,7 +450,7 @@ def measure_skills(
         )
         scores = item.score(item.gold, result)
         error = ""
-        if isinstance(result, _NoReply):
+        if isinstance(result, NoReply):
             error = result.error
             scores = dict.fromkeys(scores, [])
         for skill, values in scores.items():
