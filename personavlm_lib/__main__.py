@@ -388,11 +388,15 @@ def _model_source(name: str) -> str | Path:
 
 
 @app.command()
-def doctor() -> int:
+def doctor(
+    profile: Annotated[
+        str, typer.Option(help="profile whose servers and downloads are checked too")
+    ] = "",
+) -> int:
     """Check what is installed, found and missing, with a suggested fix for each."""
     from personavlm_lib.study.doctor import run_checks
 
-    return run_checks()
+    return run_checks(profile)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from personavlm_lib.memory.vision import (
 from personavlm_lib.models.chat import ChatModel
 from personavlm_lib.models.endpoint import EndpointModel, EndpointSettings, is_endpoint
 from personavlm_lib.models.local import LocalModel
+from personavlm_lib.models.preflight import require_server
 from personavlm_lib.models.weights import weights_fingerprint
 from personavlm_lib.study.profiles import BACKBONE, ProfileError, nearest, require
 
@@ -42,17 +43,28 @@ def model_fingerprint(run: str, entry: Entry) -> list:
     return [*identity, settings] if settings else identity
 
 
-def open_profile_model(run: str, entry: Entry, name: str = "") -> ChatModel:
+def entry_server(entry: Entry, name: str = "") -> EndpointModel | None:
+    """The server of an entry with its settings, without any request; None for a stage."""
+    source, settings = _split_entry(entry)
+    if not is_endpoint(source):
+        return None
+    return EndpointModel(source, _endpoint_settings(settings), name=name)
+
+
+def open_profile_model(
+    run: str, entry: Entry, name: str = "", longest_prompt: str = ""
+) -> ChatModel:
     """Open a model of a profile's `models` with its settings.
 
-    Raises ProfileError for an unknown setting.
+    A server is checked by `require_server` first. Raises ProfileError for an unknown setting.
     """
-    source = model_source(run, entry)
+    server = entry_server(entry, name)
+    if server is not None:
+        require_server(server, longest_prompt)
+        return server
     _, settings = _split_entry(entry)
-    if is_endpoint(source):
-        return EndpointModel(str(source), _endpoint_settings(settings), name=name)
     _check_names(settings, ("four_bit",))
-    return LocalModel(source, name=name, **settings)
+    return LocalModel(model_source(run, entry), name=name, **settings)
 
 
 def _split_entry(entry: Entry) -> tuple[str, dict[str, Any]]:
