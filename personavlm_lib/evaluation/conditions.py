@@ -18,7 +18,6 @@ from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
 from personavlm_lib.evaluation.failures import (
     FAILURES_IN_A_ROW,
     FailurePolicy,
-    UnfinishedMemory,
 )
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.records import (
@@ -142,7 +141,7 @@ def answer_questions(
     else:
         trajectories = []
         for life, question in pairs:
-            trajectories.append(_answer_from(memory, condition, life, question, settings))
+            trajectories.append(_answer(condition, life, question, memory, settings))
         start = time.monotonic()
         if condition.model == "oracle":
             responses = _oracle_responses(pairs, trajectories)
@@ -165,30 +164,18 @@ def answer_questions(
     return [answered[question.case] for life in lives for question in life.questions]
 
 
-def _answer_from(
-    memory: Callable[[Condition, Life], MemoryStore],
+def _answer(
     condition: Condition,
     life: Life,
     question: Question,
+    memory: Callable[[Condition, Life], MemoryStore],
     settings: EvaluationSettings,
 ) -> Trajectory[Response]:
-    """The agent's trajectory for one question; it fails if the user's memory is unfinished."""
-    try:
-        view = memory(condition, life).as_of(question.time)
-    except UnfinishedMemory as error:
-        return _failing(error)
-    return _answer(condition, question, view, settings)
+    """The agent's trajectory for one question, on the memory at its time.
 
-
-def _failing(error: Exception) -> Trajectory[Response]:
-    raise error
-    yield  # makes this a generator
-
-
-def _answer(
-    condition: Condition, question: Question, view: MemoryView, settings: EvaluationSettings
-) -> Trajectory[Response]:
-    """The agent's trajectory for one question. `view` is the memory at the time of the question."""
+    Raises UnfinishedMemory.
+    """
+    view = memory(condition, life).as_of(question.time)
     context = _context(condition, question, view)
     removed = set(condition.without) - {"reasoning"}
     if condition.memory == "none":
@@ -204,7 +191,10 @@ def _answer(
         max_tokens=settings.max_tokens,
     )
     query = as_query(question)
-    return respond(query, view, PAPER_RETRIEVER, agent_settings, context=context, found=retrieved)
+    trajectory = respond(
+        query, view, PAPER_RETRIEVER, agent_settings, context=context, found=retrieved
+    )
+    return (yield from trajectory)
 
 
 def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:

@@ -10,23 +10,11 @@ import textwrap
 from typing import Any
 
 from personavlm_lib.models.chat import ChatReply, ContextOverflow, RequestFailure
+from personavlm_lib.models.markers import SERVERS
 
-# A server's finish reason -> the stop reason of a ChatReply; any other word is kept.
-STOP_REASONS = {
-    "eos": "stop",
-    "eos_token": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "content_filter": "filter",
-    "safety": "filter",
-    "tool_calls": "tool call",
-    "tool_use": "tool call",
-    "function_call": "tool call",
-    "model_context_window_exceeded": "overflow",
-    "context_length_exceeded": "overflow",
+STOP_REASONS = {  # a server's finish reason -> the stop reason of a ChatReply
+    word: reason for reason, words in SERVERS["stop_reasons"].items() for word in words
 }
-FAILED_REASONS = ("error", "abort", "aborted", "cancelled", "timeout")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 OVERFLOW_WORDS = re.compile(
     r"context[ _-]?(length|window|size)|max_model_len|n_ctx|(prompt|input|request) is too long|"
@@ -59,7 +47,7 @@ def read_completion(data: bytes) -> ChatReply:
     message = _field(choice, "message")
     finish = _field(choice, "finish_reason")
     error = _field(body, "error") or _field(choice, "error") or _field(message, "error")
-    if error or finish in FAILED_REASONS:
+    if error or finish in SERVERS["failed"]:
         failure = failure_of(error_text(error or finish), "server error")
         if failure.kind != "overflow":
             failure.pause = 0.0

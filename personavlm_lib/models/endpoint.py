@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -23,43 +23,11 @@ import openai
 from personavlm_lib.memory.images import MAX_PIXELS, encoded_image
 from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow, RequestFailure
 from personavlm_lib.models.completions import error_text, failure_of, read_completion
-from personavlm_lib.models.markers import content_parts
+from personavlm_lib.models.markers import SERVERS, content_parts
 
 API_KEY_VARIABLE = "PERSONAVLM_API_KEY"  # the environment variable with the key, if one is needed
 LONGEST_PAUSE = 60.0  # seconds before a request is sent again; a server that asks for more fails
 TRANSIENT_STATUS = (408, 409, 425, 429)  # besides 500 and above
-
-
-class Failure(NamedTuple):
-    """What went wrong and what helps; both are filled with attributes of EndpointModel."""
-
-    problem: str
-    fix: str
-
-
-FAILURES = {  # by the kind of a RequestFailure
-    "timeout": Failure(
-        "did not answer within {settings.time_limit:g} s",
-        "increase time_limit, or lower connections",
-    ),
-    "unreachable": Failure("cannot be reached", "start it, or correct its address"),
-    "key refused": Failure("rejected the API key", f"set {API_KEY_VARIABLE} to a valid key"),
-    "unknown model": Failure("has no model {model!r}", "choose one of those at {url}/models"),
-    "too many requests": Failure(
-        "limits the number of requests", "set requests_per_minute, or lower connections"
-    ),
-    "request refused": Failure(
-        "rejected the request", "read its message; the request settings may not fit it"
-    ),
-    "server error": Failure("failed to process the request", "read its message and its log"),
-    "invalid response": Failure(
-        "returned an invalid response",
-        "check that the address is that of the API (many end in /v1)",
-    ),
-    "overflow": Failure(
-        "has too small a context window", "shorten the request or serve a larger window"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -232,10 +200,8 @@ class EndpointModel:
 
     def _describe(self, failure: RequestFailure) -> RequestFailure:
         """A failure with the server's address and a fix, without the key and without its cause."""
-        known = FAILURES[failure.kind]
-        attributes = vars(self)
-        problem = known.problem.format(**attributes)
-        fix = known.fix.format(**attributes)
+        known = SERVERS["failures"][failure.kind]
+        problem, fix = (text.format(**vars(self)) for text in known)
         detail = str(failure).replace(self.client.api_key, "***")
         detail = " ".join(detail.split())[:300]
         message = f"server {self.url} {problem} ({detail}): {fix}"

@@ -6,20 +6,16 @@ one, it must stay text, or it would open a turn. Text that merely looks similar 
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text(encoding="utf-8"))
 # Special tokens of the chat formats in use, for servers, whose tokenizer is not known here: those
 # between <| and |> (also with the full-width bars of DeepSeek), and those with other frames.
 _FRAMED = r"<[|｜][^\s<>|｜]{1,40}[|｜]>"
-_NAMED = (
-    "<s> </s> <bos> <eos> <pad> <unk> <start_of_turn> <end_of_turn> <start_of_image> "
-    "<end_of_image> <image_soft_token> <end_of_utterance> <fake_token_around_image> <global-img> "
-    "<image> </image> <video> <IMG_CONTEXT> </img> [INST] [/INST] [SYSTEM_PROMPT] "
-    "[/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [IMG] [IMG_BREAK] [IMG_END] "
-    "[THINK] [/THINK] <<SYS>> <</SYS>> <turn> <tool_call> </tool_call> <tool_response> "
-    "</tool_response>"
-).split()
-KNOWN_MARKERS = re.compile("|".join([_FRAMED, *map(re.escape, _NAMED)]))
+KNOWN_MARKERS = re.compile("|".join([_FRAMED, *map(re.escape, SERVERS["special_tokens"])]))
 
 
 def break_markers(text: str, markers: Iterable[str] = ()) -> str:
