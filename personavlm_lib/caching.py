@@ -43,7 +43,8 @@ def code_fingerprint() -> str:
             continue
         code = fingerprint(package, "*.py")
         prompts = fingerprint(package, "*.j2")
-        hashes += [code, prompts]
+        tables = fingerprint(package, "*.yaml")
+        hashes += [code, prompts, tables]
     return " ".join(hashes)
 
 

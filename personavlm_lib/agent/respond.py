@@ -14,7 +14,7 @@ from personavlm_lib.agent.protocol import Step, parse_step
 from personavlm_lib.memory.images import turn_images
 from personavlm_lib.memory.personality import summarize_profile, trait_levels
 from personavlm_lib.memory.records import SESSION_GAP, BigFive, Period, SemanticMemory, Turn
-from personavlm_lib.memory.search import Retrieved, RetrievedEpisode, Retriever, TopK
+from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
 from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow, Trajectory
 
@@ -42,8 +42,8 @@ class Response:
     """The result of one query: the answer, every step, and what each retrieval returned.
 
     `raw` is the text of the last generation and `stop` its stop reason. Token counts are totals
-    over all steps. `cut` counts the turns and memories left out because the context window was too
-    small. `error` says why there is no reply at all; such a response must not be scored.
+    over all steps. `cut` counts the turns left out because the context window was too small.
+    `error` says why there is no reply at all; such a response must not be scored.
     """
 
     answer: str | None
@@ -105,30 +105,58 @@ def respond(
     `recognize` finds known visual concepts in the query's images. `context` replaces the turns of
     the last 60 minutes (line 4); the full-context and RAG baselines use this. `found` replaces
     retrieval: its memories are part of the first request, and the model generates once
-    ("w/o Reasoning" in Table 8). Yields one `ChatRequest` per reasoning step. If the context window
-    is too small for a request, its oldest turns and memories are left out; if there is nothing to
-    leave out, the model's ContextOverflow is raised.
+    ("w/o Reasoning" in Table 8). Yields one `ChatRequest` per reasoning step.
+
+    If a request exceeds the context window of the model, the trajectory starts again without the
+    oldest turns of its context; without any left, the model's ContextOverflow is raised.
     """
     # Line 4: C_m, the turns within the session threshold t_s.
     if context is None:
         context = [turn for turn in view.turns if query.time - turn.time <= SESSION_GAP]
-
     # Appendix A.2: an image in the query triggers visual concept retrieval.
     concepts = recognize(query, view) if recognize and query.images else []
+    left_out = 0
+    while True:
+        shown = context[left_out:]
+        try:
+            response = yield from _attempt(query, view, retriever, settings, shown, concepts, found)
+        except ContextOverflow as overflow:
+            if not shown:
+                raise
+            fitting = int(len(shown) * overflow.fits)
+            left_out += max(1, len(shown) - fitting)
+        else:
+            response.cut = left_out
+            return response
+
+
+def _attempt(
+    query: Turn,
+    view: MemoryView,
+    retriever: Retriever,
+    settings: AgentSettings,
+    context: list[Turn],
+    concepts: list[SemanticMemory],
+    found: Retrieved | None,
+) -> Trajectory[Response]:
+    """Answer `query` with this context."""
+    context_turns = {turn.index for turn in context}
     seen = {f"semantic:{memory.id}" for memory in concepts}
 
     query_text = query.user.replace("<img>", " ")
     response = Response(answer=None)
-    prompt = _Prompt(query, view, settings, context, concepts, found)
+    request = _first_request(query, view, settings, context, concepts)
     max_retrievals = settings.max_retrievals
     if found is not None:
         response.retrieved.append(found)
+        request = _append_results(request, query, settings.prompts, found)
         max_retrievals = 0
 
     # Lines 5-16: reason and retrieve, at most N times, until the model answers.
     for retrievals in range(max_retrievals + 1):
         # Line 6: S_n <- pi(Q_m, C_m, P_{m-1}).
-        reply = yield from _reply_to_shortened(prompt, response)
+        reply = yield request
+        assert not isinstance(reply, tuple)  # one request has one reply
         # Line 7: action, args <- Parse(S_n).
         step = parse_step(reply.text, is_cut=reply.is_cut)
         response.add_step(step, reply)
@@ -147,89 +175,17 @@ def respond(
             step.retrieve.keywords,
             Period(step.retrieve.start, step.retrieve.end),
             exclude=seen,
-            context_turns={turn.index for turn in prompt.context},
+            context_turns=context_turns,
             top_k=settings.top_k,
             query=query_text,
         )
         seen.update(results.ids)
         response.retrieved.append(results)
-        prompt.show(results, closing=retrievals + 1 == max_retrievals)
+        closing = retrievals + 1 == max_retrievals
+        request = _next_request(request, query, settings.prompts, results, closing)
 
     response.unfinished = True
     return response
-
-
-@dataclass
-class _Prompt:
-    """The request of the current step, built from what it shows."""
-
-    query: Turn
-    view: MemoryView
-    settings: AgentSettings
-    context: list[Turn]
-    concepts: list[SemanticMemory]
-    results: Retrieved | None
-    closing: bool = False
-    first: ChatRequest | None = None  # set as soon as the first request has its reply
-
-    def show(self, results: Retrieved, closing: bool) -> None:
-        """Turn to the next step, which shows these results."""
-        self.first = self.request()
-        self.results = results
-        self.closing = closing
-
-    def request(self) -> ChatRequest:
-        prompts = self.settings.prompts
-        if self.first is not None:
-            assert self.results is not None
-            return _next_request(self.first, self.query, prompts, self.results, self.closing)
-        request = _first_request(self.query, self.view, self.settings, self.context, self.concepts)
-        if self.results is None:
-            return request
-        return _append_results(request, self.query, prompts, self.results)
-
-    def leave_out(self, fits: float) -> int:
-        """Leave out the oldest turns, then the oldest memories; returns how many.
-
-        Of the turns, the share `fits` stays.
-        """
-        if self.first is None and self.context:
-            kept = min(len(self.context) - 1, int(len(self.context) * fits))
-            removed = len(self.context) - kept
-            self.context = self.context[removed:]
-            return removed
-        if self.results is None or not self.results.ids:
-            return 0
-        self.results = _without_oldest(self.results)
-        return 1
-
-
-def _reply_to_shortened(prompt: _Prompt, response: Response) -> Trajectory[ChatReply]:
-    """Request a reply, with ever less in the prompt as long as it overflows."""
-    while True:
-        try:
-            reply = yield prompt.request()
-        except ContextOverflow as overflow:
-            removed = prompt.leave_out(overflow.fits)
-            if removed == 0:
-                raise
-            response.cut += removed
-            if prompt.results is not None:
-                response.retrieved[-1] = prompt.results
-        else:
-            assert isinstance(reply, ChatReply)  # one request has one reply
-            return reply
-
-
-def _without_oldest(results: Retrieved) -> Retrieved:
-    """The results without their oldest memory; habits and goals, which have no date, go last."""
-    dated: list[SemanticMemory | RetrievedEpisode] = [*results.semantic, *results.episodic]
-    if not dated:
-        return replace(results, procedural=results.procedural[1:])
-    oldest = min(dated, key=lambda memory: memory.happened_from)
-    semantic = [memory for memory in results.semantic if memory is not oldest]
-    episodic = [episode for episode in results.episodic if episode is not oldest]
-    return replace(results, semantic=semantic, episodic=episodic)
 
 
 def _first_request(

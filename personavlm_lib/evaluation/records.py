@@ -27,7 +27,7 @@ class AnswerRecord:
     of an option; `parsed` is None if no answer could be parsed. `*_turns` are indices of turns in
     the user's life. `seconds` is wall time. `correct` is None if there is no reply: `error` says
     why, and the question is not scored. `stop` is the stop reason of the last reply, `cut` the
-    number of turns and memories left out of the prompt because of a small context window.
+    number of turns left out of the prompt because of a small context window.
     """
 
     run: str
