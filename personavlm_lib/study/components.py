@@ -18,7 +18,7 @@ from personavlm_lib.models.chat import ChatModel
 from personavlm_lib.models.endpoint import EndpointModel, EndpointSettings, is_endpoint
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models.preflight import require_server
-from personavlm_lib.models.weights import weights_fingerprint
+from personavlm_lib.models.weights import LoadSettings, weights_fingerprint
 from personavlm_lib.study.profiles import BACKBONE, ProfileError, nearest, require
 
 NANO_THRESHOLD = 0.7  # similarity from which the small image encoder recognizes an object again
@@ -63,8 +63,9 @@ def open_profile_model(
         require_server(server, longest_prompt)
         return server
     _, settings = _split_entry(entry)
-    _check_names(settings, ("four_bit",))
-    return LocalModel(model_source(run, entry), name=name, **settings)
+    _check_names(settings, [field.name for field in fields(LoadSettings)])
+    load = LoadSettings(**settings)
+    return LocalModel(model_source(run, entry), name=name, load=load)
 
 
 def _split_entry(entry: Entry) -> tuple[str, dict[str, Any]]:
