@@ -226,11 +226,10 @@ def parse_pairs(text: str, known: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _without_thinking(text: str) -> str:
-    """The reply after a thinking block, which may quote keys; "" if the block never ends."""
-    _, closing_tag, after = text.rpartition("</think>")
-    if not closing_tag and text.lstrip().startswith("<think>"):
-        return ""
-    return after
+    """The reply after its thinking block, which may quote keys; "" if the block never ends."""
+    if not text.lstrip().startswith("<think>"):
+        return text
+    return text.partition("</think>")[2]
 
 
 def _read_pairs(text: str, known: Iterable[str] = ()) -> list[tuple[str, str]]:
