@@ -315,7 +315,7 @@ def skills(
         list[str],
         typer.Option(
             callback=options.check_models,
-            help="hub id, folder, or RUN/STAGE of a finished run; repeatable",
+            help="hub id, folder, RUN/STAGE of a finished run, or http://...#name; repeatable",
         ),
     ],
     seed: Annotated[
@@ -346,9 +346,8 @@ def skills(
 
     from personavlm_lib.agent.prompt_sets import PromptSet
     from personavlm_lib.evaluation import skills
-    from personavlm_lib.models.local import LocalModel
     from personavlm_lib.study import figures
-    from personavlm_lib.study.components import open_recognizer
+    from personavlm_lib.study.components import open_model, open_recognizer
     from personavlm_lib.training.clip import concept_top1
 
     recognizer = open_recognizer("classical", "nano")
@@ -361,7 +360,7 @@ def skills(
     values = []
     tables = []
     for name, source in zip(model, sources, strict=True):
-        opened = LocalModel(source)
+        opened = open_model(source)
         settings = skills.SkillSettings(
             questions, seed, prompt_set, recognizer, retrieving=retrieving
         )

@@ -64,8 +64,14 @@ def open_profile_model(
         return server
     _, settings = _split_entry(entry)
     _check_names(settings, [field.name for field in fields(LoadSettings)])
-    load = LoadSettings(**settings)
-    return LocalModel(model_source(run, entry), name=name, load=load)
+    return LocalModel(model_source(run, entry), name=name, load=LoadSettings(**settings))
+
+
+def open_model(source: str | Path) -> ChatModel:
+    """Open a model of a folder or hub id in this process, or of a server, which is checked."""
+    if is_endpoint(source):
+        return open_profile_model("", str(source))
+    return LocalModel(source)
 
 
 def _split_entry(entry: Entry) -> tuple[str, dict[str, Any]]:
@@ -87,16 +93,6 @@ def _check_names(settings: dict[str, Any], known: Iterable[str]) -> None:
     for name in settings:
         if name not in known:
             raise ProfileError(f"models: unknown setting {name!r} {nearest(name, known)}")
-
-
-def open_model(source: str | Path, adapter: str | Path | None = None, name: str = "") -> ChatModel:
-    """Open a chat model.
-
-    `source` is a folder or hub id, loaded in this process, or a server `http://host:port/v1#model`.
-    """
-    if is_endpoint(source):
-        return EndpointModel(str(source), name=name)
-    return LocalModel(source, adapter, name=name)
 
 
 def bundled_image_encoder() -> Path:
