@@ -17,6 +17,7 @@ from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
 from personavlm_lib.evaluation.failures import (
     FAILURES_IN_A_ROW,
+    UNFINISHED,
     FailurePolicy,
 )
 from personavlm_lib.evaluation.judges import accuracy
@@ -248,8 +249,8 @@ def cached_answers(
     `made_from` holds the fingerprints of all inputs, with those of the models under "weights", by
     name. Stored answers are reused only if they were made from the same inputs. An interrupted
     evaluation therefore loses only the condition that was running, and with a server not even that:
-    `folder`/<name>.jsonl keeps its answers. A condition with unscored questions is not finished:
-    the next call asks these again. Delete `folder`/<name> to have one condition answered again.
+    a file beside keeps its answers. A condition with unscored questions is not finished: the next
+    call asks these again. Delete `folder`/<name> to have one condition answered again.
     """
     condition = CONDITIONS[name]
     cache = folder / name
@@ -259,7 +260,7 @@ def cached_answers(
     inputs["size"] = (settings.width, settings.max_tokens)
     key = cache_key(**inputs)
     if not reuse_or_clear(cache, key, folder):
-        log = AnswerLog(folder / f"{name}.jsonl", key)
+        log = AnswerLog(folder / f"{name}{UNFINISHED}", key)
         records = answer_questions(condition, lives, memory, models, settings, log)
         write_records(cache / "records.parquet", records)
         if all(record.correct is not None for record in records):

@@ -10,6 +10,7 @@ from typing import Any
 
 from personavlm_lib.models.chat import RequestFailure
 
+UNFINISHED = ".unfinished.jsonl"  # ends the name of a file of answers that lack some
 FAILURES_IN_A_ROW = 16  # after which a stage stops
 
 

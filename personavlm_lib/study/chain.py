@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from personavlm_lib.evaluation.failures import UNFINISHED
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.study.profiles import (
     ROOT,
@@ -232,7 +233,7 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
     """The finished stages whose record states other code cells or parameters than the present ones.
 
     Snakemake compares them too, but in a fresh checkout it knows nothing about a copied run. A
-    stage that was run with --set keeps its parameters.
+    stage that was run with --set keeps its parameters. Stages with unscored questions count too.
     """
     outdated = []
     for stage in profile.stages:
@@ -244,7 +245,8 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
             continue
         present = stage_parameters(profile, stage, run)
         parameters_changed = not record["changed"] and record["parameters"] != present
-        if parameters_changed or record["code"] != code_hash(notebook(stage)):
+        unscored = any((path.parent / "answers").glob(f"*{UNFINISHED}"))
+        if unscored or parameters_changed or record["code"] != code_hash(notebook(stage)):
             outdated.append(stage)
     return outdated
 
