@@ -6,6 +6,7 @@ parsed is the model's own and is scored.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from personavlm_lib.models.chat import RequestFailure
@@ -37,6 +38,7 @@ class NoReply(str):
         return reply
 
 
+@dataclass
 class FailurePolicy:
     """The `on_error` and `on_result` of `run_trajectories`, for one batch of samples.
 
@@ -45,16 +47,10 @@ class FailurePolicy:
     exception that is no failed request.
     """
 
-    def __init__(
-        self,
-        failed: Callable[[Exception], Any],
-        keep: Callable[[int, Any], None] | None = None,
-        limit: int = FAILURES_IN_A_ROW,
-    ):
-        self.failed = failed
-        self.keep = keep
-        self.limit = limit
-        self.in_a_row = 0
+    failed: Callable[[Exception], Any]
+    keep: Callable[[int, Any], None] | None = None
+    limit: int = FAILURES_IN_A_ROW
+    in_a_row: int = 0
 
     def on_result(self, index: int, result: Any) -> None:
         self.in_a_row = 0

@@ -274,7 +274,8 @@ def _refusal(error: openai.APIStatusError) -> RequestFailure:
     kind = kinds.get(status, "server error" if status >= 500 else "request refused")
     failure = failure_of(message, kind) if status in (400, 413, 422, 500) else None
     failure = failure or RequestFailure(kind, message)
-    if status >= 500 or status in TRANSIENT_STATUS:
+    is_transient = status >= 500 or status in TRANSIENT_STATUS
+    if is_transient and failure.kind != "overflow":
         failure.pause = _requested_pause(error)
     return failure
 

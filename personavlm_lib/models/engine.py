@@ -1,6 +1,6 @@
 """The engine that runs trajectories against a model, and a recorder of their conversations."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,7 +51,7 @@ def run_trajectories(
     `on_error(exception, open transcripts)`. `on_result` is called with the position and the result
     of each other trajectory when it ends.
     """
-    run = _Run(trajectories, model, on_error, on_result)
+    run = _Run(enumerate(trajectories), model, on_error, on_result)
     connections = getattr(model, "connections", 0)
     if connections:
         run.as_replies_arrive(connections)
@@ -60,21 +60,15 @@ def run_trajectories(
     return [run.results[i] for i in range(len(run.results))]
 
 
+@dataclass
 class _Run(Generic[T]):
-    """One call of `run_trajectories`."""
+    """One call of `run_trajectories`; `waiting` are the trajectories that have not started."""
 
-    def __init__(
-        self,
-        trajectories: Iterable[Trajectory[T]],
-        model: ChatModel,
-        on_error: Callable[[Exception, list], T] | None,
-        on_result: Callable[[int, T], None] | None,
-    ):
-        self.waiting = enumerate(trajectories)
-        self.model = model
-        self.on_error = on_error
-        self.on_result = on_result
-        self.results: dict[int, T] = {}
+    waiting: Iterator[tuple[int, Trajectory[T]]]
+    model: ChatModel
+    on_error: Callable[[Exception, list], T] | None
+    on_result: Callable[[int, T], None] | None
+    results: dict[int, T] = field(default_factory=dict)
 
     def next_active(self) -> _Active[T] | None:
         """Start waiting trajectories until one of them makes a request; None if none is left."""

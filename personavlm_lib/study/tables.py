@@ -84,7 +84,7 @@ def task_table(records: pd.DataFrame) -> pd.DataFrame:
     rows = records[records["condition"].isin(order)]
     keys = ["aspect", "task"]
     shares = rows.pivot_table(index=keys, columns="condition", values="correct", sort=False)
-    table = 100 * shares[order]
+    table = 100 * shares.reindex(columns=order)
     questions = rows.groupby([*keys, "condition"]).size().groupby(keys).max()
     table.insert(0, "n", questions.reindex(table.index))
     aspects = [*ASPECTS, "Alignment"]
@@ -103,7 +103,7 @@ def ablation_table(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for condition, removed in ABLATIONS.items():
         kind = "alignment" if condition.endswith("_pem") else "choice"
-        questions = records[records["kind"] == kind]
+        questions = records[records["kind"] == kind].dropna(subset="correct")
         if not {condition, FULL} <= set(questions["condition"]):
             continue
         change = paired_difference(questions, condition, FULL)
