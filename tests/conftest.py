@@ -143,7 +143,7 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
     the status of an error, bytes the whole body of a response, a float the seconds to wait before
     closing the connection without a response. None closes it in the middle of a response. A tuple
     is (status, headers, body); a function is called with the handler and writes the response. The
-    body of a GET request is {"get": its path}.
+    body of a GET request is {"get": its path}, if the script has an attribute `answers_get`.
     """
     bodies: list[dict] = []
 
@@ -152,7 +152,10 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
             pass
 
         def do_GET(self):
-            self.respond({"get": self.path})
+            if getattr(script, "answers_get", False):
+                self.respond({"get": self.path})
+            else:
+                self.send(404, b"{}")
 
         def do_POST(self):
             length = int(self.headers["Content-Length"])

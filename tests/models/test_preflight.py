@@ -33,6 +33,7 @@ def server(sees=True, names=True, lists=("teller",), window=10**6, refuses_pictu
         choices = [{"message": message, "finish_reason": "stop"}]
         return json.dumps({"choices": choices, "usage": usage}).encode()
 
+    script.answers_get = True
     return script
 
 
