@@ -207,9 +207,9 @@ def locomo(
 
 @app.command()
 def naturalness(
-    lives: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="lives of a data set")],
-    data: Annotated[Path, typer.Option(envvar="PERSONAVLM_DATA", exists=True, file_okay=False)],
-    messages: Annotated[int, typer.Option(min=1, help="number per role and source")] = 300,
+    lives: Annotated[Path, Argument(exists=True, dir_okay=False, help="lives of a data set")],
+    data: Annotated[Path, Option(envvar="PERSONAVLM_DATA", exists=True, file_okay=False)],
+    messages: Annotated[int, Option(min=1, help="number per role and source")] = 300,
     json: Json = None,
 ) -> int:
     """Compare how natural simulated messages are with those of LoCoMo and MemoryBank in --data."""
@@ -253,7 +253,7 @@ def synthesize(
         from personavlm_lib.models.endpoint import EndpointModel
 
         model = EndpointModel(generator)
-        model.check_connection()
+        model.listed_models()  # fail now if the server cannot be reached
     from personavlm_lib.benchmark.sizes import DATASET_SIZES
     from personavlm_lib.benchmark.synthesis import SynthesisSettings, synthesize
     from personavlm_lib.simulation.storyteller import StorytellerSettings, generate_dialogues
@@ -302,7 +302,7 @@ def skills(
         list[str],
         Option(
             callback=options.check_models,
-            help="hub id, folder, or RUN/STAGE of a finished run; repeatable",
+            help="hub id, folder, RUN/STAGE of a finished run, or http://...#name; repeatable",
         ),
     ],
     seed: Annotated[
@@ -328,9 +328,8 @@ def skills(
 
     from personavlm_lib.agent.prompt_sets import PromptSet
     from personavlm_lib.evaluation import skills
-    from personavlm_lib.models.local import LocalModel
     from personavlm_lib.study import figures
-    from personavlm_lib.study.components import open_recognizer
+    from personavlm_lib.study.components import open_model, open_recognizer
     from personavlm_lib.training.clip import concept_top1
 
     recognizer = open_recognizer("classical", "nano")
@@ -343,7 +342,7 @@ def skills(
     values = []
     tables = []
     for name, source in zip(model, sources, strict=True):
-        opened = LocalModel(source)
+        opened = open_model(source)
         settings = skills.SkillSettings(
             questions, seed, prompt_set, recognizer, retrieving=retrieving
         )
@@ -370,11 +369,15 @@ def _model_source(name: str) -> str | Path:
 
 
 @app.command()
-def doctor() -> int:
+def doctor(
+    profile: Annotated[
+        str, Option(help="profile whose servers and downloads are checked too")
+    ] = "",
+) -> int:
     """Check what is installed, found and missing, with a suggested fix for each."""
     from personavlm_lib.study.doctor import run_checks
 
-    return run_checks()
+    return run_checks(profile)
 
 
 @app.command()
@@ -394,23 +397,6 @@ def chat(
     from personavlm_lib.study.chat import converse
 
     return converse(run, memory)
-
-
-@app.command()
-def serve(
-    model: Annotated[str, Option(callback=options.check_model, help="folder or hub id")],
-    host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[
-        int, Option(min=0, max=65535, help="port to listen on; 0: any free port")
-    ] = 8000,
-) -> int:
-    """Serve a local model with an OpenAI-compatible API."""
-    from personavlm_lib.models.serve import ChatServer, LocalModel
-
-    with ChatServer(LocalModel(model), host, port) as server:
-        print(f"Serving {server.source}, stop with Ctrl-C", flush=True)
-        server.serve_forever()
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -141,7 +141,9 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
 
     `script` maps the body of a request to its response: a str is the text of a completion, an int
     the status of an error, bytes the whole body of a response, a float the seconds to wait before
-    closing the connection without a response. None closes it in the middle of a response.
+    closing the connection without a response. None closes it in the middle of a response. A tuple
+    is (status, headers, body); a function is called with the handler and writes the response. The
+    body of a GET request is {"get": its path}, if the script has an attribute `answers_get`.
     """
     bodies: list[dict] = []
 
@@ -149,12 +151,25 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
         def log_message(self, *_):
             pass
 
+        def do_GET(self):
+            if getattr(script, "answers_get", False):
+                self.respond({"get": self.path})
+            else:
+                self.send(404, b"{}")
+
         def do_POST(self):
             length = int(self.headers["Content-Length"])
             body = json.loads(self.rfile.read(length))
             bodies.append(body)
+            self.respond(body)
+
+        def respond(self, body):
             response = script(body)
-            if isinstance(response, float):
+            if callable(response):
+                response(self)
+            elif isinstance(response, tuple):
+                self.send_all(*response)
+            elif isinstance(response, float):
                 time.sleep(response)
             elif isinstance(response, bytes):
                 self.send(200, response)
@@ -168,6 +183,13 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
             else:
                 self.send(200, completion(response))
 
+        def send_all(self, status, headers, data):
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
         def send(self, status, data, sent_bytes=None):
             length = len(data)
             self.send_response(status)
@@ -178,6 +200,7 @@ def serve_script(script: Callable[[dict], str | int | bytes | float | None], por
             self.wfile.write(data[:sent_bytes])
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.handle_error = lambda *_: None  # a client that hangs up is no news
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from functools import cache
@@ -41,6 +42,21 @@ def periods(now: datetime) -> dict[str, tuple[datetime, datetime]]:
     return named
 
 
+def one_line(text: str) -> str:
+    """The text of a memory in one line, so that it is shown as one memory and no more."""
+    return " ".join(text.split())
+
+
+def quoted(text: str) -> str:
+    """What a user said, with later lines indented and no headings, as no part of the prompt."""
+    lines = [re.sub("^ *(#+)", _spaced, line) for line in text.splitlines()]
+    return "\n  ".join(lines)
+
+
+def _spaced(heading: re.Match[str]) -> str:
+    return " ".join(heading[1])
+
+
 @cache
 def _environment(name: str) -> Environment:
     environment = Environment(
@@ -50,6 +66,8 @@ def _environment(name: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["periods"] = periods
+    environment.filters["one_line"] = one_line
+    environment.filters["quoted"] = quoted
     return environment
 
 

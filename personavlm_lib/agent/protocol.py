@@ -61,13 +61,19 @@ class EpisodeReply:
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer|retrieve)\s*>", re.IGNORECASE)
 
 
-def parse_step(text: str) -> Step:
+def parse_step(text: str, is_cut: bool = False) -> Step:
     """Parse one generation.
 
     Only the first block of each name is used. A step with both actions keeps both and has an error.
+    If the generation was cut (`is_cut`) while the model was thinking, tags in its thoughts are no
+    action.
     """
     blocks, errors = _read_blocks(text)
-    if len(blocks) == 1:
+    only_thought = set(blocks) == {"think"} or "unclosed <think>" in errors
+    if is_cut and only_thought:
+        errors.append("cut while thinking")
+        blocks = {"think": blocks["think"]}
+    elif len(blocks) == 1:
         think = blocks.get("think", "")
         tag = _TAG.search(think)
         if tag:  # the action is inside <think>
@@ -219,7 +225,15 @@ def parse_pairs(text: str, known: Iterable[str] = ()) -> dict[str, str]:
     return pairs
 
 
+def _without_thinking(text: str) -> str:
+    """The reply after its thinking block, which may quote keys; "" if the block never ends."""
+    if not text.lstrip().startswith("<think>"):
+        return text
+    return text.partition("</think>")[2]
+
+
 def _read_pairs(text: str, known: Iterable[str] = ()) -> list[tuple[str, str]]:
+    text = _without_thinking(text)
     key_pattern = _KEY
     if known and not _KEY.search(text):
         names = "|".join(re.escape(name) for name in known)

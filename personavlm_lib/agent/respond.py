@@ -16,7 +16,7 @@ from personavlm_lib.memory.personality import summarize_profile, trait_levels
 from personavlm_lib.memory.records import SESSION_GAP, BigFive, Period, SemanticMemory, Turn
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
-from personavlm_lib.models.chat import ChatReply, ChatRequest, Trajectory
+from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow, Trajectory
 
 Recognize = Callable[[Turn, MemoryView], list[SemanticMemory]]
 
@@ -41,7 +41,9 @@ class AgentSettings:
 class Response:
     """The result of one query: the answer, every step, and what each retrieval returned.
 
-    `raw` is the text of the last generation. Token counts are totals over all steps.
+    `raw` is the text of the last generation and `stop` its stop reason. Token counts are totals
+    over all steps. `cut` counts the turns left out because the context window was too small.
+    `error` says why there is no reply at all; such a response must not be scored.
     """
 
     answer: str | None
@@ -51,10 +53,14 @@ class Response:
     raw: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
+    stop: str = ""
+    cut: int = 0
+    error: str = ""
 
     def add_step(self, step: Step, reply: ChatReply) -> None:
         self.steps.append(step)
         self.raw = reply.text
+        self.stop = reply.stop
         self.tokens_in += reply.tokens_in
         self.tokens_out += reply.tokens_out
 
@@ -100,14 +106,41 @@ def respond(
     the last 60 minutes (line 4); the full-context and RAG baselines use this. `found` replaces
     retrieval: its memories are part of the first request, and the model generates once
     ("w/o Reasoning" in Table 8). Yields one `ChatRequest` per reasoning step.
+
+    If a request exceeds the context window of the model, the trajectory starts again without the
+    oldest turns of its context; without any left, the model's ContextOverflow is raised.
     """
     # Line 4: C_m, the turns within the session threshold t_s.
     if context is None:
         context = [turn for turn in view.turns if query.time - turn.time <= SESSION_GAP]
-    context_turns = {turn.index for turn in context}
-
     # Appendix A.2: an image in the query triggers visual concept retrieval.
     concepts = recognize(query, view) if recognize and query.images else []
+    left_out = 0
+    while True:
+        shown = context[left_out:]
+        try:
+            response = yield from _attempt(query, view, retriever, settings, shown, concepts, found)
+        except ContextOverflow as overflow:
+            if not shown:
+                raise
+            fitting = int(len(shown) * overflow.fits)
+            left_out += max(1, len(shown) - fitting)
+        else:
+            response.cut = left_out
+            return response
+
+
+def _attempt(
+    query: Turn,
+    view: MemoryView,
+    retriever: Retriever,
+    settings: AgentSettings,
+    context: list[Turn],
+    concepts: list[SemanticMemory],
+    found: Retrieved | None,
+) -> Trajectory[Response]:
+    """Answer `query` with this context."""
+    context_turns = {turn.index for turn in context}
     seen = {f"semantic:{memory.id}" for memory in concepts}
 
     query_text = query.user.replace("<img>", " ")
@@ -125,7 +158,7 @@ def respond(
         reply = yield request
         assert not isinstance(reply, tuple)  # one request has one reply
         # Line 7: action, args <- Parse(S_n).
-        step = parse_step(reply.text)
+        step = parse_step(reply.text, is_cut=reply.is_cut)
         response.add_step(step, reply)
 
         # Lines 12-14: the action is an answer, or the reply contains no action at all.

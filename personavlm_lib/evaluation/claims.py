@@ -99,7 +99,7 @@ def _accuracy_gain(evidence: Evidence, a: str, b: str, kind: str = "choice") -> 
     records = evidence.records
     if records.empty:
         return None
-    records = records[records["kind"] == kind]
+    records = records[records["kind"] == kind].dropna(subset="correct")
     measured = set(records["condition"])
     if a not in measured or b not in measured:
         return None

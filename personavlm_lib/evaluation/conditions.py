@@ -15,8 +15,18 @@ from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
+from personavlm_lib.evaluation.failures import (
+    FAILURES_IN_A_ROW,
+    UNFINISHED,
+    FailurePolicy,
+)
 from personavlm_lib.evaluation.judges import accuracy
-from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
+from personavlm_lib.evaluation.records import (
+    AnswerLog,
+    AnswerRecord,
+    load_records,
+    write_records,
+)
 from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import PAPER_RETRIEVER
@@ -95,6 +105,7 @@ class EvaluationSettings:
     recognizer: crops visual concepts when memories are written; None keeps whole images.
     width: number of trajectories that run side by side.
     max_tokens: upper limit of one generation.
+    failures: failed requests in a row that stop the evaluation.
     """
 
     labels: dict[str, Any]
@@ -103,6 +114,7 @@ class EvaluationSettings:
     recognizer: ConceptRecognizer | None = None
     width: int = 48
     max_tokens: int = 256
+    failures: int = FAILURES_IN_A_ROW
 
 
 def answer_questions(
@@ -111,13 +123,18 @@ def answer_questions(
     memory: Callable[[Condition, Life], MemoryStore],
     models: Callable[[str], ChatModel],
     settings: EvaluationSettings,
+    log: AnswerLog | None = None,
 ) -> list[AnswerRecord]:
     """Answer every question of `lives` under `condition`: one record per question.
 
     `memory` returns the store of a user, `models` the model of a name. A record's `seconds` is the
-    mean wall time per question.
+    mean wall time per question. A question that gets no reply has a record with `error`. `log`
+    holds the answers of an earlier attempt and gets the new ones; only a model that answers each
+    question independently of the others uses it. Raises StageStopped (see `FailurePolicy`).
     """
     pairs = [(life, question) for life in lives for question in life.questions]
+    answered = log.records.copy() if log else {}
+    pairs = [(life, question) for life, question in pairs if question.case not in answered]
     if condition.model == "chance":
         seed = settings.labels["seed"]
         responses = [_random_response(question, seed) for _, question in pairs]
@@ -125,26 +142,41 @@ def answer_questions(
     else:
         trajectories = []
         for life, question in pairs:
-            view = memory(condition, life).as_of(question.time)
-            trajectories.append(_answer(condition, question, view, settings))
+            trajectories.append(_answer(condition, life, question, memory, settings))
         start = time.monotonic()
         if condition.model == "oracle":
             responses = _oracle_responses(pairs, trajectories)
         else:
             model = models(condition.model)
-            responses = run_trajectories(trajectories, model, settings.width, _failed_response)
+            is_server = bool(getattr(model, "connections", 0))
+
+            def keep(index: int, response: Response) -> None:
+                if log and is_server:
+                    log.add(_record(condition, *pairs[index], response, settings.labels))
+
+            policy = FailurePolicy(_failed_response, keep, settings.failures)
+            responses = run_trajectories(
+                trajectories, model, settings.width, policy.on_error, policy.on_result
+            )
         seconds = (time.monotonic() - start) / max(1, len(pairs))
-    records = []
     for (life, question), response in zip(pairs, responses, strict=True):
         record = _record(condition, life, question, response, settings.labels, seconds)
-        records.append(record)
-    return records
+        answered[question.case] = record
+    return [answered[question.case] for life in lives for question in life.questions]
 
 
 def _answer(
-    condition: Condition, question: Question, view: MemoryView, settings: EvaluationSettings
+    condition: Condition,
+    life: Life,
+    question: Question,
+    memory: Callable[[Condition, Life], MemoryStore],
+    settings: EvaluationSettings,
 ) -> Trajectory[Response]:
-    """The agent's trajectory for one question. `view` is the memory at the time of the question."""
+    """The agent's trajectory for one question, on the memory at its time.
+
+    Raises UnfinishedMemory.
+    """
+    view = memory(condition, life).as_of(question.time)
     context = _context(condition, question, view)
     removed = set(condition.without) - {"reasoning"}
     if condition.memory == "none":
@@ -160,7 +192,10 @@ def _answer(
         max_tokens=settings.max_tokens,
     )
     query = as_query(question)
-    return respond(query, view, PAPER_RETRIEVER, agent_settings, context=context, found=retrieved)
+    trajectory = respond(
+        query, view, PAPER_RETRIEVER, agent_settings, context=context, found=retrieved
+    )
+    return (yield from trajectory)
 
 
 def _context(condition: Condition, question: Question, view: MemoryView) -> list[Turn] | None:
@@ -195,9 +230,9 @@ def _oracle_responses(
     return responses
 
 
-def _failed_response(error: Exception, _: list) -> Response:
-    """A failed trajectory counts as a wrong answer; its record holds the error."""
-    return Response(None, raw=repr(error))
+def _failed_response(error: Exception) -> Response:
+    """The response of a sample that is not scored."""
+    return Response(None, error=str(error))
 
 
 def cached_answers(
@@ -213,7 +248,9 @@ def cached_answers(
 
     `made_from` holds the fingerprints of all inputs, with those of the models under "weights", by
     name. Stored answers are reused only if they were made from the same inputs. An interrupted
-    evaluation therefore loses only the condition that was running.
+    evaluation therefore loses only the condition that was running, and with a server not even that:
+    a file beside keeps its answers. A condition with unscored questions is not finished: the next
+    call asks these again. Delete `folder`/<name> to have one condition answered again.
     """
     condition = CONDITIONS[name]
     cache = folder / name
@@ -223,9 +260,12 @@ def cached_answers(
     inputs["size"] = (settings.width, settings.max_tokens)
     key = cache_key(**inputs)
     if not reuse_or_clear(cache, key, folder):
-        records = answer_questions(condition, lives, memory, models, settings)
+        log = AnswerLog(folder / f"{name}{UNFINISHED}", key)
+        records = answer_questions(condition, lives, memory, models, settings, log)
         write_records(cache / "records.parquet", records)
-        mark_finished(cache, key)
+        if all(record.correct is not None for record in records):
+            mark_finished(cache, key)
+            log.file.unlink()
     return load_records(cache / "records.parquet")
 
 
@@ -235,13 +275,13 @@ def _record(
     question: Question,
     response: Response,
     labels: dict[str, Any],
-    seconds: float,
+    seconds: float = 0.0,
 ) -> AnswerRecord:
     answer = response.answer
     options = list(question.options)
     index = question.matching_option(answer) if answer else None
     parsed = None if index is None else options[index]
-    correct = bool(accuracy(question, answer))
+    correct = None if response.error else bool(accuracy(question, answer))
     kind = "alignment" if question.kind == "binary" else "choice"
     evidence = list(question.evidence)
     return AnswerRecord(
@@ -267,4 +307,7 @@ def _record(
         tokens_in=response.tokens_in,
         tokens_out=response.tokens_out,
         seconds=seconds,
+        stop=response.stop,
+        cut=response.cut,
+        error=response.error,
     )

@@ -7,7 +7,6 @@ own users. Memories of other writers and users therefore stay, until `personavlm
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 from personavlm_lib.agent.update import replay_conversation
 from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.recordings import gold_memory
-from personavlm_lib.caching import cache_key, delete, mark_finished, reuse_or_clear
+from personavlm_lib.caching import STAMP, cache_key, delete, mark_finished, reuse_or_clear
 from personavlm_lib.evaluation.conditions import Condition, EvaluationSettings
+from personavlm_lib.evaluation.failures import FailurePolicy, UnfinishedMemory
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models.chat import ChatModel
+from personavlm_lib.models.chat import ChatModel, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.progress import with_progress
 
@@ -40,8 +40,13 @@ class Memories:
     _stores: dict[Path, MemoryStore] = field(default_factory=dict, repr=False)
 
     def store(self, condition: Condition, life: Life) -> MemoryStore:
-        """The memory that `condition` reads about the user of `life`; it is opened once."""
+        """The memory that `condition` reads about the user of `life`; it is opened once.
+
+        Raises UnfinishedMemory if its writing failed.
+        """
         folder = self.folder(condition.writer, life.user)
+        if not (folder / STAMP).is_file():
+            raise UnfinishedMemory(life.user)
         if folder not in self._stores:
             self._stores[folder] = MemoryStore(folder)
         return self._stores[folder]
@@ -114,41 +119,36 @@ def _write_of_one_model(
 
     `settings.width` users form a group and run side by side. A group is reused if all its memories
     are complete and have the same `key`; otherwise all of them are rewritten, because the last
-    digits of what a model computes depend on the other members of its batch.
+    digits of what a model computes depend on the other members of its batch. A server has no
+    batches: all users form one group, of which finished members are reused. A memory whose writing
+    fails stays unfinished (see `FailurePolicy`).
     """
-    width = settings.width
+    is_server = bool(getattr(model, "connections", 0))
+    width = len(lives) if is_server else settings.width
+    policy = FailurePolicy(lambda error: None, limit=settings.failures)
     for start in range(0, len(lives), width):
-        group = lives[start : start + width]
-        folders = [memories.folder(condition.writer, life.user) for life in group]
-        finished = [reuse_or_clear(folder, key, memories.root) for folder in folders]
+        group = [
+            (life, memories.folder(condition.writer, life.user))
+            for life in lives[start : start + width]
+        ]
+        finished = [reuse_or_clear(folder, key, memories.root) for _, folder in group]
         if all(finished):
             continue
-        for folder in folders:
+        if is_server:
+            group = [member for member, done in zip(group, finished, strict=True) if not done]
+        trajectories = []
+        for life, folder in group:
             delete(folder, memories.root)
-        _write_group(group, folders, model, condition.model, settings)
-        for folder in folders:
-            mark_finished(folder, key)
+            trajectories.append(_write_memory(life, folder, key, condition.model, settings))
+        run_trajectories(trajectories, model, settings.width, policy.on_error, policy.on_result)
 
 
-def _write_group(
-    lives: list[Life],
-    folders: list[Path],
-    model: ChatModel,
-    name: str,
-    settings: EvaluationSettings,
-) -> None:
-    stores = []
-    trajectories = []
-    for life, folder in zip(lives, folders, strict=True):
-        store = MemoryStore(folder, settings.encoder)
-        trajectory = replay_conversation(
+def _write_memory(
+    life: Life, folder: Path, key: str, name: str, settings: EvaluationSettings
+) -> Trajectory[None]:
+    """Write the memory of one user as one transaction, which a failure undoes."""
+    with MemoryStore(folder, settings.encoder) as store, store.transaction():
+        yield from replay_conversation(
             store, list(life.turns), settings.prompts, settings.recognizer, name
         )
-        stores.append(store)
-        trajectories.append(trajectory)
-    with ExitStack() as transactions:  # one transaction per user instead of one per turn
-        for store in stores:
-            transactions.enter_context(store.transaction())
-        run_trajectories(trajectories, model, settings.width)
-    for store in stores:
-        store.close()
+    mark_finished(folder, key)

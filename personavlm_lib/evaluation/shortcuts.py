@@ -217,7 +217,7 @@ def shortcut_table(items: list[ShortcutItem], folds: int = 5) -> pd.DataFrame:
                 rows.append((task, name, item.user, chance, pick[item.right]))
     frame = pd.DataFrame(rows, columns=["task", "baseline", "user", "chance", "correct"])
     groups = ["task", "baseline"]
-    table = accuracy_table(frame, by=groups)
+    table = accuracy_table(frame, by=groups).drop(columns="unscored")
     chances = frame.groupby(groups, as_index=False)["chance"].mean()
     table = table.merge(chances, on=groups, how="left")
     return table[["task", "baseline", "n", "chance", "accuracy", "low", "high"]]

@@ -30,6 +30,7 @@ from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.recordings import after_session, gold_memory
 from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
+from personavlm_lib.evaluation.failures import FailurePolicy, NoReply
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
 from personavlm_lib.memory.records import SESSION_GAP, BigFive, SemanticMemory, Turn
@@ -397,14 +398,17 @@ def measure_skills(
 ) -> pd.DataFrame:
     """Measure a model on a `skill_suite`: one row per value that a reply adds to a skill.
 
-    Columns: skill, value, user, item (position in the suite), and for inspection request, gold,
-    reply.
+    Columns: skill, value, user, item (position in the suite), error, and for inspection request,
+    gold, reply. An item that got no reply has an error and no value. Raises StageStopped if too
+    many in a row get none (see `FailurePolicy`).
     `seen_again` is a skill of the recognizer, not of the model: the share of 50 things that it
     recognizes when it sees them again.
     """
     with tempfile.TemporaryDirectory(prefix="skills-") as folder:
         items = skill_suite(Path(folder), settings)
-        results = run_trajectories([item.trajectory for item in items], model, width)
+        policy = FailurePolicy(NoReply)
+        trajectories = [item.trajectory for item in items]
+        results = run_trajectories(trajectories, model, width, policy.on_error, policy.on_result)
     rows = []
     for position, (item, result) in enumerate(zip(items, results, strict=True)):
         reply = result.raw if isinstance(result, Response) else result
@@ -412,28 +416,35 @@ def measure_skills(
             user=item.user, item=position, request=item.request, gold=item.gold, reply=reply
         )
         scores = item.score(item.gold, result)
+        error = ""
+        if isinstance(result, NoReply):
+            error = result.error
+            scores = dict.fromkeys(scores, [])
         for skill, values in scores.items():
             for value in values or [nan]:
-                rows.append(dict(skill=skill, value=value, **about))
+                rows.append(dict(skill=skill, value=value, error=error, **about))
     if not isnan(seen_again):
         hits = round(CONCEPTS * seen_again)
         for i in range(CONCEPTS):
             value = float(i < hits)
-            rows.append(dict(skill="thing seen again", value=value, user=str(i), item=-1 - i))
+            seen = dict(user=str(i), item=-1 - i, error="")
+            rows.append(dict(skill="thing seen again", value=value, **seen))
     return pd.DataFrame(rows)
 
 
 def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
     """One row per skill, in the order of SKILLS.
 
-    Columns: skill, n (items), score, low, high, target, chance. The score is the share of right
+    Columns: skill, n (items), score, low, high, target, chance, unscored (items without a reply,
+    not among the n). The score is the share of right
     replies unless the name says F1 or error. The 95% intervals resample lives, or the column
     `cluster`, such as "model" for models that differ in their seed. If all clusters are equal,
     resampling would suggest certainty, so the interval is Wilson's.
     """
     rows = []
     for skill, about in SKILLS.items():
-        items = frame[frame["skill"] == skill]
+        asked = frame[frame["skill"] == skill]
+        items = asked[asked["error"] == ""]
         values = items.dropna(subset="value")
         if values.empty:
             continue
@@ -445,6 +456,8 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
             low, high = proportion_confint(right, len(values), method="wilson")
         n = len(items[[cluster, "item"]].drop_duplicates())
         chance = 1 / about["options"] if "options" in about else nan
-        rows.append((skill, n, score.mean, low, high, about.get("target", nan), chance))
-    columns = ["skill", "n", "score", "low", "high", "target", "chance"]
+        unscored = len(asked[[cluster, "item"]].drop_duplicates()) - n
+        target = about.get("target", nan)
+        rows.append((skill, n, score.mean, low, high, target, chance, unscored))
+    columns = ["skill", "n", "score", "low", "high", "target", "chance", "unscored"]
     return pd.DataFrame(rows, columns=columns)

@@ -38,8 +38,9 @@ def cluster_bootstrap(
 ) -> Interval:
     """Mean of column `value`, with a 95% interval from `n` resamples of whole clusters.
 
-    Raises ValueError on an empty frame.
+    Rows without a value (nan: unscored) do not count. Raises ValueError if there are no others.
     """
+    frame = frame.dropna(subset=value)
     if frame.empty:
         raise ValueError(f"cannot take the mean of {value!r}: the frame has no rows")
     rows = len(frame)
@@ -134,13 +135,17 @@ def accuracy_table(
 ) -> pd.DataFrame:
     """One row per group, in order of first appearance.
 
-    Columns: those of `by`, then n, accuracy, low, high (shares, 0..1).
+    Columns: those of `by`, then n, accuracy, low, high (shares, 0..1), unscored. `unscored` rows
+    got no reply and are not among the n.
     """
     rows = []
     for names, group in frame.groupby(list(by), sort=False):
-        share = cluster_bootstrap(group, value)
-        rows.append((*names, share.n, share.mean, share.low, share.high))
-    return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
+        unscored = int(group[value].isna().sum())
+        share = Interval(nan, nan, nan, 0)
+        if unscored < len(group):
+            share = cluster_bootstrap(group, value)
+        rows.append((*names, share.n, share.mean, share.low, share.high, unscored))
+    return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high", "unscored"])
 
 
 def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
@@ -148,6 +153,8 @@ def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
 
     Questions without evidence turns are left out. Columns: condition, n, recall, low, high.
     """
+    if "correct" in frame:
+        frame = frame.dropna(subset="correct")
     rows = frame[frame["evidence_turns"].map(len) > 0]
     recalls = []
     for retrieved, evidence in zip(rows["retrieved_turns"], rows["evidence_turns"], strict=True):
@@ -155,7 +162,7 @@ def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
         hits = wanted.intersection(retrieved)
         recalls.append(len(hits) / len(wanted))
     table = accuracy_table(rows.assign(recall=recalls), value="recall")
-    return table.rename(columns={"accuracy": "recall"})
+    return table.rename(columns={"accuracy": "recall"}).drop(columns="unscored")
 
 
 def mean_absolute_error_interval(

@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
-from personavlm_lib.memory.images import copy_image, image_paths, read_image, relocate
+from personavlm_lib.memory.images import (
+    SUFFIXES,
+    encoded_image,
+    image_paths,
+    relocate,
+    write_image,
+)
 from personavlm_lib.memory.indexes import TextIndex, VectorIndex
 from personavlm_lib.memory.records import (
     CoreMemory,
@@ -299,16 +305,19 @@ class MemoryStore:
         return record
 
     def _copy_image(self, path: str, name: str) -> str:
-        """Copy an image into `images/` unless it is there already, and return its path."""
+        """Copy an image into `images/` unless it is there already, and return its path.
+
+        The copy has the normal form of `read_image`, without the metadata of the original.
+        """
         if self.folder is None:
             return str(path)
-        read_image(path)
+        media_type, data = encoded_image(path)
         source = Path(path)
         if source.resolve().parent == self.images.resolve():
             return str(self.images / source.name)
-        target = self.images / f"{name}{source.suffix.lower()}"
+        target = self.images / f"{name}{SUFFIXES[media_type]}"
         self.database.delete_on_rollback(target)
-        copy_image(source, target)
+        write_image(data, target)
         return str(target)
 
     def _relative(self, path: str) -> str:

@@ -41,11 +41,47 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One generation: its text, and the numbers of input and output tokens."""
+    """One generation: its text, the numbers of input and output tokens, and why it stopped.
+
+    `stop` is "stop", "length" (cut at the token limit), "overflow" (cut at the end of the context
+    window), "refusal", "filter", "tool call", or the server's own words. Reasoning that a server
+    returns apart stands before the text, as `<think>...</think>`.
+    """
 
     text: str
     tokens_in: int = 0
     tokens_out: int = 0
+    stop: str = "stop"
+
+    @property
+    def is_cut(self) -> bool:
+        return self.stop in ("length", "overflow")
+
+
+class RequestFailure(ValueError):
+    """A request without a reply. It says nothing about the model, so nothing is scored.
+
+    `kind` is a short reason that can be counted, such as "timeout". A reply that cannot be parsed
+    is no failure: it is the model's, and scored. `pause` is None unless the same request may
+    succeed after that many seconds (0: the server does not say how many).
+    """
+
+    pause: float | None = None
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class ContextOverflow(RequestFailure):
+    """The prompt and the room for the reply exceed the context window.
+
+    `fits` is the share of the prompt that would fit, if known. A shorter prompt may be sent.
+    """
+
+    def __init__(self, message: str, fits: float = 0.75):
+        super().__init__("overflow", message)
+        self.fits = fits
 
 
 # A trajectory yields one request and is sent one ChatReply, or yields a tuple of requests, each in
@@ -55,7 +91,12 @@ Trajectory = Generator[ChatRequest | tuple[ChatRequest, ...], Any, T]
 
 
 class ChatModel(Protocol):
-    """A model that answers requests."""
+    """A model that answers requests.
+
+    A model whose requests are independent of each other, such as a server, also has an attribute
+    `connections`: how many of them it answers at a time, each in a call of `reply` of its own and
+    in any thread.
+    """
 
     def start(self) -> Any:
         """Open a transcript."""
@@ -63,7 +104,7 @@ class ChatModel(Protocol):
     def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
         """Answer one request per transcript, in order.
 
-        If a single request fails (its context is too long, an image is unreadable), its exception
-        takes the place of its reply.
+        If a single request fails (its context is too long, an image is unreadable), its exception,
+        a RequestFailure or a ValueError, takes the place of its reply.
         """
         ...

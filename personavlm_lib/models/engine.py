@@ -1,7 +1,10 @@
 """The engine that runs trajectories against a model, and a recorder of their conversations."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
@@ -9,14 +12,24 @@ from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajec
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Active(Generic[T]):
-    """A trajectory that waits for a reply."""
+    """A trajectory that waits for replies; `replies` holds those that have arrived, by position."""
 
     index: int  # position of its result
     trajectory: Trajectory[T]
     transcripts: list[Any]
     pending: ChatRequest | tuple[ChatRequest, ...]
+    replies: dict[int, Any] = field(default_factory=dict)
+
+    def asked(self) -> list[tuple[Any, ChatRequest]]:
+        return list(zip(self.transcripts, _as_tuple(self.pending), strict=True))
+
+    def reply(self) -> Any:
+        """The reply, or a tuple of replies if the trajectory yielded a tuple."""
+        if isinstance(self.pending, tuple):
+            return tuple(self.replies[n] for n in range(len(self.pending)))
+        return self.replies[0]
 
 
 def run_trajectories(
@@ -24,46 +37,117 @@ def run_trajectories(
     model: ChatModel,
     width: int = 48,
     on_error: Callable[[Exception, list], T] | None = None,
+    on_result: Callable[[int, T], None] | None = None,
 ) -> list[T]:
-    """Run trajectories to their ends, up to `width` at a time; return the results in input order.
+    """Run trajectories to their ends, several at a time; return the results in input order.
 
-    Works in rounds: the pending requests of all active trajectories form one batch, and the places
-    of finished trajectories are filled before the next round. The exception of a failed request is
-    thrown into its trajectory. An exception that a trajectory raises is raised here, or, with
-    `on_error`, ends only that trajectory: its result is `on_error(exception, open transcripts)`.
+    The model decides the order of requests. By default they go out in rounds: the pending requests
+    of up to `width` active trajectories form one batch, and the places of finished trajectories are
+    filled before the next round. With a model that has `connections`, each trajectory goes on as
+    soon as its own replies arrive, and up to `connections` requests are under way.
+
+    The exception of a failed request is thrown into its trajectory. An exception that a trajectory
+    raises is raised here, or, with `on_error`, ends only that trajectory: its result is
+    `on_error(exception, open transcripts)`. `on_result` is called with the position and the result
+    of each other trajectory when it ends.
     """
-    results: dict[int, T] = {}
-    waiting = enumerate(trajectories)
-    active: list[_Active[T]] = []
+    run = _Run(enumerate(trajectories), model, on_error, on_result)
+    connections = getattr(model, "connections", 0)
+    if connections:
+        run.as_replies_arrive(connections)
+    else:
+        run.in_rounds(width)
+    return [run.results[i] for i in range(len(run.results))]
 
-    def advance(index: int, trajectory: Trajectory[T], transcripts: list, reply: Any) -> None:
-        """Resume a trajectory; store its result if it ends, else add it to the active ones."""
+
+@dataclass
+class _Run(Generic[T]):
+    """One call of `run_trajectories`; `waiting` are the trajectories that have not started."""
+
+    waiting: Iterator[tuple[int, Trajectory[T]]]
+    model: ChatModel
+    on_error: Callable[[Exception, list], T] | None
+    on_result: Callable[[int, T], None] | None
+    results: dict[int, T] = field(default_factory=dict)
+
+    def next_active(self) -> _Active[T] | None:
+        """Start waiting trajectories until one of them makes a request; None if none is left."""
+        for index, trajectory in self.waiting:
+            item = self.advance(index, trajectory, [], None)
+            if item:
+                return item
+        return None
+
+    def advance(
+        self, index: int, trajectory: Trajectory[T], transcripts: list, reply: Any
+    ) -> _Active[T] | None:
+        """Resume a trajectory; store its result if it ends, else return it as active."""
         try:
             pending = _resume(trajectory, reply)
         except StopIteration as end:
-            results[index] = end.value
+            self.results[index] = end.value
+            if self.on_result:
+                self.on_result(index, end.value)
         except Exception as error:
-            if on_error is None:
+            if self.on_error is None:
                 raise
-            results[index] = on_error(error, transcripts)
+            self.results[index] = self.on_error(error, transcripts)
         else:
-            transcripts = _open_transcripts(model, transcripts, pending)
-            active.append(_Active(index, trajectory, transcripts, pending))
+            transcripts = _open_transcripts(self.model, transcripts, pending)
+            return _Active(index, trajectory, transcripts, pending)
+        return None
 
-    while True:
-        while len(active) < width:
-            fresh = next(waiting, None)
-            if fresh is None:
-                break
-            index, trajectory = fresh
-            advance(index, trajectory, [], None)
-        if not active:
-            return [results[i] for i in range(len(results))]
-        current = active.copy()
-        active.clear()
-        replies = _request_replies(model, current)
-        for item, reply in zip(current, replies, strict=True):
-            advance(item.index, item.trajectory, item.transcripts, reply)
+    def resume(self, item: _Active[T]) -> _Active[T] | None:
+        """Advance a trajectory whose replies have all arrived."""
+        return self.advance(item.index, item.trajectory, item.transcripts, item.reply())
+
+    def in_rounds(self, width: int) -> None:
+        """Send all pending requests as one batch, again and again."""
+        active: list[_Active[T]] = []
+        while True:
+            while len(active) < width:
+                fresh = self.next_active()
+                if fresh is None:
+                    break
+                active.append(fresh)
+            if not active:
+                return
+            asked = [pair for item in active for pair in item.asked()]
+            replies = iter(self.model.reply(asked))
+            for item in active:
+                item.replies = dict(enumerate(islice(replies, len(item.transcripts))))
+            resumed = [self.resume(item) for item in active]
+            active = [item for item in resumed if item]
+
+    def as_replies_arrive(self, connections: int) -> None:
+        """Send each request at once, and resume each trajectory when its replies are complete."""
+        arrived: SimpleQueue[Future] = SimpleQueue()
+        origins: dict[Future, tuple[_Active[T], int]] = {}
+        pool = ThreadPoolExecutor(connections)
+
+        def send(item: _Active[T]) -> None:
+            for n, pair in enumerate(item.asked()):
+                future = pool.submit(self.model.reply, [pair])
+                origins[future] = item, n
+                future.add_done_callback(arrived.put)
+
+        def start(item: _Active[T] | None) -> None:
+            """Send the requests of a trajectory, or of the next one if it has ended."""
+            item = item or self.next_active()
+            if item:
+                send(item)
+
+        try:
+            for _ in range(connections):
+                start(None)
+            while origins:
+                future = arrived.get()
+                item, n = origins.pop(future)
+                [item.replies[n]] = future.result()
+                if len(item.replies) == len(item.transcripts):
+                    start(self.resume(item))
+        finally:  # after Ctrl-C, do not wait for the server
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _resume(trajectory: Trajectory[T], reply: Any) -> ChatRequest | tuple[ChatRequest, ...]:
@@ -83,21 +167,6 @@ def _open_transcripts(
     if pending.new_conversation or len(current) != 1:
         return [model.start()]
     return current
-
-
-def _request_replies(model: ChatModel, active: Sequence[_Active]) -> list[Any]:
-    """Send all pending requests as one batch; return one reply or tuple per trajectory."""
-    asked: list[tuple[Any, ChatRequest]] = []
-    for item in active:
-        asked += zip(item.transcripts, _as_tuple(item.pending), strict=True)
-    replies = iter(model.reply(asked))
-    result: list[Any] = []
-    for item in active:
-        if isinstance(item.pending, tuple):
-            result.append(tuple(next(replies) for _ in item.pending))
-        else:
-            result.append(next(replies))
-    return result
 
 
 def _as_tuple(value: Any) -> tuple:

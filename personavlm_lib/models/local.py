@@ -3,25 +3,36 @@
 A transcript is a list of token ids and is rendered only once: the first request goes through the
 processor's chat template; later requests append only their new ids, framed as the template frames
 them between turns. The KV cache of a transcript is kept until its next request. Tested with
-Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (SmolVLM has the Idefics3 format).
+Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision, Idefics3, SmolVLM and Gemma 3.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.models.chat import ChatReply, ChatRequest
-from personavlm_lib.models.weights import load_model, load_processor
+from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow
+from personavlm_lib.models.markers import content_parts
+from personavlm_lib.models.transcripts import (
+    CachedPrefix,
+    CachedPrefixes,
+    Transcript,
+    cached_columns,
+    concatenate_padded,
+    fill_cache,
+    padding_mask,
+)
+from personavlm_lib.models.weights import STORED_WEIGHTS, LoadSettings, load_model, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -55,41 +66,12 @@ class GenerationSettings:
 GREEDY = GenerationSettings()
 
 
-@dataclass(eq=False)  # compared by identity, so that it can be a weak dictionary's key
-class Transcript:
-    """A conversation as token ids; `generated_mask` is 1 for tokens that the model generated."""
-
-    ids: list[int] = field(default_factory=list)
-    generated_mask: list[int] = field(default_factory=list)
-    images: list[Image.Image] = field(default_factory=list)
-    prompt_length: int = 0  # tokens of the first prompt; the first completion starts there
-    # For each request with images: the position of its first token, and the processor's outputs
-    # other than tokens (pixels, sizes, ...).
-    vision_inputs: list[tuple[int, dict[str, torch.Tensor]]] = field(default_factory=list)
-
-    def append(self, ids: list[int], generated: bool) -> None:
-        self.ids += ids
-        self.generated_mask += [int(generated)] * len(ids)
-
-
-class CachedPrefix(NamedTuple):
-    """The part of a batch's KV cache that belongs to one transcript."""
-
-    cache: DynamicCache
-    row: int
-    columns: torch.Tensor  # (n,): the columns that hold the transcript's first n tokens
-
-
-# Weak keys: the cached prefix of a transcript is freed with the transcript.
-CachedPrefixes = WeakKeyDictionary[Transcript, CachedPrefix]
-
-
 class LocalModel:
     """A model in this process, on the GPU if there is one.
 
     `source` is a hub id or a folder, `adapter` the folder of a LoRA adapter to merge into it.
-    `four_bit` loads the weights as 4-bit NF4. The GRPO rollout passes its own `model` and
-    `processor` instead of loading them from `source`.
+    The GRPO rollout passes its own `model` and `processor` instead of loading them from `source`.
+    Raises ValueError for a model whose chat template this class cannot continue.
     """
 
     def __init__(
@@ -101,14 +83,15 @@ class LocalModel:
         processor: Any = None,
         name: str = "",
         settings: GenerationSettings = GREEDY,
-        four_bit: bool = False,
+        load: LoadSettings = STORED_WEIGHTS,
     ):
         self.processor = processor or load_processor(source)
-        if model is None:
+        is_loaded_here = model is None
+        if is_loaded_here:
             adapters = [adapter] if adapter else []
-            model = load_model(source, *adapters, four_bit=four_bit)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = model.to(device)
+            model = load_model(source, *adapters, settings=load)
+            if not load.device_map:
+                model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         location = adapter or source
         self.name = name or str(location)
@@ -124,6 +107,44 @@ class LocalModel:
                 self.name,
             )
         self.generate_calls = 0
+        if is_loaded_here:
+            self.check_template()
+
+    def check_template(self) -> None:
+        """Compare the ids of a conversation, turn by turn, with the template over all of it.
+
+        Raises ValueError if they differ, because the model would then read prompts that no
+        conversation of its kind has.
+        """
+        transcript = self.start()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture.png"
+            Image.effect_noise((64, 64), 60).save(path)
+            request = ChatRequest("look <img> here", (str(path),), max_tokens=1)
+            self.append_request(transcript, request)
+            image = read_image(path)
+        tokenizer = self.processor.tokenizer
+        user = {"role": "user", "content": content_parts(request.text)}
+        later = {"role": "user", "content": content_parts("and now?")}
+        render = partial(self.processor.apply_chat_template, tokenize=False)
+        prompt = render([user], add_generation_prompt=True)
+        whole = render([user, EXAMPLE_MESSAGES[1], later], add_generation_prompt=True)
+        # Some templates put a space before a finished reply, which the model has to write itself.
+        lead = whole.removeprefix(prompt).partition(EXAMPLE_REPLY)[0]
+        reply = tokenizer(lead + EXAMPLE_REPLY, add_special_tokens=False).input_ids
+        transcript.append([*reply, self.end_token], generated=True)
+        self.append_request(transcript, ChatRequest("and now?", max_tokens=1))
+        bos = tokenizer.bos_token
+        rendered = self.processor(
+            text=[whole],
+            images=[[image]],
+            add_special_tokens=not (bos and whole.startswith(bos)),
+        )
+        if not whole.startswith(prompt) or list(rendered["input_ids"][0]) != transcript.ids:
+            raise ValueError(
+                f"model {self.name} cannot be used: its chat template writes a conversation "
+                "differently once a turn follows, so that a transcript cannot be continued"
+            )
 
     def _set_special_tokens(self) -> None:
         tokenizer = self.processor.tokenizer
@@ -135,10 +156,11 @@ class LocalModel:
         self.stop_tokens = sorted({self.end_token, *eos})
         # A sampled image placeholder would refer to an image that does not exist.
         self.forbidden_tokens: list[int] = []
-        for name in ("image_token_id", "video_token_id"):
-            placeholder = getattr(self.processor, name, None)
-            if placeholder is not None:
-                self.forbidden_tokens.append(placeholder)
+        for owner in (self.processor, tokenizer):
+            for name in ("image_token_id", "video_token_id"):
+                placeholder = getattr(owner, name, None)
+                if placeholder is not None:
+                    self.forbidden_tokens.append(placeholder)
         special: set[str] = set()
         for token in tokenizer.added_tokens_decoder.values():
             if token.special:
@@ -190,10 +212,12 @@ class LocalModel:
     def _check_length(self, request: ChatRequest, length: int) -> None:
         longest = self.config.max_position_embeddings
         if length > longest:
-            raise ValueError(
+            prompt = length - request.max_tokens
+            raise ContextOverflow(
                 f"{request.purpose or 'request'}: {length} tokens ({request.max_tokens} of them "
                 f"reserved for the reply) are more than the {longest} of model {self.name}: "
-                "shorten the request or lower max_tokens"
+                "shorten the request or lower max_tokens",
+                fits=max(0, longest - request.max_tokens) / prompt,
             )
 
     def _tokenize(self, request: ChatRequest, images: list[Image.Image], is_first: bool) -> Any:
@@ -229,8 +253,20 @@ class LocalModel:
     def reply(self, asked: Sequence[tuple[Transcript, ChatRequest]]) -> list[ChatReply | Exception]:
         """Generate one reply per request, in batches of similar length.
 
-        A request that cannot be appended (see `append_request`) has its ValueError as its reply.
+        A request that cannot be appended (see `append_request`) has its ValueError as its reply. A
+        batch that exceeds the memory is divided. If generation fails, no transcript is changed.
         """
+        positions = [transcript.position() for transcript, _ in asked]
+        try:
+            return self._reply(asked)
+        except BaseException:
+            for (transcript, _), position in zip(asked, positions, strict=True):
+                transcript.rewind(position)
+            raise
+
+    def _reply(
+        self, asked: Sequence[tuple[Transcript, ChatRequest]]
+    ) -> list[ChatReply | Exception]:
 
         def length(n: int) -> int:
             transcript, _ = asked[n]
@@ -251,9 +287,23 @@ class LocalModel:
         width = self.settings.batch_width
         for start in range(0, len(valid), width):
             batch = valid[start : start + width]
-            batch_replies = self._generate([asked[n] for n in batch], previous)
+            batch_replies = self._generate_in_parts([asked[n] for n in batch], previous)
             replies.update(zip(batch, batch_replies, strict=True))
         return [replies[n] for n in range(len(asked))]
+
+    def _generate_in_parts(
+        self, asked: list[tuple[Transcript, ChatRequest]], previous: CachedPrefixes
+    ) -> list[ChatReply]:
+        """Generate one batch, or its halves if it exceeds the memory."""
+        try:
+            return self._generate(asked, previous)
+        except torch.OutOfMemoryError:
+            if len(asked) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(asked) // 2
+        replies = self._generate_in_parts(asked[:half], previous)
+        return replies + self._generate_in_parts(asked[half:], previous)
 
     def _generate(
         self, asked: list[tuple[Transcript, ChatRequest]], previous: CachedPrefixes
@@ -267,10 +317,12 @@ class LocalModel:
         replies = []
         for row, (transcript, request) in enumerate(asked):
             new, text = self._trim(output[row], request.max_tokens)
-            replies.append(ChatReply(text, len(transcript.ids), len(new)))
+            has_ended = bool(new) and new[-1] in self.stop_tokens or self._is_closed(text)
+            stop = "stop" if has_ended else "length"
+            replies.append(ChatReply(text, len(transcript.ids), len(new), stop))
             transcript.append(new, generated=True)
             if self.reuse_cache and cache.get_seq_length() > 0:
-                columns = _cached_columns(cache, batch["attention_mask"][row], len(new))
+                columns = cached_columns(cache, batch["attention_mask"][row], len(new))
                 self.cached_prefixes[transcript] = CachedPrefix(cache, row, columns)
             if not new or new[-1] != self.end_token:
                 # The reply was cut: close the turn. The mask shows that the model did not close it.
@@ -297,6 +349,8 @@ class LocalModel:
     ) -> list[list[int]]:
         """Call `generate`; returns the new tokens of each row, padded on the right."""
         settings = self.settings
+        prompt_width = batch["input_ids"].shape[1]
+        criteria = [partial(self._turns_ended, prompt_width)] if self.closing_tags else None
         sampling: dict[str, Any] = dict(do_sample=False)
         if settings.temperature > 0:
             sampling = dict(do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0)
@@ -312,12 +366,30 @@ class LocalModel:
                 max_new_tokens=max_tokens,
                 suppress_tokens=self.forbidden_tokens,
                 repetition_penalty=settings.repetition_penalty,
-                stop_strings=self.closing_tags or None,
-                tokenizer=self.processor.tokenizer,
+                stopping_criteria=criteria,
             )
         self.generate_calls += 1
-        prompt_width = batch["input_ids"].shape[1]
         return output[:, prompt_width:].tolist()
+
+    def _turns_ended(self, prompt_width: int, ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        """Which rows end with a closing tag outside of a thinking block, as for `generate`."""
+        decode = self.processor.tokenizer.decode
+        ended = []
+        for row in ids[:, prompt_width:].tolist():
+            # Only the end is decoded at every token; a tag is shorter than its bytes.
+            has_tag = self._has_closing_tag(decode(row[-16:], skip_special_tokens=True))
+            ended.append(has_tag and self._is_closed(decode(row, skip_special_tokens=True)))
+        return torch.tensor(ended, device=ids.device)
+
+    def _has_closing_tag(self, text: str) -> bool:
+        return any(tag in text for tag in self.closing_tags)
+
+    def _is_closed(self, text: str) -> bool:
+        """Whether a turn is over: it has a closing tag that the model does not merely think of."""
+        thought, end_of_thought, after = text.partition("</think>")
+        is_thinking = text.lstrip().startswith("<think>")
+        said = after if end_of_thought else "" if is_thinking else thought
+        return self._has_closing_tag(said)
 
     def _trim(self, tokens: list[int], max_tokens: int) -> tuple[list[int], str]:
         """Cut generated tokens to `max_tokens` and after the first stop token; also their text."""
@@ -328,7 +400,7 @@ class LocalModel:
                 tokens = tokens[: n + 1]
                 break
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if any(tag in text for tag in self.closing_tags):
+        if self._is_closed(text):
             # The turn ended with the tag; the row was padded while other rows went on.
             while tokens and tokens[-1] == tokenizer.pad_token_id:
                 tokens.pop()
@@ -345,7 +417,7 @@ class LocalModel:
         if cached_lengths is None:
             cached_lengths = [0] * len(transcripts)
         processor = self.processor
-        mask = _padding_mask(transcripts, cached_lengths)
+        mask = padding_mask(transcripts, cached_lengths)
         ids = torch.full_like(mask, processor.tokenizer.pad_token_id)
         all_ids = []
         for transcript in transcripts:
@@ -355,7 +427,9 @@ class LocalModel:
         if getattr(processor, "return_mm_token_type_ids", False):
             # Without token types, positions silently fall back from three dimensions to one.
             token_types = processor.create_mm_token_type_ids(ids.tolist())
-            batch["mm_token_type_ids"] = torch.tensor(token_types)
+            named = "token_type_ids" in processor.model_input_names
+            name = "token_type_ids" if named else "mm_token_type_ids"
+            batch[name] = torch.tensor(token_types)
         batch = {key: value.to(self.model.device) for key, value in batch.items()}
         if any(cached_lengths):
             # Computed from all images; by default, `generate` would continue from the positions of
@@ -379,86 +453,5 @@ class LocalModel:
         joined = {}
         for key in requests[0]:
             tensors = [inputs[key] for inputs in requests]
-            joined[key] = _concatenate_padded(tensors, self.model.device)
+            joined[key] = concatenate_padded(tensors, self.model.device)
         return joined
-
-
-def _padding_mask(transcripts: list[Transcript], cached_lengths: list[int]) -> torch.Tensor:
-    """The attention mask of `LocalModel._batch`, (transcripts, tokens): 1 for a token, else 0."""
-    new_lengths = []
-    for transcript, cached in zip(transcripts, cached_lengths, strict=True):
-        new_lengths.append(len(transcript.ids) - cached)
-    most_cached = max(cached_lengths)
-    most_new = max(new_lengths)
-    rows = []
-    for cached, new in zip(cached_lengths, new_lengths, strict=True):
-        row = [0] * (most_cached - cached)
-        row += [1] * cached
-        row += [0] * (most_new - new)
-        row += [1] * new
-        rows.append(row)
-    return torch.tensor(rows)
-
-
-def _cached_columns(cache: DynamicCache, prompt_mask: torch.Tensor, generated: int) -> torch.Tensor:
-    """The columns of a cache that hold one row's tokens; the last one is usually not cached yet."""
-    start = len(prompt_mask)
-    length = cache.get_seq_length()
-    stop = min(start + generated, length)
-    device = prompt_mask.device
-    prompt_columns = prompt_mask.nonzero()[:, 0]
-    generated_columns = torch.arange(start, stop, device=device)
-    return torch.cat([prompt_columns, generated_columns])
-
-
-def _concatenate_padded(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Concatenate along the first axis, padding all other axes with zeros to their largest size."""
-    lengths = [len(tensor) for tensor in tensors]
-    shapes = [tensor.shape for tensor in tensors]
-    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    joined = tensors[0].new_zeros(sum(lengths), *largest[1:], device=device)
-    for tensor, target in zip(tensors, joined.split(lengths), strict=True):
-        region = tuple(slice(size) for size in tensor.shape)
-        target[region] = tensor
-    return joined
-
-
-def fill_cache(cache: DynamicCache, prefixes: list[CachedPrefix | None]) -> None:
-    """Write cached prefixes into an empty cache, padded on the left; None is an empty prefix."""
-    example = next(prefix for prefix in prefixes if prefix)
-    empty = example._replace(columns=example.columns[:0])
-    rows = [prefix or empty for prefix in prefixes]
-    for layer in range(len(example.cache.layers)):
-        keys = _padded_states(rows, layer, "keys")
-        values = _padded_states(rows, layer, "values")
-        cache.update(keys, values, layer)
-
-
-def _padded_states(prefixes: list[CachedPrefix], layer: int, name: str) -> torch.Tensor:
-    """The "keys" or "values" of a layer: (prefixes, heads, tokens, d), padded on the left."""
-    rows = []
-    for prefix in prefixes:
-        cache_layer = prefix.cache.layers[layer]
-        states = getattr(cache_layer, name)  # (rows, heads, tokens, d)
-        by_token = states[prefix.row].transpose(0, 1)
-        rows.append(by_token[prefix.columns])
-    padded = pad_sequence(rows, batch_first=True, padding_side="left")
-    return padded.transpose(1, 2)
-
-
-def content_parts(text: str, markers: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Convert a message's text to chat content; each `<img>` mark becomes an image placeholder.
-
-    Markers of the chat format, and `markers`, are broken up: the text of a user or a memory
-    must not open a turn.
-    """
-    for marker in ("<|", "|>", *markers):
-        broken = f"{marker[0]} {marker[1:]}"
-        text = text.replace(marker, broken)
-    first, *rest = text.split("<img>")
-    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
-    for part in rest:
-        image = {"type": "image", "text": None}
-        parts.append(image)
-        parts.append({"type": "text", "text": part})
-    return [part for part in parts if part["text"] != ""]

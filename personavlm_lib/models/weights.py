@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from personavlm_lib.models.gguf import SMOLLM2, smollm2_folder
 from personavlm_lib.models.nano import ImageOnly
 
 SOURCE = "source.json"
+# Model types whose processor cannot do without its video part -> one that treats images the same.
+PROCESSOR_ALIASES = {"smolvlm": "idefics3"}
 MAX_PIXELS = 230_400  # per image (paper, Table 3): at most 294 tokens
 
 
@@ -68,13 +71,31 @@ def weights_fingerprint(source: str | Path) -> list[str]:
     return [fingerprint(Path(part)) for part in (base, *adapters)]
 
 
-def load_model(source: str | Path, *more: str | Path, four_bit: bool = False) -> Any:
+@dataclass(frozen=True)
+class LoadSettings:
+    """How weights are loaded; in a profile, beside the model's stage.
+
+    four_bit: as 4-bit NF4, which needs a GPU and bitsandbytes.
+    device_map: of transformers, such as "auto" for several GPUs; "" for one device.
+    attention: implementation of attention, such as "sdpa" or "eager"; "" for the model's default.
+    """
+
+    four_bit: bool = False
+    device_map: str = ""
+    attention: str = ""
+
+
+STORED_WEIGHTS = LoadSettings()
+
+
+def load_model(
+    source: str | Path, *more: str | Path, settings: LoadSettings = STORED_WEIGHTS
+) -> Any:
     """Load the model of a hub id or folder, with its own adapters and those in `more` merged.
 
     On a GPU, weights keep the precision in which they are stored. On a CPU they are float32,
-    because processors that only emulate bfloat16 are many times slower with it. `four_bit` loads
-    the weights as 4-bit NF4, which needs a GPU and bitsandbytes (ImportError without it). Turns
-    cuDNN's attention off for the whole process.
+    because processors that only emulate bfloat16 are many times slower with it. Raises ImportError
+    for four bits without bitsandbytes. Turns cuDNN's attention off for the whole process.
     """
     # cuDNN's attention spends 80 ms on a new plan for every new length, that is, at every token.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -82,7 +103,11 @@ def load_model(source: str | Path, *more: str | Path, four_bit: bool = False) ->
     arguments: dict[str, Any] = {"dtype": torch.float32}
     if torch.cuda.is_available():
         arguments["dtype"] = "auto"
-    if four_bit:
+    if settings.device_map:
+        arguments["device_map"] = settings.device_map
+    if settings.attention:
+        arguments["attn_implementation"] = settings.attention
+    if settings.four_bit:
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
@@ -96,7 +121,7 @@ def load_processor(source: str | Path) -> Any:
     """Load the processor of a hub id or folder, without its video part.
 
     Bounds the image size by MAX_PIXELS in the Qwen-VL family. Raises ValueError if there is no
-    model at `source`.
+    model at `source`, or one that sees no pictures.
     """
     base, _ = follow_source(source)
     try:
@@ -106,7 +131,13 @@ def load_processor(source: str | Path) -> Any:
             f"Cannot find model {base}: neither a folder with a model, nor a hub model that is "
             "cached or can be downloaded. Check the name, or download the model first."
         ) from error
-    stock_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
+    if config.model_type not in PROCESSOR_MAPPING_NAMES:
+        raise ValueError(
+            f"{base} is a {config.model_type} model, which reads text only: choose a model that "
+            "also sees pictures"
+        )
+    model_type = PROCESSOR_ALIASES.get(config.model_type, config.model_type)
+    stock_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])
     image_only_class: Any = type("ImageOnlyProcessor", (ImageOnly, stock_class), {})
     processor = image_only_class.from_pretrained(base)
     size = processor.image_processor.size

@@ -18,7 +18,6 @@ from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.memory.personality import summarize_profile
 from personavlm_lib.memory.records import TRAITS, Turn, split_sessions
 from personavlm_lib.models.chat import ChatModel, ChatRequest, Trajectory
-from personavlm_lib.models.endpoint import EndpointError
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.progress import with_progress
 from personavlm_lib.simulation.dialogue import render_dialogue
@@ -44,8 +43,9 @@ class StorytellerSettings:
     """Settings of `generate_dialogues`.
 
     `name` identifies the model: stories are reused only if they are stored under the same name.
-    `tries` is the number of attempts per session, `width` the number of sessions in progress at the
-    same time. Prices are per million tokens. `draw` renders the pictures.
+    `tries` is the number of attempts per session. `width` is the number of sessions in a row
+    without an answer after which no more requests are sent, and of those in progress with a local
+    model. Prices are per million tokens. `draw` renders the pictures.
     """
 
     name: str = ""
@@ -268,7 +268,7 @@ class _Storyteller:
         for _ in range(self.settings.tries):
             try:
                 reply = yield request
-            except (EndpointError, ValueError) as error:
+            except ValueError as error:
                 self.errors.append(getattr(error, "kind", "request refused"))
                 return self.errors[-1]
             self.errors.clear()

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from personavlm_lib.evaluation.failures import UNFINISHED
 from personavlm_lib.processes import exit_with_parent
 from personavlm_lib.study import profiles
 from personavlm_lib.study.profiles import Profile, ProfileError, run_folder, stage_folder
@@ -202,7 +203,7 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
     """The finished stages whose record states other code cells or parameters than the present ones.
 
     Snakemake compares them too, but in a fresh checkout it knows nothing about a copied run. A
-    stage that was run with --set keeps its parameters.
+    stage that was run with --set keeps its parameters. Stages with unscored questions count too.
     """
     outdated = []
     for stage in profile.stages:
@@ -214,7 +215,9 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
             continue
         present = profiles.stage_parameters(profile, stage, run)
         parameters_changed = not record["changed"] and record["parameters"] != present
-        if parameters_changed or record["code"] != profiles.code_hash(profiles.notebook(stage)):
+        unscored = any((path.parent / "answers").glob(f"*{UNFINISHED}"))
+        code = profiles.code_hash(profiles.notebook(stage))
+        if unscored or parameters_changed or record["code"] != code:
             outdated.append(stage)
     return outdated
 

@@ -82,6 +82,8 @@ def converse(run: str, folder: Path | None) -> int:
                 break
             if line == ":memory":
                 print(memory_text(assistant.memory))
+            elif line.startswith(":"):
+                print("(no such command: :memory or :quit)")
             elif line:
                 _print_unknown_words(line, words)
                 if line.endswith("?"):

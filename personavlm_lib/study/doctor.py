@@ -9,13 +9,16 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from shutil import disk_usage
 from typing import NamedTuple
+from urllib.request import urlopen
 
 from packaging.requirements import Requirement
 
-from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, runs_folder
+from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, load_profile, runs_folder
 
 EXTRAS = ("memory", "dense", "study", "training")  # of the study; the others are for development
 
@@ -29,10 +32,16 @@ class CheckResult(NamedTuple):
     fix: str = ""
 
 
-def run_checks() -> int:
-    """Print all findings; return 1 if anything required is missing, otherwise 0."""
+def run_checks(profile: str = "") -> int:
+    """Print all findings; return 1 if anything required is missing, otherwise 0.
+
+    With a profile, also checks what it needs: its servers, and the hub if it downloads.
+    """
     missing = 0
-    for check in (_packages, _models, _optional):
+    checks: list[Callable[[], Iterator[CheckResult]]] = [_packages, _models, _optional]
+    if profile:
+        checks.append(partial(_profile, profile))
+    for check in checks:
         for result in check():
             _print_result(result)
             if result.ok is False:
@@ -164,7 +173,11 @@ def _gpu() -> CheckResult:
         import torch
     except ImportError:
         return CheckResult(None, "GPU", "unknown, because torch is not installed")
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names = []
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        names.append(f"{torch.cuda.get_device_name(i)} ({memory})")
     if names:
         return CheckResult(None, "GPU", ", ".join(names))
     return CheckResult(None, "GPU", f"none; {torch.get_num_threads()} threads on the CPU")
@@ -190,6 +203,41 @@ def _data_folder() -> CheckResult:
     return CheckResult(
         bool(files), name, ", ".join(files) or folder, "set it to a folder that contains files"
     )
+
+
+def _profile(name: str) -> Iterator[CheckResult]:
+    """Check the space for a run, the hub, and each server of a profile as a stage would."""
+    from huggingface_hub import constants
+
+    from personavlm_lib.models.chat import RequestFailure
+    from personavlm_lib.models.preflight import check_server
+    from personavlm_lib.study.components import entry_server
+
+    profile = load_profile(name)
+    folder = runs_folder()
+    existing = folder if folder.exists() else ROOT
+    yield CheckResult(None, str(folder), f"{disk_usage(existing).free / 2**30:.1f} GiB free")
+    yield CheckResult(None, "hub cache", constants.HF_HUB_CACHE)
+    if not profile.offline:
+        yield _hub(constants.ENDPOINT)
+    for model_name, entry in profile.common.get("models", {}).items():
+        server = entry_server(entry)
+        if server is None:
+            continue
+        try:
+            for ok, title, text in check_server(server):
+                yield CheckResult(ok, f"{model_name}, {title}", text, "see README: servers")
+        except RequestFailure as failure:
+            yield CheckResult(False, model_name, str(failure), "see README: servers")
+
+
+def _hub(address: str) -> CheckResult:
+    try:
+        with urlopen(address, timeout=5):
+            return CheckResult(True, "network", f"{address} answers")
+    except OSError as error:
+        fix = "connect, or download the models first and set offline: true"
+        return CheckResult(False, "network", f"{address}: {error}", fix)
 
 
 def _run(folder: Path) -> CheckResult:

@@ -71,7 +71,9 @@ def check_run(name: str) -> str:
 
 
 def check_model(name: str) -> str:
-    """Check that a model that is written as a path is a folder; hub ids are not looked up."""
+    """Check a folder or the form of a server's address; hub ids are not looked up."""
+    if name.startswith(("http://", "https://")):
+        return check_server(name)
     path = Path(name)
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     is_stage = path.name in STAGES  # of a run, which is looked up later

@@ -169,12 +169,12 @@ def summarize(run: str, evidence: Evidence) -> dict:
 
 
 def _accuracies(records: pd.DataFrame, kind: str) -> dict[str, dict]:
-    """Condition -> n, accuracy, low, high and unparsed (shares) for the questions of one kind."""
+    """Condition -> n, unscored, accuracy, low, high and unparsed (shares), for one kind."""
     if records.empty or kind not in set(records["kind"]):
         return {}
     shares = {}
     for row in tables.condition_table(records, kind).to_dict("records"):
-        share = {"n": row["n"]}
+        share = {"n": row["n"], "unscored": row["unscored"]}
         for column in ("accuracy", "low", "high", "unparsed"):
             share[column] = row[column] / 100
         shares[row["condition"]] = share
@@ -184,8 +184,9 @@ def _accuracies(records: pd.DataFrame, kind: str) -> dict[str, dict]:
 def _differences_to_rl_own(records: pd.DataFrame, conditions: dict[str, dict]) -> dict[str, dict]:
     if "rl_own" not in conditions:
         return {}
-    choice = records[records["kind"] == "choice"]
-    others = [name for name in conditions if name != "rl_own"]
+    choice = records[records["kind"] == "choice"].dropna(subset="correct")
+    scored = set(choice["condition"])
+    others = [name for name in conditions if name != "rl_own" and {name, "rl_own"} <= scored]
     return {name: vars(statistics.paired_difference(choice, name, "rl_own")) for name in others}
 
 

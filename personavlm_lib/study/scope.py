@@ -27,6 +27,7 @@ def scope_sentences(run: str, about: dict, evidence: Evidence) -> list[str]:
         _users(evidence.records),
         _model_size(stage_folder(run, "00_backbone") / "model"),
         _wording(evidence.records),
+        _replies(evidence.records),
         _training_seeds(evidence.records),
         _claims(CLAIMS),
         _judged_runs(run, about),
@@ -72,6 +73,20 @@ def _wording(records: pd.DataFrame) -> str:
         f"the templates' own wording, and {paraphrased['accuracy']:.1f}% when the same users speak "
         f"in paraphrases, where {paraphrased['unparsed']:.1f}% of its answers name no option."
     )
+
+
+def _replies(records: pd.DataFrame) -> str:
+    """How many questions got no reply, and how many replies did not stop by themselves."""
+    if "stop" not in records:
+        return ""
+    unscored = int(records["correct"].isna().sum())
+    counts = records["stop"].value_counts().drop(["stop", ""], errors="ignore")
+    reasons = [f"{count} {reason}" for reason, count in counts.items()]
+    if unscored:
+        reasons.insert(0, f"{unscored} without a reply, which are not scored")
+    if not reasons:
+        return ""
+    return f"Of {len(records)} replies, not all stopped by themselves: {', '.join(reasons)}."
 
 
 def _training_seeds(records: pd.DataFrame) -> str:

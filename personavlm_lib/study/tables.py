@@ -35,15 +35,17 @@ def condition_order(records: pd.DataFrame, ablations: bool = False) -> list[str]
 
 
 def condition_table(records: pd.DataFrame, kind: str = "choice") -> pd.DataFrame:
-    """Condition, n, accuracy, low, high, unparsed (percent) for the questions of one kind.
+    """Condition, n, accuracy, low, high, unscored, unparsed for the questions of one kind.
 
-    `unparsed` are the answers that name no option; they count as wrong.
+    `unparsed` are the answers that name no option; they count as wrong. `unscored` is the number of
+    questions that got no reply; they do not count. The others are in percent.
     """
     rows = records[records["kind"] == kind]
     order = condition_order(rows, ablations=True)
     table = accuracy_table(rows).set_index("condition").loc[order]
-    unparsed = rows["parsed"].isna()
-    table["unparsed"] = unparsed.groupby(rows["condition"]).mean()
+    scored = rows.dropna(subset="correct")
+    unparsed = scored["parsed"].isna()
+    table["unparsed"] = unparsed.groupby(scored["condition"]).mean()
     for column in ("accuracy", "low", "high", "unparsed"):
         table[column] = 100 * table[column]
     return table.reset_index()
@@ -55,7 +57,7 @@ def task_table(records: pd.DataFrame) -> pd.DataFrame:
     rows = records[records["condition"].isin(order)]
     keys = ["aspect", "task"]
     shares = rows.pivot_table(index=keys, columns="condition", values="correct", sort=False)
-    table = 100 * shares[order]
+    table = 100 * shares.reindex(columns=order)
     questions = rows.groupby([*keys, "condition"]).size().groupby(keys).max()
     table.insert(0, "n", questions.reindex(table.index))
     aspects = [*ASPECTS, "Alignment"]
@@ -74,7 +76,7 @@ def ablation_table(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for condition, removed in ABLATIONS.items():
         kind = "alignment" if condition.endswith("_pem") else "choice"
-        questions = records[records["kind"] == kind]
+        questions = records[records["kind"] == kind].dropna(subset="correct")
         if not {condition, FULL} <= set(questions["condition"]):
             continue
         change = paired_difference(questions, condition, FULL)
@@ -87,6 +89,7 @@ def efficiency_table(records: pd.DataFrame) -> pd.DataFrame:
     """Means per answer and condition: tokens in and out, seconds, steps, retrievals (Table 11)."""
     columns = ["tokens_in", "tokens_out", "seconds", "steps", "retrievals"]
     order = condition_order(records, ablations=True)
-    means = records.groupby("condition")[columns].mean().loc[order]
+    scored = records.dropna(subset="correct")
+    means = scored.groupby("condition")[columns].mean().reindex(order)
     uses_model = means["tokens_in"] + means["tokens_out"] > 0
     return means[uses_model].reset_index()

@@ -297,3 +297,31 @@ def test_no_text_raises():
         ):
             read(text)
         p.parse_procedural(text), p.image_object(text), match_option(text, ["yes", text, ""])
+
+
+def test_keys_in_a_thinking_block_are_no_reply():
+    thought = '<think>"decision": false would be wrong, "content": "coffee"</think>\n'
+    reply = '"reason": "new"\n"decision": true\n"content": "tea"\n"keywords": "tea"'
+    assert p.parse_semantic(thought + reply) == p.parse_semantic(reply)
+    assert p.parse_semantic(thought + reply).content == "tea"
+    assert p.parse_semantic(thought.removesuffix("</think>\n") + reply) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>she wrote <answer>tea</answer>, but",
+        "<think>she wrote <answer>tea</answer></think>\n",
+        '<think>look <retrieve>"keywords": tea</retrieve>',
+        "<think>so",
+    ],
+)
+def test_thinking_that_was_cut_is_no_action(text):
+    step = p.parse_step(text, is_cut=True)
+    assert step.answer is None and step.retrieve is None
+    assert "cut while thinking" in step.errors
+
+
+def test_answer_that_was_cut_after_thinking_stays_an_answer():
+    step = p.parse_step("<think>so</think><answer>tea with mil", is_cut=True)
+    assert step.answer == "tea with mil"

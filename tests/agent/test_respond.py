@@ -17,6 +17,7 @@ from personavlm_lib.memory.records import (
 )
 from personavlm_lib.memory.search import Retriever, TopK
 from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.models.chat import ChatReply, ContextOverflow
 from personavlm_lib.models.engine import run_trajectories
 
 NOW = datetime(2024, 4, 1, 7)
@@ -221,3 +222,69 @@ def test_without_reasoning_the_model_generates_once(store, script):
     assert len(model.asks) == 1 and response.unfinished and response.retrieved == [found]
     assert model.asks[0].text.startswith("respond") and model.asks[0].text.endswith("answer now")
     assert "my drink is milk" in model.asks[0].text.split("\nfound\n")[1]
+
+
+class SmallWindow:
+    """Refuses prompts of more than `limit` characters; answers the others."""
+
+    def __init__(self, limit, fits=0.75, lines=(ANSWER,)):
+        self.limit = limit
+        self.fits = fits
+        self.lines = list(lines)
+        self.accepted = []
+        self.refused = 0
+
+    def start(self):
+        return []
+
+    def reply(self, asked):
+        replies = []
+        for transcript, request in asked:
+            length = len(request.text) + sum(len(text) for text in transcript)
+            if length > self.limit:
+                self.refused += 1
+                replies.append(ContextOverflow("too long", self.fits))
+                continue
+            transcript.append(request.text)
+            self.accepted.append(request.text)
+            replies.append(ChatReply(self.lines[min(len(transcript), len(self.lines)) - 1]))
+        return replies
+
+
+def many_turns(count):
+    return [
+        Turn(day(1) + timedelta(minutes=n), f"fact {n:03d}", "noted", index=n) for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("fits", [0.1, 0.75, 0.99])
+def test_prompt_over_the_window_loses_its_oldest_turns(store, fits):
+    model = SmallWindow(1500, fits)
+    view = store.as_of(NOW)
+    trajectory = respond(Turn(NOW, "what ?"), view, Retriever(), context=many_turns(80))
+    [response] = run_trajectories([trajectory], model)
+    assert response.answer == "milk"
+    [text] = model.accepted
+    kept = [n for n in range(80) if f"fact {n:03d}" in text]
+    assert kept == list(range(response.cut, 80))
+    assert 0 < response.cut < 80
+    if fits > 0.9:
+        assert len(text) > 1300  # little more is left out than necessary
+
+
+def test_results_that_overflow_cost_context_and_nothing_fits_at_last(store):
+    lines = [look_up("my drink"), ANSWER]
+    view = store.as_of(NOW)
+
+    def answer(limit):
+        model = SmallWindow(limit, lines=lines)
+        query = Turn(NOW, "what ?")
+        trajectory = respond(query, view, Retriever(ranking="bm25"), context=many_turns(10))
+        [result] = run_trajectories([trajectory], model, on_error=lambda error, _: error)
+        return result, sum(len(text) for text in model.accepted)
+
+    response, whole = answer(10_000)
+    assert response.cut == 0
+    response, _ = answer(whole - 40)
+    assert 0 < response.cut <= 10 and response.answer == "milk" and len(response.steps) == 2
+    assert isinstance(answer(100)[0], ContextOverflow)

@@ -100,7 +100,7 @@ def contents(items) -> list[tuple[str, str]]:
 
 def rows(skill, values, user="a"):
     return [
-        dict(skill=skill, user=user, item=f"{user}{i}", value=value)
+        dict(skill=skill, user=user, item=f"{user}{i}", value=value, error="")
         for i, value in enumerate(values)
     ]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
@@ -196,12 +197,73 @@ def idefics3_parts():
     return config, processor
 
 
+def smolvlm_parts():
+    """As Idefics3, under the names of SmolVLM; its own processor cannot do without videos."""
+    config, processor = idefics3_parts()
+    text = config.text_config.to_dict()
+    vision = config.vision_config.to_dict() | dict(model_type="smolvlm_vision")
+    config = transformers.SmolVLMConfig(
+        text_config=text,
+        vision_config=vision,
+        scale_factor=2,
+        pad_token_id=config.pad_token_id,
+        image_token_id=config.image_token_id,
+    )
+    return config, processor
+
+
+# The start token stands at the very beginning, roles have names of their own, and layers alternate
+# between a sliding window and the whole context.
+GEMMA_TEMPLATE = (
+    "<bos>{% for m in messages %}<start_of_turn>"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{% for c in m.content %}{% if c.type == 'image' %}<start_of_image>{% else %}{{ c.text }}"
+    "{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def gemma3_parts():
+    special_tokens = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+    tokenizer = build_byte_tokenizer(
+        special_tokens,
+        "<end_of_turn>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    tokenizer.bos_token = "<bos>"
+    text = TEXT_CONFIG | dict(vocab_size=len(tokenizer), sliding_window=64)
+    text["layer_types"] = ["sliding_attention", "full_attention"]
+    vision = dict(image_size=28, patch_size=7)
+    names = dict(boi_token="boi", eoi_token="eoi", image_token="image")
+    token_ids = {
+        f"{name}_token_index": tokenizer.convert_tokens_to_ids(getattr(tokenizer, attribute))
+        for attribute, name in names.items()
+    }
+    token_ids["image_token_id"] = token_ids.pop("image_token_index")
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=VISION_CONFIG | vision, mm_tokens_per_image=4, **token_ids
+    )
+    images = Gemma3ImageProcessorPil(size=IMAGE_SIZE)
+    processor = processor_of(
+        transformers.Gemma3Processor,
+        images,
+        tokenizer,
+        chat_template=GEMMA_TEMPLATE,
+        image_seq_length=4,
+    )
+    return config, processor
+
+
 PARTS = {
     "qwen2_5_vl": lambda: qwen_parts("qwen2_5_vl"),
     "qwen3_vl": lambda: qwen_parts("qwen3_vl"),
     "internvl": internvl_parts,
     "llava_onevision": llava_onevision_parts,
     "idefics3": idefics3_parts,
+    "smolvlm": smolvlm_parts,
+    "gemma3": gemma3_parts,
 }
 
 

@@ -1,6 +1,6 @@
 """Batches and cached prefixes generate the same as plain `generate`, for any architecture.
 
-Each test runs on Qwen2.5-VL, Qwen3-VL, InternVL, LLaVA-OneVision and Idefics3 (see conftest).
+Each test runs on seven architectures (see PARTS in conftest).
 """
 
 import numpy as np
@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
+from personavlm_lib.models.local import GenerationSettings, LocalModel
+from personavlm_lib.models.markers import content_parts
 
 NO_REUSE = GenerationSettings(reuse_cache=False)
 
@@ -109,8 +110,10 @@ def test_ragged_batches_with_cached_prefixes_equal_single_rows_from_scratch(arch
     scratch = LocalModel(architecture, settings=NO_REUSE)
     talks = conversations(pictures)
     transcripts, replies = converse(caching, talks)
-    assert caching.reuse_cache
-    assert len(caching.cached_prefixes) == 5
+    # Gemma's layers with a sliding window do not keep the keys and values of all tokens.
+    keeps_all = not architecture.name.startswith("gemma3")
+    assert caching.reuse_cache == keeps_all
+    assert len(caching.cached_prefixes) == 5 * keeps_all
     texts = {reply.text for row in replies for reply in row}
     assert len(texts) > 12  # the model rarely repeats itself
     for talk, transcript, row in zip(talks, transcripts, replies, strict=True):
@@ -158,7 +161,7 @@ def test_later_requests_equal_template_over_the_whole_and_plain_generate(
     """With one image, because LLaVA-OneVision splits a single image differently from several."""
     model = LocalModel(architecture)
     # The Idefics3 template has a space after "Assistant:", which the model has to write.
-    lead = " " if architecture.name.startswith("idefics3") else ""
+    lead = " " if architecture.name.startswith(("idefics3", "smolvlm")) else ""
     exchanges = [
         (ChatRequest("look <img> now", (pictures[0],), max_tokens=16), "it is red."),
         (ChatRequest("and?", max_tokens=8), "yes"),

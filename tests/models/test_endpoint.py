@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from personavlm_lib.models.chat import ChatReply, ChatRequest
-from personavlm_lib.models.endpoint import API_KEY_VARIABLE, EndpointError, EndpointModel
+from personavlm_lib.models.chat import ChatReply, ChatRequest, RequestFailure
+from personavlm_lib.models.endpoint import API_KEY_VARIABLE, EndpointModel
 
 UNREACHABLE = "http://127.0.0.1:9/v1#teller"  # the discard port, on which no server listens
 NULL_CONTENT = b'{"choices": [{"message": {"content": null}}]}'
@@ -53,7 +53,7 @@ def test_messages_are_kept_in_full_and_images_are_sent(served, picture):
     assert sent_bytes == Path(picture).read_bytes()
     _, answer, question = second_body["messages"]
     assert answer["content"] == first_line
-    assert question["content"] == "found < |im_end| >"
+    assert question["content"] == "found < |im_end|>"
     assert first_body["max_tokens"] == 9
     assert second_body["max_tokens"] == 5
     for body in bodies:
@@ -75,7 +75,7 @@ def test_concurrency_is_bounded_and_replies_are_in_order(served):
 
     texts = [str(n) for n in range(9)]
     with served(slow_first) as (source, _):
-        model = EndpointModel(source, concurrency=3)
+        model = EndpointModel(source, connections=3)
         replies = model.reply([(model.start(), ChatRequest(text)) for text in texts])
     assert [reply.text for reply in replies] == texts
     assert max(concurrent) == 3
@@ -92,8 +92,8 @@ def test_transient_failures_are_retried(served):
 @pytest.mark.parametrize(
     ("response", "kind", "tries"),
     [
-        (503, "request refused", 2),
-        (429, "request refused", 2),
+        (503, "server error", 2),
+        (429, "too many requests", 2),
         (2.5, "timeout", 2),
         (None, "unreachable", 2),
         (401, "key refused", 1),
@@ -118,7 +118,7 @@ def test_failed_request_fails_alone_and_hides_the_key(
 
     timeout = 1.5 if kind == "timeout" else 60
     with served(respond) as (source, bodies):
-        model = EndpointModel(source, retries=1, timeout=timeout)
+        model = EndpointModel(source, retries=1, time_limit=timeout)
         transcript = model.start()
         requests = [ChatRequest("a"), ChatRequest("bad"), ChatRequest("b")]
         transcripts = [model.start(), transcript, model.start()]
@@ -126,7 +126,7 @@ def test_failed_request_fails_alone_and_hides_the_key(
         before, error, after = model.reply(asked)
         assert before.text == "good"
         assert after.text == "good"
-        assert isinstance(error, EndpointError)
+        assert isinstance(error, RequestFailure)
         assert error.kind == kind
         contents = [last_content(body) for body in bodies]
         assert contents.count("bad") == tries

@@ -1,5 +1,9 @@
 """The trajectory engine (order, batches, transcripts, failures) and the recorder."""
 
+import random
+import threading
+import time
+
 import pytest
 
 from personavlm_lib.models.chat import ChatReply, ChatRequest
@@ -196,3 +200,95 @@ def test_trajectory_may_handle_a_failed_request_itself():
             return reply.text
 
     assert run_trajectories([retry()], FailingEcho()) == ["1 a"]
+
+
+class Server:
+    """A model whose requests are independent: it echoes each after `seconds(request)`."""
+
+    def __init__(self, connections, seconds=lambda request: 0.0):
+        self.connections = connections
+        self.seconds = seconds
+        self.active = 0
+        self.most_active = 0
+        self.lock = threading.Lock()
+
+    def start(self):
+        return []
+
+    def reply(self, asked):
+        [(transcript, request)] = asked
+        with self.lock:
+            self.active += 1
+            self.most_active = max(self.most_active, self.active)
+        time.sleep(self.seconds(request))
+        with self.lock:
+            self.active -= 1
+        if "!" in request.text:
+            return [ValueError(f"no {request.text}")]
+        transcript.append(request.text)
+        return [ChatReply(f"{len(transcript)} {request.text}")]
+
+
+def test_server_gets_each_request_at_once_and_the_results_stay_in_order():
+    """500 trajectories of two requests at 200 ms, scaled to a tenth of the time."""
+    model = Server(48, lambda request: 0.02)
+    start = time.monotonic()
+    names = [f"{n}." for n in range(500)]
+    results = run_trajectories((counting(name, 2) for name in names), model)
+    assert results == [[f"1 {name}0", f"2 {name}1"] for name in names]
+    assert model.most_active == 48
+    ideal = 1000 * 0.02 / 48
+    assert time.monotonic() - start < 2.5 * ideal
+
+
+def test_slow_replies_hold_up_nothing_but_their_own_trajectory():
+    slow = set(random.Random(0).sample(range(200), 10))
+
+    def seconds(request):
+        return 0.4 if int(request.text.split(".")[0]) in slow else 0.01
+
+    model = Server(16, seconds)
+    start = time.monotonic()
+    run_trajectories((counting(f"{n}.", 2) for n in range(200)), model)
+    ideal = (190 * 2 * 0.01 + 10 * 2 * 0.4) / 16
+    assert time.monotonic() - start < 2 * max(ideal, 2 * 0.4)
+
+
+def test_server_answers_tuples_and_new_conversations_as_rounds_do():
+    def mixed(name):
+        first = yield ChatRequest(f"{name}a")
+        b, c = yield ChatRequest(f"{name}b"), ChatRequest(f"{name}c")
+        last = yield ChatRequest(f"{name}d", new_conversation=True)
+        return [first.text, b.text, c.text, last.text]
+
+    random_seconds = random.Random(0)
+    model = Server(4, lambda request: random_seconds.random() / 100)
+    in_rounds = run_trajectories([mixed(str(n)) for n in range(9)], Echo())
+    assert run_trajectories([mixed(str(n)) for n in range(9)], model) == in_rounds
+
+
+def test_failures_end_only_their_trajectory_on_a_server_too():
+    ended = []
+    trajectories = [counting("a", 2), counting("b!", 2), raising("c", 1), counting("d", 1)]
+    results = run_trajectories(
+        trajectories,
+        Server(2),
+        on_error=lambda error, _: str(error),
+        on_result=lambda index, result: ended.append((index, result)),
+    )
+    assert results == [["1 a0", "2 a1"], "no b!0", "'c'", ["1 d0"]]
+    assert sorted(ended) == [(0, ["1 a0", "2 a1"]), (3, ["1 d0"])]
+    with pytest.raises(ValueError, match="no b!0"):
+        run_trajectories([counting("b!", 1), counting("a", 9)], Server(2))
+
+
+def test_interruption_ends_a_run_without_waiting_for_the_server():
+    def interrupt():
+        yield ChatRequest("a")
+        raise KeyboardInterrupt
+
+    model = Server(2, lambda request: 1.0 if request.text.startswith("slow") else 0.0)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_trajectories([counting("slow", 2), interrupt()], model)
+    assert time.monotonic() - start < 0.8

@@ -1,5 +1,6 @@
 """A Hugging Face model as a ChatModel: batches, transcripts as token ids, and hostile texts."""
 
+import copy
 import functools
 import importlib.util
 import random
@@ -8,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+from personavlm_lib.agent.protocol import parse_step
 from personavlm_lib.models.chat import ChatRequest
-from personavlm_lib.models.local import GenerationSettings, LocalModel, content_parts
-from personavlm_lib.models.weights import follow_source, write_source
+from personavlm_lib.models.local import GenerationSettings, LocalModel
+from personavlm_lib.models.markers import content_parts
+from personavlm_lib.models.weights import LoadSettings, follow_source, write_source
 from personavlm_lib.simulation.scenes import render, sample_scene
 
 
@@ -329,7 +333,7 @@ def test_four_bit_weights_need_bitsandbytes(checkpoint):
     if importlib.util.find_spec("bitsandbytes") is not None:
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(ImportError, match="pip install .*bitsandbytes"):
-        LocalModel(checkpoint, four_bit=True)
+        LocalModel(checkpoint, load=LoadSettings(four_bit=True))
 
 
 def test_samples_depend_on_the_seed_and_on_no_other_draw(local):
@@ -366,6 +370,26 @@ def test_closing_tag_of_several_tokens_ends_the_turn(local, monkeypatch):
     assert transcript.generated_mask[-2:] == [1, 0]
 
 
+def test_closing_tag_in_a_thought_does_not_end_the_turn(local, monkeypatch):
+    monkeypatch.setattr(local, "closing_tags", ["</answer>"])
+    thought = "<think> ask <answer> tea</answer></think>"
+    tokenizer = local.processor.tokenizer
+    ids = tokenizer(f"{thought}<answer> milk</answer> and coffee").input_ids
+    monkeypatch.setattr(local.model, "forward", forward_that_writes(local.model, ids))
+    reply = reply_to(local, local.start(), ChatRequest("what ?", max_tokens=len(ids) - 1))
+    assert reply.text == f"{thought}<answer> milk</answer>".replace("ask <", "ask<")
+    assert reply.stop == "stop"
+    assert parse_step(reply.text).answer == "milk"
+
+
+def test_reply_without_an_end_is_cut(local, monkeypatch):
+    make_model_write(monkeypatch, local, "my drink is tea", "my drink is tea", end=False)
+    reply = reply_to(local, local.start(), ChatRequest("what ?", max_tokens=2))
+    assert (reply.stop, reply.is_cut) == ("length", True)
+    make_model_write(monkeypatch, local, "my drink is tea")
+    assert reply_to(local, local.start(), ChatRequest("what ?", max_tokens=9)).stop == "stop"
+
+
 def forward_that_writes(model, ids):
     """A forward pass whose most likely next tokens are `ids`, one after another."""
     forward = model.forward
@@ -378,3 +402,69 @@ def forward_that_writes(model, ids):
         return output
 
     return write
+
+
+def test_batch_that_exceeds_the_memory_is_divided(local, monkeypatch, pictures):
+    talks = conversations(pictures)
+    _, expected = converse(local, talks)
+    widths = []
+    generate = local._generate
+
+    def limited(asked, previous):
+        widths.append(len(asked))
+        if len(asked) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return generate(asked, previous)
+
+    monkeypatch.setattr(local, "_generate", limited)
+    _, replies = converse(local, talks)
+    assert replies == expected
+    assert widths[:4] == [3, 1, 2, 1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_failed_generation_leaves_transcripts_unchanged(local, monkeypatch, pictures, error):
+    [first, second], *_ = conversations(pictures)
+    transcripts = [local.start(), local.start()]
+    local.reply([(transcripts[0], first)])
+    look = ChatRequest("look <img>", (pictures[0],), max_tokens=3)
+    before = [vars(transcript) | {"ids": list(transcript.ids)} for transcript in transcripts]
+    mask = list(transcripts[0].generated_mask)
+
+    def fail(*_):
+        raise error("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_sample", fail)
+        with pytest.raises(error):
+            local.reply([(transcripts[0], second), (transcripts[1], look)])
+    assert [transcript.ids for transcript in transcripts] == [part["ids"] for part in before]
+    assert transcripts[0].generated_mask == mask
+    assert not transcripts[1].images and not transcripts[1].vision_inputs
+    alone = local.start()
+    [again] = local.reply([(transcripts[1], look)])
+    assert again == reply_to(local, alone, look)
+    assert alone.prompt_length == transcripts[1].prompt_length
+
+
+def test_model_whose_template_rewrites_earlier_turns_is_refused_by_name(checkpoint, processor):
+    changed = copy.deepcopy(processor)
+    template = changed.chat_template
+    changed.chat_template = "{% if messages | length > 1 %}later {% endif %}" + template
+    with pytest.raises(ValueError, match="model tiny cannot be used: its chat template"):
+        LocalModel(checkpoint, processor=changed, name="tiny")
+    LocalModel(checkpoint, processor=processor, name="tiny")
+
+
+def test_text_only_model_is_refused_in_words(tmp_path):
+    config = transformers.Qwen2Config(hidden_size=8, num_hidden_layers=1, vocab_size=9)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a qwen2 model, which reads text only"):
+        LocalModel(tmp_path)
+
+
+def test_weights_are_loaded_as_the_settings_say(checkpoint):
+    settings = LoadSettings(device_map="cpu", attention="eager")
+    model = LocalModel(checkpoint, load=settings)
+    assert model.config._attn_implementation == "eager"
+    assert model.model.device.type == "cpu"

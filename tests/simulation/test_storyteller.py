@@ -7,7 +7,6 @@ crash are reused.
 import json
 import random
 import re
-import threading
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,7 +14,6 @@ import pytest
 
 from personavlm_lib.models.endpoint import EndpointModel
 from personavlm_lib.models.local import LocalModel
-from personavlm_lib.models.serve import ChatServer
 from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import LifeEvent, sample_plan
 from personavlm_lib.simulation.scenes import sample_scene
@@ -173,13 +171,13 @@ def test_rerun_resumes_after_the_server_and_the_computer_died(served, plans, tmp
         return good(body) if len(answered) <= 2 else None
 
     with served(dying) as (source, requests):
-        model = EndpointModel(source, retries=0)
+        model = EndpointModel(source, retries=0, connections=1)
         broken = generate_dialogues(plans, tmp_path, model, StorytellerSettings(width=1))
     left = sum(len(sessions(plan)) for plan in plans) - 2
     assert left > 1
     assert broken.failures.total() == 2 - len(broken.lives)
     assert set(broken.failures) == {"unreachable"}
-    # With width 1, the first request without an answer is the last request.
+    # With one connection, the first request without an answer is the last request.
     assert len(requests) == 3
     file = tmp_path / "stories.jsonl"
     stored = file.read_text(encoding="utf-8").splitlines(True)
@@ -200,11 +198,11 @@ def test_rerun_resumes_after_the_server_and_the_computer_died(served, plans, tmp
 
 
 @pytest.mark.parametrize(
-    "answer, kind", [(b"<html>", "invalid response"), (1.5, "timeout"), (500, "request refused")]
+    "answer, kind", [(b"<html>", "invalid response"), (1.5, "timeout"), (500, "server error")]
 )
 def test_failing_server_is_reported_with_counts(served, plans, tmp_path, answer, kind):
     with served(lambda body: answer) as (source, _):
-        model = EndpointModel(source, retries=0, timeout=1.0)
+        model = EndpointModel(source, retries=0, time_limit=1.0)
         result = generate_dialogues(plans, tmp_path, model)
     assert result.lives == {} and result.failures == {kind: 2}
     assert f"2 left out (2 {kind}" in str(result)
@@ -213,13 +211,8 @@ def test_failing_server_is_reported_with_counts(served, plans, tmp_path, answer,
 
 def test_all_stories_of_the_nano_model_are_rejected(plans, tmp_path):
     plan = plans[1]
-    with ChatServer(LocalModel(BACKBONE, name="nano"), port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        model = EndpointModel(server.source, timeout=600)
-        result = generate_dialogues([plan], tmp_path, model, StorytellerSettings(tries=1))
-        server.shutdown()
-        thread.join()
+    model = LocalModel(BACKBONE, name="nano")
+    result = generate_dialogues([plan], tmp_path, model, StorytellerSettings(tries=1))
     assert result.lives == {} and result.failures.total() == 1 and result.rejections.total() >= 2
     assert result.tokens_out > 0 and (tmp_path / "stories.jsonl").read_text(encoding="utf-8") == ""
 

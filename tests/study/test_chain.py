@@ -1,5 +1,6 @@
 """The chain on a miniature project: a copy of the package, and three trivial notebooks."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from personavlm_lib.study import chain
+from personavlm_lib.study import chain, profiles
 from personavlm_lib.study.profiles import (
     ROOT,
     ProfileError,
@@ -332,6 +333,22 @@ def test_named_stage_reruns_only_outdated_stages_that_it_needs(tmp_path, monkeyp
     named, whole = (command[command.index("--forcerun") + 1 :] for command in commands)
     assert named[: named.index("--config")] == ["01_synthesize"]
     assert whole[: whole.index("--config")] == outdated
+
+
+def test_stage_with_unscored_questions_is_outdated(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAVLM_RUNS", str(tmp_path))
+    nano = load_profile("nano")
+    stage = profiles.stage_folder("r", "05_evaluate")
+    (stage / "answers").mkdir(parents=True)
+    record = dict(
+        parameters=profiles.stage_parameters(nano, "05_evaluate", "r"),
+        changed=[],
+        code=profiles.code_hash(profiles.notebook("05_evaluate")),
+    )
+    (stage / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert chain._outdated_stages(nano, "r") == []
+    (stage / "answers" / "rl_own.unfinished.jsonl").write_text("key\n", encoding="utf-8")
+    assert chain._outdated_stages(nano, "r") == ["05_evaluate"]
 
 
 def test_needed_stages_are_those_of_the_profile():

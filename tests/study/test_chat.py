@@ -41,7 +41,8 @@ def test_chat_answers_and_its_memory_persists(chat, tmp_path):
     assert sum(line.startswith("agent: ") for line in lines) == 2
     assert "(words it does not know: zeppelin)" in lines
     assert lines[-1] == f"The memory is saved in {tmp_path / 'runs' / 'r' / 'chat'}."
-    second = chat(":memory", ":quit", "not read").stdout
+    second = chat(":memory", ":memry", ":quit", "not read").stdout
+    assert "no such command" in second
     assert "openness" in second.lower()
     assert "agent: " not in second
     assert "saved in" not in second

@@ -92,7 +92,7 @@ def test_help_works_in_a_base_install(tmp_path):
     process = base_install("--help", tmp_path)
     assert process.returncode == 0, process.stderr
     assert "synthesize" in process.stdout
-    for command in ("reproduce", "skills", "serve"):
+    for command in ("reproduce", "skills", "chat"):
         assert base_install(f"{command} --help", tmp_path).returncode == 0
 
 
@@ -101,7 +101,7 @@ def test_base_install_names_the_extra_that_a_command_needs(tmp_path):
     file.write_text("{}", encoding="utf-8")
     study = "is not installed: pip install 'personavlm[study]'"
     commands = (f"locomo {file}", f"shortcuts {file}", "synthesize --out new", "figures")
-    commands += ("serve --model m", "skills --model m", "run 08_audit", "reproduce 08_audit")
+    commands += ("skills --model m", "run 08_audit", "reproduce 08_audit")
     for command in commands:
         assert failure(base_install(command, tmp_path)).endswith(study)
     training = "pip install 'personavlm[training]'"

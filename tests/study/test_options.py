@@ -40,10 +40,9 @@ WRONG = {
     "skills --model m --prompts tiny": "'--prompts': 'tiny' is unknown; choose one of nano, full",
     "skills --model m --plot FILE": "'--plot': FILE is a file",
     "skills --model /no/folder": "'--model': no folder '/no/folder'",
+    "skills --model http://host": "'--model': 'http://host' is not a model on a server",
     "chat --run ../other": "'--run': '../other' cannot name a run",
     "chat --memory FILE": "'--memory': FILE is a file",
-    "serve --model m --port 70000": "'--port'",
-    "serve --model ./missing": "'--model'",
     "reproduce 02_stf": "'stages': '02_stf' is unknown; choose one of 00_backbone",
     "reproduce --profile nanoo": "'--profile': unknown profile 'nanoo' (nearest known: 'nano')",
     "reproduce --seed -1": "'--seed'",
@@ -91,7 +90,7 @@ def test_correct_values_are_returned_unchanged(tmp_path):
     assert options.check_server(server) == server
     assert options.check_server("https://host#org/model:7b") == "https://host#org/model:7b"
     assert options.check_server("") == ""
-    for name in ("org/model", "nano/02_sft", str(tmp_path), "../runs/nano/03_grpo"):
+    for name in (server, "org/model", "nano/02_sft", str(tmp_path), "../runs/nano/03_grpo"):
         assert options.check_model(name) == name
     assert options.check_run("nano-1") == "nano-1"
     assert options.check_prices((0.0, 2.5)) == (0.0, 2.5)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.container import BarContainer
 
 from personavlm_lib.evaluation.claims import CLAIMS
-from personavlm_lib.evaluation.records import AnswerRecord, write_records
+from personavlm_lib.evaluation.records import AnswerRecord, load_records, write_records
 from personavlm_lib.study import figures, tables
 from personavlm_lib.study.report import build_report
 
@@ -177,6 +177,31 @@ def test_report_shows_every_claim_with_its_numbers(made):
         "table_8_ablations.pdf",
         "figure_14_personality_own.png",
     } <= names
+
+
+def test_report_counts_unscored_questions_and_measures_nothing_from_them(made):
+    """One condition without any reply, another without some, and replies that were cut."""
+    path = made / "05_evaluate" / "records.parquet"
+    records = load_records(path)
+    for n, record in enumerate(records):
+        if record.condition == "sft_own" or (record.condition == "rl_own" and n % 2):
+            record.correct, record.parsed, record.error = None, None, "server down"
+        elif record.condition == "no_memory" and n % 4 == 0:
+            record.stop = "length"
+        else:
+            record.stop = "stop"
+    write_records(path, records)
+    page = build_report("made")
+    claims = json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))
+    verdicts = {row["id"]: row["verdict"] for row in claims}
+    assert (verdicts["C2"], verdicts["C1"]) == ("not measured", "agrees")
+    summary = json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
+    counts = {name: (row["n"], row["unscored"]) for name, row in summary["conditions"].items()}
+    assert (counts["sft_own"], counts["rl_own"]) == ((0, 240), (120, 120))
+    assert counts["rl_gold"] == (240, 0)
+    assert "480 without a reply, which are not scored, 80 length." in page.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_report_of_a_run_with_one_finished_stage(runs):

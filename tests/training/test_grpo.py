@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from personavlm_lib.agent.protocol_writer import write_answer, write_retrieve
 from personavlm_lib.benchmark.lives import write_lives
 from personavlm_lib.memory.records import SESSION_GAP
+from personavlm_lib.models.chat import ChatReply
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.simulation.wording import statement
 from personavlm_lib.training import grpo
@@ -238,7 +239,7 @@ def test_group_shares_its_question_and_each_row_draws_its_own_top_k(
         trajectory = rollout.trajectory(question, 1, row)
         next(trajectory)
         search = write_retrieve("look", "my drink", quote=False)
-        reply = SimpleNamespace(text=search, tokens_in=1, tokens_out=1)
+        reply = ChatReply(search, 1, 1)
         shown.add(trajectory.send(reply).text)
     assert len(shown) > 2
 
