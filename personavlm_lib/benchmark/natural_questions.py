@@ -36,7 +36,7 @@ PICTURES = {
 
 
 def phrase_questions(plan: LifePlan, questions: list[Question]) -> list[Question]:
-    """The same questions in the user's voice; the two items of an alignment pair share a message."""
+    """The same questions in the user's voice; two items of an alignment pair share a message."""
     decks = FrameDecks(random.Random(f"phrases {plan.seed}"))
     phrased = []
     pair = ""  # the frame of an alignment pair, between its two items

@@ -6,7 +6,7 @@ the wide pool stand in the folder `wide`, beside the sentence frames of the natu
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,24 +55,13 @@ FRAME: list[str] = _WORDS["frame"].split()
 
 def vocabulary() -> list[str]:
     """Every word of the canonical wording, sorted, without repetition."""
-    words: set[str] = set()
-    facts = (CAUSES, HABITS, GOALS, GOAL_STATES, VALUES, SKILLS, LEVELS, RELATIONS)
-    intents = (ITEMS, OCCASIONS)
-    pictures = (COLORS, THINGS, COUNTS, SIGN_WORDS, PICTURE_STYLES)
-    for word_list in (NAMES, WEEKDAYS, FRAME, *facts, *intents, *pictures):
-        words.update(word_list)
-    for values_by_key in (CORE, PREFERENCES, EVENTS):
-        words.update(values_by_key)
-        for values in values_by_key.values():
-            words.update(values)
-    tables: list[dict] = [*KNOWLEDGE.values(), *MARKERS.values(), *REPLY_STYLES.values()]
-    for table in tables:
-        words.update(table.values())
-    for templates in PARAPHRASES.values():
-        for template in templates:
-            words.update(re.findall(r"(?<![{<])\b[a-z]+\b(?![}>])", template))
-    for sentence in (*SMALL_TALK, *REPLIES, *EMPTY_REPLIES):
-        words.update(sentence.split())
+    words = {*GOAL_STATES, *WEEKDAYS, *COLORS, *THINGS, *COUNTS, *SIGN_WORDS, *PICTURE_STYLES}
+    templates = re.sub(r"{\w+}|<\w+>", " ", str(list(PARAPHRASES.values())))
+    keys = (*CORE, *PREFERENCES, *EVENTS)
+    others = [_WORDS[name] for name in _WORDS if name not in ("knowledge", "paraphrases")]
+    texts = (templates, " ".join(keys), str(list(KNOWLEDGE.values())), str(others))
+    for text in texts:
+        words.update(re.findall(r"[a-z]+", text))
     return sorted(words)
 
 
@@ -102,22 +91,8 @@ class Pool:
 
 def _nano_pool() -> Pool:
     causes = dict.fromkeys((*CORE, *PREFERENCES, "relation"), CAUSES)
-    return Pool(
-        names=NAMES,
-        core=CORE,
-        preferences=PREFERENCES,
-        causes=causes,
-        events=EVENTS,
-        habits=HABITS,
-        goals=GOALS,
-        values=VALUES,
-        skills=SKILLS,
-        levels=LEVELS,
-        relations=RELATIONS,
-        items=ITEMS,
-        occasions=OCCASIONS,
-        knowledge=KNOWLEDGE,
-    )
+    named = {field.name: _WORDS[field.name] for field in fields(Pool)}
+    return Pool(**named | {"causes": causes})
 
 
 def _wide_pool() -> Pool:
