@@ -24,7 +24,7 @@ from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.memory.records import SESSION_GAP, Turn, check_times, split_sessions
+from personavlm_lib.memory.records import SESSION_GAP, Turn, as_utc, in_utc, split_sessions
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
@@ -56,7 +56,8 @@ class PersonaVLM:
     """An assistant for the user whose memory is `store`.
 
     `name` is the model's name, recorded with each memory it writes. Close the assistant, or use it
-    as a context manager. Times are those of the conversation (None: now) and must not go backwards.
+    as a context manager. Times are those of the conversation (None: now, with the local time zone).
+    A clock may go back: turns are in the order in which they are stored.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class PersonaVLM:
         image cannot be read or `time` is invalid.
         """
         query = self._as_query(text, images, time)
-        starts_session = query.time - self._now >= SESSION_GAP
+        starts_session = abs(query.time - self._now) >= SESSION_GAP
         if starts_session:
             self.flush(query.time)
         self._now = query.time
@@ -120,7 +121,7 @@ class PersonaVLM:
         then. Raises the worker's exception if it failed; its updates stay pending, and the next
         flush retries them. Raises TimeoutError after `timeout` seconds.
         """
-        self._now = max(now or self._now, self._now)
+        self._now = as_utc(now) if now else self._now
         self._last_run = self._start_worker()
         self._last_run.result(timeout)
 
@@ -132,12 +133,9 @@ class PersonaVLM:
     def _as_query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
         unplaced_images = len(images) - text.count("<img>")
         text += " <img>" * unplaced_images
-        query = Turn(time or datetime.now(), text, images=tuple(images))
-        check_times(query)
+        query = in_utc(Turn(time or datetime.now().astimezone(), text, images=tuple(images)))
         for path in images:
             read_image(path)
-        if query.time < self._now:
-            raise ValueError(f"times must not go backwards: {query.time} after {self._now}")
         return query
 
     def _respond(self, query: Turn) -> Response:
@@ -172,7 +170,7 @@ class PersonaVLM:
         if sessions:
             session = sessions[0]
             last_turn = session[-1]
-            ended = last_turn.time + SESSION_GAP <= self._now
+            ended = last_turn.time + SESSION_GAP <= self._now or len(sessions) > 1
             turns_done = not turn_jobs or turn_jobs[0].turn > last_turn.index
             if ended and turns_done:
                 jobs = [session_jobs[turn.index] for turn in session]

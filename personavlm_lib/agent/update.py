@@ -67,10 +67,11 @@ def update_turn(
     One transaction writes all results and removes the pending `jobs` of the turn.
     Nothing is written if one of `jobs` is no longer pending.
     """
-    view = store.as_of(turn.time)
+    known_from = _known_from(store, turn.known_from, "personality")
+    view = store.as_of(known_from)
     context = []
     for other in view.turns:
-        if turn.time - other.time <= SESSION_GAP and other.index != turn.index:
+        if abs(turn.time - other.time) <= SESSION_GAP and other.index < turn.index:
             context.append(other)
     images = turn.images
     if prompts.name != "nano":  # the nano prompts do not show the context
@@ -83,14 +84,14 @@ def update_turn(
     assert isinstance(replies, tuple)
     personality_reply, semantic_reply = replies
     author = _author(written_by, prompts)
-    provenance = _Provenance(turn.time, (turn.index,), author)
+    provenance = _Provenance(known_from, (turn.index,), author)
 
     with store.transaction():
         if not store.finish(jobs):
             return
         # Lines 17-18: infer the turn's p' and move the long-term profile p towards it.
         observed = parse_personality(personality_reply.text)
-        state = next_state(view.personality, observed, turn.index, turn.time)
+        state = next_state(view.personality, observed, turn.index, known_from)
         store.add_personality(replace(state, written_by=author))
         # Line 19: extract what is worth remembering.
         proposal = parse_semantic(_without_image_marks(semantic_reply))
@@ -119,7 +120,8 @@ def update_session(
     As in `update_turn`, one transaction writes all results and removes the pending `jobs`. A
     rejected update is stored with the reason.
     """
-    known_from = session[-1].time + SESSION_GAP
+    ended = session[-1].known_from + SESSION_GAP
+    known_from = _known_from(store, ended, "core", "procedural")
     view = store.as_of(known_from)
     core = _core_attributes(view)
     habits = view.procedural.entries if view.procedural else {}
@@ -198,7 +200,7 @@ def _semantic_memory(
         keywords=proposal.keywords,
         happened_from=turn.time,
         happened_to=turn.time,
-        known_from=turn.time,
+        known_from=turn.known_from,
         kind=kind,
         concept=concept,
     )
@@ -242,8 +244,8 @@ def _write_episodes(
             summary=topic.topic_summary,
             keywords=topic.keywords,
             turns=tuple(turn.index for turn in turns),
-            happened_from=turns[0].time,
-            happened_to=turns[-1].time,
+            happened_from=min(turn.time for turn in turns),
+            happened_to=max(turn.time for turn in turns),
             known_from=provenance.known_from,
             written_by=provenance.written_by,
         )
@@ -259,6 +261,14 @@ _SESSION_WRITERS = {
     "procedural": _write_procedural,
     "episodic": _write_episodes,
 }
+
+
+def _known_from(store: MemoryStore, time: datetime, *kinds: str) -> datetime:
+    """`time`, or that of the newest version if it is later: a late update builds on it."""
+    view = store.as_of()
+    newest = [view.table(kind).records[-1:] for kind in kinds]
+    times = [version.known_from for versions in newest for version in versions]
+    return max([time, *times])
 
 
 def _store_rejected(

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 
 from personavlm_lib.memory.personality import evolve
@@ -29,6 +29,7 @@ from personavlm_lib.memory.records import (
     Record,
     SemanticMemory,
     Turn,
+    as_utc,
     split_sessions,
 )
 from personavlm_lib.memory.store import MemoryStore
@@ -71,6 +72,8 @@ def forget(
     has_period = bool(start or end)
     if bool(what) == has_period:
         raise ValueError(f"name what to forget, or a period; got {what!r} and {start} to {end}")
+    start = as_utc(start) if start else None
+    end = as_utc(end) if end else None
     with store.transaction():
         rows = {kind: store.rows(kind) for kind in KINDS if kind != "receipts"}
         if has_period:
@@ -204,7 +207,7 @@ def _delete_traces(
         ids={kind: ids[kind] for kind in ("turns", "semantic", "episodic")},
         counts={name: count for name, count in counts.items() if count},
         renewed=("personality",) if recomputed else (),
-        known_from=datetime.now(),
+        known_from=datetime.now(UTC).replace(tzinfo=None),
     )
     store.append("receipts", receipt)
     return receipt

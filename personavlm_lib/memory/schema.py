@@ -102,8 +102,9 @@ def read_rows(database: Database, kind: str, folder: Path | None = None) -> list
 
 
 def rewrite_row(database: Database, kind: str, row: int, record: Record) -> None:
-    """Replace the record of a row. Only migration and forgetting may do that."""
-    database.sql(f"UPDATE {kind} SET record = ? WHERE id = ?", to_json(record), row)
+    """Replace the record of a row. Only migration, forgetting and wrong clocks may do that."""
+    statement = f"UPDATE {kind} SET record = ?, known_from = ? WHERE id = ?"
+    database.sql(statement, to_json(record), record.known_from.isoformat(), row)
 
 
 def turn_text(database: Database, turn: int) -> str:

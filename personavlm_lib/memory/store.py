@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +36,8 @@ from personavlm_lib.memory.records import (
     Record,
     SemanticMemory,
     Turn,
-    check_times,
+    as_utc,
+    in_utc,
     to_json,
 )
 from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row, turn_text
@@ -182,12 +183,13 @@ class MemoryStore:
     def add_turn(self, turn: Turn, pending: bool = False) -> Turn:
         """Append an exchange and return it with its index.
 
-        With `pending`, also record that its memory updates are still to be made. Raises ValueError
-        if the turn is earlier than the last one, or if one of its images cannot be read.
+        With `pending`, also record that its memory updates are still to be made. A turn may be
+        earlier than the last one: it is then known from the last turn's time on, unless its
+        `received` says otherwise. Raises ValueError if one of its images cannot be read.
         """
-        check_times(turn)
+        turn = in_utc(turn)
         with self.transaction():
-            self._check_order(turn)
+            turn = self._with_known_time(turn)
             index = self.next_id("turns")
             if pending:
                 self.database.add_pending(index)
@@ -197,13 +199,30 @@ class MemoryStore:
             turn = replace(turn, index=index, images=tuple(images))
             return self.insert("turns", index, turn)
 
-    def _check_order(self, turn: Turn) -> None:
+    def _with_known_time(self, turn: Turn) -> Turn:
+        """The turn, known no earlier than the turns before it.
+
+        If those claim to be known later than now, a clock was wrong: they are known from now on.
+        """
         rows = self.sql("SELECT known_from FROM turns ORDER BY id DESC LIMIT 1")
         if not rows:
-            return
+            return turn
         last = datetime.fromisoformat(rows[0][0])
-        if turn.time < last:
-            raise ValueError(f"turns must be in order of time: one of {turn.time} after {last}")
+        if turn.known_from >= last:
+            return turn
+        now = datetime.now(UTC).replace(tzinfo=None)
+        known_from = min(last, max(turn.known_from, now))
+        if known_from < last:
+            self._correct_known_times(known_from)
+        return replace(turn, received=known_from)
+
+    def _correct_known_times(self, latest: datetime) -> None:
+        for kind in KINDS:
+            field = "received" if kind == "turns" else "known_from"
+            for row, record in self.rows(kind):
+                if record.known_from > latest:
+                    self.rewrite(kind, row, replace(record, **{field: latest}))
+        self._drop_loaded()
 
     def add_semantic(self, memory: SemanticMemory) -> SemanticMemory:
         """Append a semantic memory and return it with its id."""
@@ -249,6 +268,7 @@ class MemoryStore:
         `as_of`. Raises ValueError, and leaves the memory unchanged, for an edit that does not fit
         and for a version that `versions.validate_version` rejects.
         """
+        known_from = as_utc(known_from)
         with self.transaction():
             known = self._known_versions(kind, known_from)
             if known:
@@ -266,7 +286,7 @@ class MemoryStore:
 
     def _add_version(self, kind: str, version: Version) -> Version:
         """Return the version in force from then on: the previous one if nothing was edited."""
-        check_times(version)
+        version = in_utc(version)
         with self.transaction():
             known = self._known_versions(kind, version.known_from)
             before = known[-1] if known else None
@@ -294,7 +314,7 @@ class MemoryStore:
 
     def insert(self, kind: str, row: int, record: R) -> R:
         """Insert a record under a given id, inside a transaction."""
-        check_times(record)
+        record = in_utc(record)
         text = to_json(relocate(record, self._relative))
         known_from = record.known_from.isoformat()
         statement = f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)"
@@ -334,10 +354,7 @@ class MemoryStore:
         This is cheap, because views share the loaded rows and their index. A view that was taken
         before something was forgotten still shows it: take a new one.
         """
-        if time is not None and not isinstance(time, datetime):
-            raise ValueError(f"as of {time!r}: pass a datetime, or None for everything")
-        if time is None:
-            time = datetime.max
+        time = datetime.max if time is None else as_utc(time)
         with self.database.lock:
             tables = {kind: self._table(kind) for kind in KINDS}
             return MemoryView(time, tables, self.encoder)
@@ -387,8 +404,8 @@ class MemoryStore:
     # Deletion from the disk
 
     def rewrite(self, kind: str, row: int, record: Record) -> None:
-        """Replace the record of a row. Only forgetting may do that."""
-        rewrite_row(self.database, kind, row, record)
+        """Replace the record of a row. Only forgetting and wrong clocks may do that."""
+        rewrite_row(self.database, kind, row, relocate(record, self._relative))
 
     def delete(self, kind: str, rows: Iterable[int]) -> None:
         """Delete rows. The caller runs `scrub` after the transaction.

@@ -239,11 +239,28 @@ def test_valid_images_are_stored_and_invalid_ones_store_nothing(tmp_path):
         assert turn.images == (str(tmp_path / "kai" / "images" / "turn00000_0.png"),)
 
 
-def test_invalid_and_backward_times_are_rejected(store):
+def test_a_time_that_is_none_is_rejected(store):
     with PersonaVLM(store, Model(), NANO, Retriever()) as assistant:
         assistant.chat("hello", time=at(10))
         with pytest.raises(ValueError, match="'tomorrow': give a datetime"):
             assistant.chat("hello", time="tomorrow")
-        with pytest.raises(ValueError, match="must not go backwards"):
-            assistant.ask("hello", time=at(9))
         assert len(store.as_of().turns) == 1
+
+
+@pytest.mark.parametrize("minutes", [54, 90, 60 * 24 * 365 * 70])
+def test_a_clock_that_goes_back_refuses_nobody_and_loses_nothing(store, minutes):
+    with PersonaVLM(store, Model(), NANO, name="m") as assistant:
+        assistant.chat("turn 0", time=at(minutes))
+        for n, minute in enumerate((0, 5, 200), 1):
+            assistant.chat(f"turn {n}", time=at(minute))
+        assistant.flush(at(400))
+        view = assistant.memory
+        assert [turn.user for turn in view.turns] == [f"turn {n}" for n in range(4)]
+        assert [memory.content for memory in view.semantic] == [
+            turn.user for turn in sorted(view.turns, key=lambda turn: turn.time)
+        ]
+        assert view.personality.turn == 3
+        assert view.personality.m == 4
+        assert view.core.human == {"name": "Kai", "last": "turn 3"}
+        assert {turn for episode in view.episodes for turn in episode.turns} >= {0, 1, 3}
+        assert store.pending() == []

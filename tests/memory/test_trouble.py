@@ -4,7 +4,7 @@ import resource
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -189,7 +189,7 @@ def test_an_unreadable_image_stores_nothing(tmp_path, encoder, bad):
         assert list(store.images.iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", ["2024-05-03", None, 7, NOON.replace(tzinfo=UTC)])
+@pytest.mark.parametrize("bad", ["2024-05-03", None, 7])
 def test_an_invalid_time_is_rejected(encoder, bad):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(NOON, "one"))
@@ -201,10 +201,10 @@ def test_an_invalid_time_is_rejected(encoder, bad):
             lambda: store.set_core(CoreMemory({"a": "b"}, {}, bad)),
         ]
         for write in writes:
-            with pytest.raises(ValueError, match="without a time zone"):
+            with pytest.raises(ValueError, match="give a datetime"):
                 write()
         if not isinstance(bad, datetime | None):
-            with pytest.raises(ValueError, match="as of"):
+            with pytest.raises(ValueError, match="give a datetime"):
                 store.as_of(bad)
         view = store.as_of()
         assert len(view.turns) == 1
