@@ -11,8 +11,14 @@ personality) is available as soon as a background worker has written it, at the 
 stored in the database, written together with their turn and removed together with their results. A
 crash therefore neither loses nor repeats an update, and the next PersonaVLM on the same memory
 continues.
+
+An update that fails never blocks the others. It is retried with growing delays, a session with ever
+fewer of its turns. After `MAX_ATTEMPTS` it is stored as a `RejectedUpdate` of purpose "turn" or
+"session"; only a model or a disk that is out of reach is waited for without a limit.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,15 +29,30 @@ from typing import TYPE_CHECKING, Any
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
+from personavlm_lib.memory.database import PendingUpdate, StoreError
 from personavlm_lib.memory.images import read_image
-from personavlm_lib.memory.records import SESSION_GAP, Turn, as_utc, in_utc, split_sessions
+from personavlm_lib.memory.records import (
+    SESSION_GAP,
+    RejectedUpdate,
+    Turn,
+    as_utc,
+    clean_text,
+    in_utc,
+    split_sessions,
+)
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
-from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajectory
+from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, RequestFailure, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 
 if TYPE_CHECKING:
     from personavlm_lib.memory.vision import ConceptRecognizer
+
+LOG = logging.getLogger(__name__)
+MAX_ATTEMPTS = 3  # of an update that fails although the model is there
+FIRST_DELAY = 1.0  # seconds until a failed update is tried again; doubled each time
+SHORT_DELAY = 60.0  # as long as this, the other updates wait
+LONGEST_DELAY = 3600.0
 
 
 @dataclass
@@ -76,10 +97,11 @@ class PersonaVLM:
         self.settings = AgentSettings(prompts)
         self._model = _SharedModel(model)
         self._closing = Event()
+        self._errors: dict[tuple[int, ...], Exception] = {}  # since the last flush, by job ids
         turns = self.memory.turns
         self._now = turns[-1].time if turns else datetime.min
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
-        self._last_run = self._start_worker()
+        self._start_worker()
 
     def __enter__(self) -> "PersonaVLM":
         return self
@@ -100,14 +122,14 @@ class PersonaVLM:
         """
         query = self._as_query(text, images, time)
         starts_session = abs(query.time - self._now) >= SESSION_GAP
-        if starts_session:
-            self.flush(query.time)
         self._now = query.time
+        if starts_session:
+            self._start_worker().result()
         response = self._respond(query)
         # A stored "<img>" would refer to an image that does not exist, wherever the turn is shown.
         answer = (response.answer or "").replace("<img>", "")
         self.store.add_turn(replace(query, assistant=answer), pending=True)
-        self._last_run = self._start_worker()
+        self._start_worker()
         return answer
 
     def ask(self, text: str, images: Sequence[str] = (), time: datetime | None = None) -> Response:
@@ -118,12 +140,16 @@ class PersonaVLM:
         """Wait until all due updates are done.
 
         Those are the updates of all turns and, if `now` is given, of all sessions that ended by
-        then. Raises the worker's exception if it failed; its updates stay pending, and the next
-        flush retries them. Raises TimeoutError after `timeout` seconds.
+        then, including those that failed before. Raises the exception of the first update that
+        failed since the last flush and is not made; the others are made nevertheless. Raises
+        TimeoutError after `timeout` seconds.
         """
         self._now = as_utc(now) if now else self._now
-        self._last_run = self._start_worker()
-        self._last_run.result(timeout)
+        self._start_worker(patient=False).result(timeout)
+        errors = list(self._errors.values())
+        self._errors.clear()
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """Stop the worker after its current update. Pending updates wait for the next start."""
@@ -132,7 +158,7 @@ class PersonaVLM:
 
     def _as_query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
         unplaced_images = len(images) - text.count("<img>")
-        text += " <img>" * unplaced_images
+        text = clean_text(text) + " <img>" * unplaced_images
         query = in_utc(Turn(time or datetime.now().astimezone(), text, images=tuple(images)))
         for path in images:
             read_image(path)
@@ -144,39 +170,131 @@ class PersonaVLM:
         [response] = run_trajectories([trajectory], self._model)
         return response
 
-    def _start_worker(self) -> "Future[None]":
-        return self._pool.submit(self._run_updates)
+    def _start_worker(self, patient: bool = True) -> "Future[None]":
+        return self._pool.submit(self._run_updates, patient)
 
-    def _run_updates(self) -> None:
-        while not self._closing.is_set():
-            update = self._next_update()
-            if update is None:
-                return
-            run_trajectories([update], self._model)
+    def _run_updates(self, patient: bool) -> None:
+        """Make all updates that are due, and note the errors for `flush`.
 
-    def _next_update(self) -> Trajectory[None] | None:
-        """Return the oldest pending update that is due, or None.
+        A `patient` run leaves failed updates until it is time to retry them. A run ends when the
+        model or the disk is out of reach, since all other updates would fail as well.
+        """
+        tried: set[tuple[int, ...]] = set()
+        try:
+            while not self._closing.is_set():
+                update = self._next_update(patient, tried)
+                if update is None:
+                    break
+                tried.add(update.key)
+                error = self._make_update(update)
+                if error and _may_succeed_later(error):
+                    break
+        except Exception as error:  # such as a full disk while a failure is stored
+            LOG.exception("updates stopped")
+            self._errors[()] = error
 
-        A turn is due at once, a session once it has ended. This is the order of
-        `replay_conversation`.
+    def _make_update(self, update: "_Update") -> Exception | None:
+        try:
+            run_trajectories([update.trajectory(self)], self._model)
+        except Exception as error:
+            LOG.warning("update of turns %s failed: %r", update.turn_ids, error)
+            self._store_failure(update, error)
+            return error
+        self._errors.pop(update.key, None)
+        LOG.debug("turns %s are updated", update.turn_ids)
+        return None
+
+    def _store_failure(self, update: "_Update", error: Exception) -> None:
+        """Note when to retry an update, or that it failed for good."""
+        first = update.jobs[0]
+        temporary = _may_succeed_later(error)
+        attempts = first.attempts + (not temporary)
+        can_be_split = len(update.turns) > 1 and not temporary
+        delay = min(2 * first.delay or FIRST_DELAY, LONGEST_DELAY)
+        if can_be_split:  # the next attempt is another one: with half of the turns
+            delay = 0.0
+        else:
+            self._errors[update.key] = error
+        if attempts < MAX_ATTEMPTS or can_be_split:
+            retry_at = time.time() + delay
+            failed = [
+                job._replace(attempts=attempts, delay=delay, retry_at=retry_at)
+                for job in update.jobs
+            ]
+            self.store.database.postpone(failed)
+            return
+        rejected = RejectedUpdate(
+            purpose=first.work,
+            raw="\n".join(getattr(error, "__notes__", ())),
+            reason=f"failed {attempts} times: {error!r}",
+            known_from=update.turns[-1].known_from,
+            sources=update.turn_ids,
+            written_by=self.name,
+        )
+        with self.store.transaction():
+            if self.store.finish(update.jobs):
+                self.store.append("rejected", rejected)
+
+    def _next_update(self, patient: bool, tried: set[tuple[int, ...]]) -> "_Update | None":
+        """Return the oldest pending update that is due and not yet `tried`, or None.
+
+        The others wait for one that is soon to be retried, so that the order is kept.
+
+        A turn is due at once, a session once it has ended and its turns are updated. This is the
+        order of `replay_conversation`, as long as no update fails.
         """
         jobs = self.store.pending()
         view = self.memory
         turn_jobs = [job for job in jobs if job.work == "turn"]
         session_jobs = {job.turn: job for job in jobs if job.work == "session"}
         sessions = split_sessions(view.turn(index) for index in session_jobs)
-        prompts = self.settings.prompts
-
-        if sessions:
-            session = sessions[0]
+        updates = []
+        for number, session in enumerate(sessions):
             last_turn = session[-1]
-            ended = last_turn.time + SESSION_GAP <= self._now or len(sessions) > 1
+            followed = number + 1 < len(sessions)
+            ended = last_turn.time + SESSION_GAP <= self._now or followed
             turns_done = not turn_jobs or turn_jobs[0].turn > last_turn.index
             if ended and turns_done:
-                jobs = [session_jobs[turn.index] for turn in session]
-                return update_session(self.store, session, prompts, self.name, jobs)
-        if turn_jobs:
-            turn = view.turn(turn_jobs[0].turn)
-            jobs = turn_jobs[:1]
-            return update_turn(self.store, turn, prompts, self.recognizer, self.name, jobs)
+                attempts = session_jobs[session[0].index].attempts
+                part = session[: max(1, len(session) >> attempts)]
+                updates.append(_Update(part, [session_jobs[turn.index] for turn in part]))
+        updates += [_Update([view.turn(job.turn)], [job]) for job in turn_jobs]
+        for update in updates:
+            if update.key in tried:
+                continue
+            first = update.jobs[0]
+            if not patient or first.retry_at <= time.time():
+                return update
+            if first.delay <= SHORT_DELAY:
+                return None
         return None
+
+
+@dataclass(frozen=True)
+class _Update:
+    """The pending updates of a turn, or of the turns of a session."""
+
+    turns: list[Turn]
+    jobs: list[PendingUpdate]
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        return tuple(job.id for job in self.jobs)
+
+    @property
+    def turn_ids(self) -> tuple[int, ...]:
+        return tuple(turn.index for turn in self.turns)
+
+    def trajectory(self, assistant: PersonaVLM) -> Trajectory[None]:
+        store, prompts, name = assistant.store, assistant.settings.prompts, assistant.name
+        if self.jobs[0].work == "session":
+            return update_session(store, self.turns, prompts, name, self.jobs)
+        [turn] = self.turns
+        return update_turn(store, turn, prompts, assistant.recognizer, name, self.jobs)
+
+
+def _may_succeed_later(error: Exception) -> bool:
+    """Whether the model, or the disk, was out of reach, which says nothing about the update."""
+    if isinstance(error, RequestFailure):
+        return error.kind not in ("overflow", "request refused")
+    return isinstance(error, ConnectionError | TimeoutError | StoreError)

@@ -5,7 +5,8 @@ judged on the same history. A proposed update that cannot be read or breaks a ru
 unchanged and is stored as a `RejectedUpdate` with its text and the reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -73,6 +74,8 @@ def update_turn(
     for other in view.turns:
         if abs(turn.time - other.time) <= SESSION_GAP and other.index < turn.index:
             context.append(other)
+    if jobs:  # a failed update is tried again with half of the context
+        context = context[len(context) - (len(context) >> jobs[0].attempts) :]
     images = turn.images
     if prompts.name != "nano":  # the nano prompts do not show the context
         images = (*turn_images(context), *turn.images)
@@ -86,7 +89,7 @@ def update_turn(
     author = _author(written_by, prompts)
     provenance = _Provenance(known_from, (turn.index,), author)
 
-    with store.transaction():
+    with _noting(replies), store.transaction():
         if not store.finish(jobs):
             return
         # Lines 17-18: infer the turn's p' and move the long-term profile p towards it.
@@ -137,7 +140,7 @@ def update_session(
     sources = tuple(turn.index for turn in session)
     provenance = _Provenance(known_from, sources, _author(written_by, prompts))
 
-    with store.transaction():
+    with _noting(replies), store.transaction():
         if not store.finish(jobs):
             return
         for (purpose, write), reply in zip(_SESSION_WRITERS.items(), replies, strict=True):
@@ -145,6 +148,17 @@ def update_session(
                 write(store, session, reply, provenance)
             except ValueError as error:
                 _store_rejected(store, purpose, reply, str(error), provenance)
+
+
+@contextmanager
+def _noting(replies: tuple[ChatReply, ...]) -> Iterator[None]:
+    """Add the replies to an exception as notes, for the record of a failed update."""
+    try:
+        yield
+    except Exception as error:
+        for reply in replies:
+            error.add_note(reply.text)
+        raise
 
 
 def replay_conversation(

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from personavlm_lib.memory.database import PendingUpdate
 from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Record, from_json
 from personavlm_lib.memory.schema import SCHEMA
@@ -118,7 +119,7 @@ def _fill(store: MemoryStore, content: Content) -> None:
     for kind, row, record in content.records:
         store.insert(kind, row, record)
     for update in content.updates:
-        store.sql("INSERT INTO journal VALUES (?, ?, ?)", *update)
+        store.sql("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", *PendingUpdate(*update))
     store.sql("DELETE FROM sqlite_sequence")
     for table, last in content.last_ids.items():
         store.sql("INSERT INTO sqlite_sequence VALUES (?, ?)", table, last)

@@ -10,6 +10,7 @@ zone. A time with a zone is converted wherever it is accepted; one without a zon
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -330,6 +331,23 @@ def _json_value(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     return vars(value)
+
+
+# Controls except tab and line breaks, as they are and as JSON writes them
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_CONTROL_IN_JSON = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u00(?:0[0-8bcef]|1[0-9a-f])|[bf])")
+
+
+def clean_text(text: str) -> str:
+    """The text without control characters, and with lone surrogates replaced."""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _CONTROL.sub("", text)
+
+
+def clean_json(text: str) -> str:
+    """A record's JSON with all of its texts cleaned as by `clean_text`."""
+    return _CONTROL_IN_JSON.sub(r"\1", clean_text(text))
 
 
 def from_json(kind: type[R], text: str) -> R:

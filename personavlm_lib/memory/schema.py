@@ -1,7 +1,8 @@
 """The tables of a memory database: how they are created, migrated and read.
 
 Each kind of record has one table with one JSON object per row. Schema 2 added the journal, the
-text indexes, origins and ids that are never reused; schema 3 renamed table `refused` to `rejected`.
+text indexes, origins and ids that are never reused; schema 3 renamed table `refused` to `rejected`;
+schema 4 counts the attempts of pending updates.
 """
 
 import sqlite3
@@ -16,12 +17,20 @@ from personavlm_lib.memory.timeline import search_text
 from personavlm_lib.memory.versions import link_origins
 from personavlm_lib.memory.view import KINDS, TIMELINES
 
-SCHEMA = 3
+SCHEMA = 4
 COLUMNS = (
     "id INTEGER PRIMARY KEY AUTOINCREMENT, known_from TEXT NOT NULL, record TEXT NOT NULL, "
     "vector BLOB"
 )
-JOURNAL_COLUMNS = "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL"
+ATTEMPT_COLUMNS = (
+    "attempts INTEGER NOT NULL DEFAULT 0",
+    "delay REAL NOT NULL DEFAULT 0",
+    "retry_at REAL NOT NULL DEFAULT 0",
+)
+JOURNAL_COLUMNS = (
+    "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL, "
+    + ", ".join(ATTEMPT_COLUMNS)
+)
 
 
 def prepare_tables(database: Database, encoder_name: str) -> None:
@@ -42,8 +51,11 @@ def prepare_tables(database: Database, encoder_name: str) -> None:
         _create(database, encoder_name)
     elif schema == 1:
         _migrate_from_1(database)
-    elif schema == 2:
-        database.sql("ALTER TABLE refused RENAME TO rejected")
+    else:
+        if schema == 2:
+            database.sql("ALTER TABLE refused RENAME TO rejected")
+        for column in ATTEMPT_COLUMNS:
+            database.sql(f"ALTER TABLE journal ADD COLUMN {column}")
     database.sql(f"PRAGMA user_version = {SCHEMA}")
 
 

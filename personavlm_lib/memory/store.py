@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
@@ -37,6 +37,8 @@ from personavlm_lib.memory.records import (
     SemanticMemory,
     Turn,
     as_utc,
+    clean_json,
+    from_json,
     in_utc,
     to_json,
 )
@@ -316,6 +318,11 @@ class MemoryStore:
         """Insert a record under a given id, inside a transaction."""
         record = in_utc(record)
         text = to_json(relocate(record, self._relative))
+        cleaned = clean_json(text)
+        if cleaned != text:
+            text = cleaned
+            home = self.folder or Path()
+            record = cast(R, relocate(from_json(type(record), text), home.joinpath))
         known_from = record.known_from.isoformat()
         statement = f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)"
         self.sql(statement, row, known_from, text)

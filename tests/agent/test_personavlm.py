@@ -14,7 +14,7 @@ from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import SESSION_GAP, Turn
 from personavlm_lib.memory.search import Retriever
 from personavlm_lib.memory.store import MemoryStore
-from personavlm_lib.models.chat import ChatReply
+from personavlm_lib.models.chat import ChatReply, ContextOverflow, RequestFailure
 from personavlm_lib.models.engine import run_trajectories
 
 NANO = PromptSet("nano")
@@ -264,3 +264,112 @@ def test_a_clock_that_goes_back_refuses_nobody_and_loses_nothing(store, minutes)
         assert view.core.human == {"name": "Kai", "last": "turn 3"}
         assert {turn for episode in view.episodes for turn in episode.turns} >= {0, 1, 3}
         assert store.pending() == []
+
+
+class Fussy(Model):
+    """A model that fails where `fails(request)`, with the exception that this returns."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+
+    def reply(self, asked):
+        return [self.fails(ask) or ChatReply(self._reply(ask)) for _, ask in asked]
+
+
+def all_failed(store):
+    return [r for r in store.as_of().rejected if r.purpose in ("turn", "session")]
+
+
+def test_an_update_that_cannot_succeed_becomes_visible_and_blocks_nothing(store, caplog):
+    def fails(ask):
+        if ask.purpose == "semantic" and ask.subject.user == "turn 1":
+            return ValueError("unanswerable")
+        return None
+
+    with PersonaVLM(store, Fussy(fails), NANO, name="m") as assistant:
+        for n, minutes in enumerate(MINUTES):
+            assert assistant.chat(f"turn {n}", time=at(minutes)) == f"yes, turn {n}"
+        while not all_failed(store):
+            with pytest.raises(ValueError, match="unanswerable"):
+                assistant.flush(at(700))
+        assistant.flush(at(700))
+        [failed] = all_failed(store)
+        assert (failed.purpose, failed.sources) == ("turn", (1,))
+        assert failed.reason == "failed 3 times: ValueError('unanswerable')"
+        assert "turns (1,) failed" in caplog.text
+        assert store.pending() == []
+        assert [memory.sources[0] for memory in assistant.memory.semantic] == [0, 2, 3, 4, 5]
+        assert {turn for episode in assistant.memory.episodes for turn in episode.turns} >= {0, 3}
+        forget(store, "turn:1")
+        assert all_failed(store) == []
+
+
+def test_a_reply_that_cannot_be_stored_is_kept_with_the_failed_update(store, monkeypatch):
+    monkeypatch.setattr(MemoryStore, "add_semantic", lambda *_: 1 / 0)
+    with PersonaVLM(store, Model(), NANO) as assistant:
+        assistant.chat("hello", time=at(0))
+        while not all_failed(store):
+            with pytest.raises(ZeroDivisionError):
+                assistant.flush()
+        [failed] = all_failed(store)
+        assert '"content": hello' in failed.raw
+        assert [job.work for job in store.pending()] == ["session"]
+
+
+def test_a_session_too_long_for_the_model_is_split_by_turns(store):
+    def fails(ask):
+        too_long = isinstance(ask.subject, list) and len(ask.subject) > 2
+        return ContextOverflow("8192 tokens at most") if too_long else None
+
+    with PersonaVLM(store, Fussy(fails), NANO, name="m") as assistant:
+        for n in range(9):
+            assistant.chat(f"turn {n}", time=at(n))
+        assistant.flush(at(200))
+        view = assistant.memory
+        assert store.pending() == view.rejected == []
+        turns = {turn for episode in view.episodes for turn in episode.turns}
+        assert turns == set(range(9))
+        assert view.core.human["last"] == "turn 8"
+
+
+def test_an_unreachable_model_is_retried_for_ever_and_in_order(store):
+    down = [True]
+
+    def fails(ask):
+        unreachable = down[0] and ask.purpose != "respond"
+        return RequestFailure("unreachable", "no server") if unreachable else None
+
+    model = Fussy(fails)
+    with PersonaVLM(store, model, NANO, name="m") as assistant:
+        for n, minutes in enumerate(MINUTES):
+            assistant.chat(f"turn {n}", time=at(minutes))
+        for _ in range(5):
+            with pytest.raises(RequestFailure):
+                assistant.flush()
+        job = store.pending()[0]
+        assert job.attempts == 0
+        assert job.delay >= 16
+        tried = len(model.asks)
+        assistant.chat("turn 6", time=at(501))  # within the delay: nothing is tried
+        assistant._start_worker().result()
+        assert len(model.asks) == tried + 1
+        down[0] = False
+        assistant.flush()
+        assert [memory.sources for memory in assistant.memory.semantic] == [(n,) for n in range(7)]
+
+
+def test_texts_are_cleaned_where_they_enter(store):
+    said = "A\ud83d\ude00 b\x00c \ud83d d\x1b[1m \\u0001 line\n\ttab"
+    clean = "A\U0001f600 bc \ufffd d[1m \\u0001 line\n\ttab"
+    with PersonaVLM(store, Model(), NANO) as assistant:
+        assert assistant.chat(said, time=at(0)) == f"yes, {clean}"
+        assistant.flush()
+        view = store.as_of()
+        assert view.turns[0].user == clean
+        assert view.semantic[0].content.startswith("A\U0001f600 bc \ufffd d[1m")
+    turn = Turn(at(1), said, "x\x07\\\x08")
+    assert store.add_turn(turn).assistant == "x\\"
+    store._drop_loaded()
+    assert [turn.user for turn in store.as_of().turns] == [clean, clean]
+    assert len(Retriever().rank_turns(store.as_of(), "tab \ud800", 3)) == 2

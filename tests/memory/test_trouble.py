@@ -1,6 +1,7 @@
 """Full disks, read-only files, other processes, bad input: a clear error and nothing lost."""
 
 import resource
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -225,7 +226,7 @@ def test_a_memory_of_schema_1_is_migrated(tmp_path, encoder, first_schema):
     first_schema(tmp_path)
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
-            assert store.sql("PRAGMA user_version") == [(3,)]
+            assert store.sql("PRAGMA user_version") == [(4,)]
             view = store.as_of()
             assert [turn.user for turn in view.turns][:2] == ["turn 0", "turn 1 in Rome"]
             assert len(view.semantic) == 6
@@ -249,7 +250,7 @@ def test_a_memory_of_schema_2_is_migrated(tmp_path, encoder, second_schema):
     second_schema(tmp_path)
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
-            assert store.sql("PRAGMA user_version") == [(3,)]
+            assert store.sql("PRAGMA user_version") == [(4,)]
             view = store.as_of()
             expected = [RejectedUpdate("core", f"raw {n}", "bad", NOON, (0,), "rl") for n in (0, 2)]
             assert view.rejected == expected
@@ -260,3 +261,19 @@ def test_a_memory_of_schema_2_is_migrated(tmp_path, encoder, second_schema):
     with MemoryStore(tmp_path, encoder) as store:
         store.append("rejected", RejectedUpdate("core", "raw 3", "bad", NOON, (0,), "rl"))
         assert [row for row, _ in store.rows("rejected")] == [0, 2, 3]
+
+
+def test_a_memory_of_schema_3_gets_attempts(tmp_path, encoder, second_schema):
+    second_schema(tmp_path)
+    db = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+    db.execute("ALTER TABLE refused RENAME TO rejected")
+    db.execute("PRAGMA user_version = 3")
+    db.close()
+    with MemoryStore(tmp_path, encoder) as store:
+        [job] = store.pending()
+        assert job[1:] == ("session", 0, 0, 0.0, 0.0)
+        store.database.postpone([job._replace(attempts=2, delay=4.0, retry_at=5.5)])
+    with MemoryStore(tmp_path, encoder) as store:
+        assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
+        store.drop_pending([7])
+        assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
