@@ -5,6 +5,8 @@ personality are dated versions, of which the newest is in force (Appendix A.3). 
 and needs no replay. Only forgetting (`memory/forget.py`) deletes anything; ids are never reused.
 """
 
+import os
+import shutil
 import tempfile
 import warnings
 from collections import defaultdict
@@ -19,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
+from personavlm_lib.memory.folders import OWN_IMAGE, create_folder, delete_unused_images
 from personavlm_lib.memory.images import (
     SUFFIXES,
     encoded_image,
@@ -63,12 +66,16 @@ class MemoryStore:
     stored with their rows. Without `encoder`, the store uses the one that it was created with, and
     a new store uses all-MiniLM-L6-v2.
 
+    Files in `images/` that it did not write are left alone. A memory that cannot be written, such
+    as a backup, can be read.
+
     Use it as a context manager, or call `close`. Raises StoreError if the database is damaged,
-    belongs to another program, has a newer schema or cannot be written, and, with `create=False`,
+    belongs to another program, has a newer schema or cannot be created, and, with `create=False`,
     if the user does not exist.
     """
 
     _temporary: tempfile.TemporaryDirectory | None = None  # deleted together with the store
+    read_only = False
 
     def __init__(
         self,
@@ -77,18 +84,22 @@ class MemoryStore:
         create: bool = True,
         wait: float = 30.0,
     ) -> None:
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the working directory may change
         database_file = folder / "memory.db"
         if not create and not database_file.is_file():
             raise StoreError(f"user {folder.name!r} does not exist: {folder} contains no memory.db")
         self.folder: Path | None = folder
         self.images = folder / "images"
-        try:
-            self.images.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot create the memory folder {folder}: {error.strerror}"
-            ) from error
+        paths = (path for path in (folder, database_file) if path.exists())
+        self.read_only = not all(os.access(path, os.W_OK) for path in paths)
+        if self.read_only and database_file.is_file():
+            # SQLite writes beside a file in WAL mode, and older schemas are migrated: use a copy
+            self._temporary = tempfile.TemporaryDirectory(prefix="memory-")
+            for file in folder.glob("memory.db*"):
+                shutil.copyfile(file, Path(self._temporary.name, file.name))
+            database_file = Path(self._temporary.name, database_file.name)
+        else:
+            create_folder(self.images)
         self._open(str(database_file), encoder, wait)
 
     @classmethod
@@ -128,7 +139,7 @@ class MemoryStore:
         if self.meta("scrub"):  # a process ended while it was forgetting
             try:
                 self.scrub()
-            except StoreError as error:  # the store is usable; every opening tries again
+            except (StoreError, OSError) as error:  # the store is usable; every opening tries again
                 warnings.warn(str(error), stacklevel=3)
 
     def _stored_encoder(self) -> Encoder:
@@ -162,6 +173,8 @@ class MemoryStore:
 
     def transaction(self) -> AbstractContextManager[None]:
         """Combine writes: all or none take effect; see `Database.transaction`."""
+        if self.read_only:
+            raise StoreError(f"{self.folder} is read-only; nothing was written")
         return self.database.transaction()
 
     def pending(self) -> list[PendingUpdate]:
@@ -340,7 +353,8 @@ class MemoryStore:
             return str(path)
         media_type, data = encoded_image(path)
         source = Path(path)
-        if source.resolve().parent == self.images.resolve():
+        is_own = OWN_IMAGE.fullmatch(source.name)
+        if is_own and source.resolve().parent == self.images.resolve():
             return str(self.images / source.name)
         target = self.images / f"{name}{SUFFIXES[media_type]}"
         self.database.delete_on_rollback(target)
@@ -448,10 +462,7 @@ class MemoryStore:
                 used.update(image_paths(record))
         if self.folder is None:
             return 0
-        unused = [path for path in self.images.iterdir() if str(path) not in used]
-        for path in unused:
-            path.unlink()
-        return len(unused)
+        return delete_unused_images(self.images, used)
 
 
 def _place_in_time(record: Record) -> datetime:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from personavlm_lib.memory.archive import export_archive, import_archive
+from personavlm_lib.memory.folders import user_folder
+from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import (
     BigFive,
     CoreMemory,
@@ -277,3 +280,88 @@ def test_a_memory_of_schema_3_gets_attempts(tmp_path, encoder, second_schema):
         assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
         store.drop_pending([7])
         assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
+
+
+def test_files_that_the_store_did_not_write_are_left_alone(tmp_path, encoder):
+    folder = tmp_path / "kai"
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    with MemoryStore(folder, encoder) as store:
+        mine = store.images / "my notes.txt"
+        mine.write_text("mine", encoding="utf-8")
+        foreign_image = store.images / "holiday.png"
+        Image.new("RGB", (3, 3)).save(foreign_image)
+        (store.images / "@eaDir").mkdir()
+        (store.images / "turn00007_0.png").mkdir()
+        pictures = (str(tmp_path / "cat.png"), str(foreign_image))
+        turn = store.add_turn(Turn(NOON, "Miso <img> <img>", images=pictures))
+        names = [Path(path).name for path in turn.images]
+        assert names == ["turn00000_0.png", "turn00000_1.png"]
+        export_archive(store, tmp_path / "kai.zip")
+        receipt = forget(store, "name:Miso")
+        assert receipt.counts["images"] == 2
+    with MemoryStore(folder, encoder) as store:
+        left = {path.name for path in store.images.iterdir()}
+        assert left == {"my notes.txt", "holiday.png", "@eaDir", "turn00007_0.png"}
+    copy = import_archive(tmp_path / "kai.zip", tmp_path / "copy", encoder)
+    assert sorted(path.name for path in copy.images.iterdir()) == names
+
+
+def test_clean_up_that_fails_at_opening_only_warns(tmp_path, encoder, monkeypatch):
+    with MemoryStore(tmp_path, encoder) as store:
+        store.add_turn(Turn(NOON, "one"))
+        store.database.set_meta("scrub", "due")
+    monkeypatch.setattr(MemoryStore, "scrub", lambda _: Path("/nowhere").rmdir())
+    with pytest.warns(UserWarning, match="nowhere"), MemoryStore(tmp_path, encoder) as store:
+        assert len(store.as_of().turns) == 1
+
+
+def test_a_read_only_folder_is_read_and_refuses_writes(
+    tmp_path, encoder, monkeypatch, first_schema
+):
+    first_schema(tmp_path)
+    before = (tmp_path / "memory.db").read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with MemoryStore(tmp_path, encoder) as store:
+        view = store.as_of()
+        assert len(view.turns) == 6
+        assert Retriever().retrieve(view, "fact 3").semantic
+        with pytest.raises(StoreError, match="is read-only; nothing was written"):
+            store.add_turn(Turn(NOON, "two"))
+        with pytest.raises(StoreError, match="is read-only"):
+            forget(store, "turn:1")
+    assert (tmp_path / "memory.db").read_bytes() == before
+    assert not (tmp_path / "images").exists()
+
+
+def test_the_working_directory_may_change(tmp_path, encoder, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    with MemoryStore("kai", encoder) as store:
+        monkeypatch.chdir("/")
+        turn = store.add_turn(Turn(NOON, "<img>", images=(str(tmp_path / "cat.png"),)))
+        assert turn.images == (str(tmp_path / "kai" / "images" / "turn00000_0.png"),)
+
+
+def test_a_users_folder_stays_below_the_root_and_is_theirs_alone(tmp_path):
+    names = [
+        "kai",
+        "Kai",
+        "KAI",
+        "..",
+        "../kai",
+        "/etc",
+        "",
+        ".",
+        "a/b",
+        "a\\b",
+        "a b",
+        "Jos\u00e9",
+    ]
+    names += ["x" * 300, "\x00", "con.", "\ud800", user_folder("", "Kai").name]
+    folders = [user_folder(tmp_path, name) for name in names]
+    assert len({folder.name.casefold() for folder in folders}) == len(names)
+    for folder in folders:
+        assert folder.resolve().parent == tmp_path.resolve()
+        folder.mkdir()
+    assert user_folder(tmp_path, "Jose\u0301") == user_folder(tmp_path, "Jos\u00e9")
+    assert user_folder(tmp_path, "kai") == tmp_path / "kai"
