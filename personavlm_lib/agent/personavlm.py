@@ -117,6 +117,7 @@ class PersonaVLM:
     def chat(self, text: str, images: Sequence[str] = (), time: datetime | None = None) -> str:
         """Answer, store the exchange, and update the memory in the background.
 
+        The images, file paths, stand behind the text, in which nothing stands for an image.
         Returns "" if the model reached no answer. Raises ValueError, and stores nothing, if an
         image cannot be read or `time` is invalid.
         """
@@ -126,8 +127,7 @@ class PersonaVLM:
         if starts_session:
             self._start_worker().result()
         response = self._respond(query)
-        # A stored "<img>" would refer to an image that does not exist, wherever the turn is shown.
-        answer = (response.answer or "").replace("<img>", "")
+        answer = response.answer or ""
         self.store.add_turn(replace(query, assistant=answer), pending=True)
         self._start_worker()
         return answer
@@ -157,9 +157,10 @@ class PersonaVLM:
         self._pool.shutdown()
 
     def _as_query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
-        unplaced_images = len(images) - text.count("<img>")
-        text = clean_text(text) + " <img>" * unplaced_images
-        query = in_utc(Turn(time or datetime.now().astimezone(), text, images=tuple(images)))
+        text = clean_text(text)
+        places = (len(text),) * len(images) if images else None
+        now = time or datetime.now().astimezone()
+        query = in_utc(Turn(now, text, images=tuple(images), image_at=places))
         for path in images:
             read_image(path)
         return query

@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 SESSION_GAP = timedelta(minutes=60)  # t_s of Eq. (1)
 SEMANTIC_KINDS = ("directive", "fact", "preference", "concept")  # Appendix A.1
-OPTIONAL_FIELDS = ("utc_offset", "received")  # not written if None
+OPTIONAL_FIELDS = ("utc_offset", "received", "image_at")  # not written if None
 MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 
@@ -64,7 +65,10 @@ class Period:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange. `images` are file paths, in the order of the `<img>` marks in `user`.
+    """One exchange.
+
+    `images` are file paths. They stand where `image_at` says, as positions in `user`; without it,
+    at the `<img>` marks of `user`, as in data sets, if there is one for each.
 
     `utc_offset` says how many minutes the user's clock is ahead of UTC, if known. `received` is the
     time from which the turn is known, if that is not its own time.
@@ -77,6 +81,17 @@ class Turn:
     index: int = -1  # position in the user's history; assigned by the store
     utc_offset: int | None = None
     received: datetime | None = None
+    image_at: tuple[int, ...] | None = None
+
+    @property
+    def pieces(self) -> list[str]:
+        """The user's words before, between and behind the images."""
+        marked = self.user.split("<img>")
+        if self.image_at is None and len(marked) == len(self.images) + 1:
+            return marked
+        places = [0, *(self.image_at or [len(self.user)] * len(self.images)), len(self.user)]
+        pieces = [self.user[start:end] for start, end in pairwise(places)]
+        return [f"{piece} " for piece in pieces[:-1]] + pieces[-1:]
 
     # A turn is on the same timeline as the memories: it happens, and is known, at its time.
     @property
@@ -387,6 +402,7 @@ _FIELD_READERS: dict[str, Callable[[Any], Any]] = {
     "known_from": datetime.fromisoformat,
     "received": datetime.fromisoformat,
     "images": tuple,
+    "image_at": tuple,
     "sources": tuple,
     "turns": tuple,
     "renewed": tuple,

@@ -235,7 +235,7 @@ def test_valid_images_are_stored_and_invalid_ones_store_nothing(tmp_path):
         assistant.flush()
         assistant.chat("and this", [str(tmp_path / "cat.png")], at(2))
         turn, later = store.as_of().turns
-        assert later.user == "and this <img>" and "<img>" not in later.assistant
+        assert (later.user, later.image_at) == ("and this", (8,))
         assert turn.images == (str(tmp_path / "kai" / "images" / "turn00000_0.png"),)
 
 
