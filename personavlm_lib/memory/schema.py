@@ -12,8 +12,7 @@ from typing import Any
 from personavlm_lib.memory.database import Database, StoreError
 from personavlm_lib.memory.images import relocate
 from personavlm_lib.memory.indexes import TextIndex
-from personavlm_lib.memory.records import Record, Turn, from_json, to_json
-from personavlm_lib.memory.timeline import search_text
+from personavlm_lib.memory.records import Record, from_json, to_json
 from personavlm_lib.memory.versions import link_origins
 from personavlm_lib.memory.view import KINDS, TIMELINES
 
@@ -83,7 +82,7 @@ def _migrate_from_1(database: Database) -> None:
     for kind in ("core", "procedural"):  # schema 1 did not store which turns an entry came from
         before = None
         for row, version in read_rows(database, kind):
-            before = link_origins(before, version, lambda turn: turn_text(database, turn))
+            before = link_origins(before, version)
             rewrite_row(database, kind, row, before)
     _create_text_index(database)
 
@@ -117,11 +116,3 @@ def rewrite_row(database: Database, kind: str, row: int, record: Record) -> None
     """Replace the record of a row. Only migration, forgetting and wrong clocks may do that."""
     statement = f"UPDATE {kind} SET record = ?, known_from = ? WHERE id = ?"
     database.sql(statement, to_json(record), record.known_from.isoformat(), row)
-
-
-def turn_text(database: Database, turn: int) -> str:
-    """The searchable text of a turn; empty if the turn does not exist."""
-    rows = database.sql("SELECT record FROM turns WHERE id = ?", turn)
-    if not rows:
-        return ""
-    return search_text(from_json(Turn, rows[0][0]))

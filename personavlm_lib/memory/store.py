@@ -45,7 +45,7 @@ from personavlm_lib.memory.records import (
     in_utc,
     to_json,
 )
-from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row, turn_text
+from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row
 from personavlm_lib.memory.timeline import Searchable, Timeline
 from personavlm_lib.memory.versions import Version, apply_edits, link_origins, validate_version
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
@@ -306,7 +306,7 @@ class MemoryStore:
             known = self._known_versions(kind, version.known_from)
             before = known[-1] if known else None
             validate_version(before, version)
-            version = link_origins(before, version, partial(turn_text, self.database))
+            version = link_origins(before, version)
             if not version.edits:
                 return before or version
             row = self.next_id(kind)

@@ -235,7 +235,7 @@ def test_a_memory_of_schema_1_is_migrated(tmp_path, encoder, first_schema):
             assert len(view.semantic) == 6
             assert view.core.human == {"name": "Kai", "city": "Rome"}
             assert view.core.written_by == "rl"
-            assert view.core.origins["human"] == {"name": (0, 1), "city": (1,)}
+            assert view.core.origins["human"] == {"name": (0, 1), "city": (1, 2)}
             assert [(edit.op, edit.key) for edit in view.procedural.edits] == [("add", "city")]
             assert view.personality == PersonalityState(BigFive.neutral(), None, 5, 1, NOON)
             assert view.rejected == view.receipts == store.pending() == []
