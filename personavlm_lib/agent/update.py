@@ -5,6 +5,7 @@ judged on the same history. A proposed update that cannot be read or breaks a ru
 unchanged and is stored as a `RejectedUpdate` with its text and the reason.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from personavlm_lib.models.chat import ChatReply, Trajectory
 if TYPE_CHECKING:
     from personavlm_lib.memory.vision import ConceptRecognizer
 
+FEW_ENTRIES = 3  # may always be left out of a new version of core or procedural memory
 # Core memory keys that describe the user's identity and role, the persona block of A.1. All other
 # keys go to the human block. The paper names no keys; this list is ours.
 PERSONA_ATTRIBUTES = ("job", "occupation", "profession", "education", "role")
@@ -117,11 +119,14 @@ def update_session(
     prompts: PromptSet,
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
+    max_removed: float = 1.0,
 ) -> Trajectory[None]:
     """Update core, procedural and episodic memory after a session (lines 1-3).
 
     As in `update_turn`, one transaction writes all results and removes the pending `jobs`. A
-    rejected update is stored with the reason.
+    rejected update is stored with the reason. The model writes core and procedural memory anew: a
+    reply that was cut, or that leaves out more than the share `max_removed` of the entries (and
+    more than `FEW_ENTRIES`), is rejected.
     """
     ended = session[-1].known_from + SESSION_GAP
     known_from = _known_from(store, ended, "core", "procedural")
@@ -131,12 +136,16 @@ def update_session(
     images = turn_images(session)
     slots = {"session": session, "core": core}
     limit = 128 * prompts.room
+    core_limit = limit
+    if prompts.quote:  # room for all of the profile; two characters are at most one token
+        core_limit += len(str(core)) // 2
     replies = yield (
-        prompts.request("core", images, limit, session, **slots),
+        prompts.request("core", images, core_limit, session, **slots),
         prompts.request("procedural", images, limit, session, procedural=habits, **slots),
         prompts.request("episodic", images, 2 * limit, session, **slots),
     )
     assert isinstance(replies, tuple)
+    rewritten = {"core": core, "procedural": habits}
     sources = tuple(turn.index for turn in session)
     provenance = _Provenance(known_from, sources, _author(written_by, prompts))
 
@@ -145,9 +154,20 @@ def update_session(
             return
         for (purpose, write), reply in zip(_SESSION_WRITERS.items(), replies, strict=True):
             try:
+                if purpose in rewritten:
+                    _check_rewrite(reply, rewritten[purpose], max_removed)
                 write(store, session, reply, provenance)
             except ValueError as error:
                 _store_rejected(store, purpose, reply, str(error), provenance)
+
+
+def _check_rewrite(reply: ChatReply, entries: dict[str, str], max_removed: float) -> None:
+    """Raise ValueError if the new version is incomplete or loses too many of the `entries`."""
+    if reply.is_cut:
+        raise ValueError("the reply was cut off, so entries may be missing")
+    removed = entries.keys() - parse_core(reply.text).keys()
+    if len(removed) > max(FEW_ENTRIES, max_removed * len(entries)):
+        raise ValueError(f"the reply leaves out {len(removed)} of {len(entries)} entries")
 
 
 @contextmanager
@@ -201,7 +221,8 @@ def _semantic_memory(
     kind = "fact"
     concept = None
     named_object = image_object(content)
-    if named_object and turn.images:
+    is_lost = store.folder is not None and not all(map(os.path.isfile, turn.images))
+    if named_object and turn.images and not is_lost:
         content, class_name = named_object
         kind = "concept"
         crop: str | None = turn.images[0]
