@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from personavlm_lib.memory.vision import ConceptRecognizer
 
 LOG = logging.getLogger(__name__)
+MAX_REMOVED = 0.3  # share of entries that a new version of core or procedural memory may lose
 MAX_ATTEMPTS = 3  # of an update that fails although the model is there
 FIRST_DELAY = 1.0  # seconds until a failed update is tried again; doubled each time
 SHORT_DELAY = 60.0  # as long as this, the other updates wait
@@ -69,8 +71,23 @@ class _SharedModel:
         return self.model.start()
 
     def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
+        readable = [(transcript, _without_lost_images(request)) for transcript, request in asked]
         with self.lock:
-            return self.model.reply(asked)
+            return self.model.reply(readable)
+
+
+def _without_lost_images(request: ChatRequest) -> ChatRequest:
+    """The request with words in place of each image whose file is gone."""
+    text, *pieces = request.text.split("<img>")
+    images = []
+    for path, piece in zip(request.images, pieces, strict=True):
+        if Path(path).is_file():
+            images.append(path)
+            text += f"<img>{piece}"
+        else:
+            LOG.warning("%s is lost", path)
+            text += f"(lost picture){piece}"
+    return replace(request, text=text, images=tuple(images))
 
 
 class PersonaVLM:
@@ -289,7 +306,7 @@ class _Update:
     def trajectory(self, assistant: PersonaVLM) -> Trajectory[None]:
         store, prompts, name = assistant.store, assistant.settings.prompts, assistant.name
         if self.jobs[0].work == "session":
-            return update_session(store, self.turns, prompts, name, self.jobs)
+            return update_session(store, self.turns, prompts, name, self.jobs, MAX_REMOVED)
         [turn] = self.turns
         return update_turn(store, turn, prompts, assistant.recognizer, name, self.jobs)
 

@@ -1,7 +1,10 @@
 """The assistant answers at once and updates in the background; each update happens exactly once."""
 
+import json
+import zipfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 from personavlm_lib.agent.personavlm import PersonaVLM
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.update import replay_conversation
+from personavlm_lib.memory.archive import export_archive, import_archive
 from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import SESSION_GAP, Turn
 from personavlm_lib.memory.search import Retriever
@@ -373,3 +377,31 @@ def test_texts_are_cleaned_where_they_enter(store):
     store._drop_loaded()
     assert [turn.user for turn in store.as_of().turns] == [clean, clean]
     assert len(Retriever().rank_turns(store.as_of(), "tab \ud800", 3)) == 2
+
+
+def test_a_lost_picture_is_a_gap_in_one_turn_and_a_warning(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        Image.new("RGB", (4, 4), "red").save(tmp_path / f"{name}.png")
+    model = Model()
+    with (
+        MemoryStore(tmp_path / "kai", LetterEncoder()) as store,
+        PersonaVLM(store, model, NANO) as assistant,
+    ):
+        pictures = [str(tmp_path / "cat.png"), str(tmp_path / "dog.png")]
+        assistant.chat("look", pictures, at(0))
+        assistant.flush()
+        lost, kept = store.as_of().turns[0].images
+        Path(lost).unlink()
+        assistant.chat("hello", time=at(5))
+        assistant.flush(at(200))
+        assert store.pending() == []
+        for ask in model.asks[-4:]:
+            if "look" in ask.text:
+                assert "look (lost picture) <img>" in ask.text.replace("  ", " ")
+                assert ask.images == (kept,)
+        assert f"{lost} is lost" in caplog.text
+        with pytest.warns(UserWarning, match="lacks images: turn00000_0.png"):
+            export_archive(store, tmp_path / "kai.zip")
+    with zipfile.ZipFile(tmp_path / "kai.zip") as archive:
+        assert json.loads(archive.read("manifest.json"))["lost_images"] == ["turn00000_0.png"]
+    assert len(import_archive(tmp_path / "kai.zip", tmp_path / "copy").as_of().turns) == 2
