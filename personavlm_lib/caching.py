@@ -34,17 +34,25 @@ def fingerprint(path: Path, pattern: str = "*") -> str:
     return digest.hexdigest()
 
 
+def check_published(file: Path, sha256: str, fix: str) -> None:
+    """Raise RuntimeError, which suggests the `fix`, unless a file has the hash of the published."""
+    digest = "missing"
+    if file.is_file():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise RuntimeError(
+            f"{file} is not the published file (sha256 {digest}, expected {sha256}): {fix}"
+        )
+
+
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint all code and prompts that can change a result (`study` only displays them)."""
+    """Fingerprint all code, tables and prompts that can change a result (`study` displays them)."""
     hashes = []
     for package in sorted(PACKAGE.iterdir()):
         if not package.is_dir() or package.name == "study":
             continue
-        code = fingerprint(package, "*.py")
-        prompts = fingerprint(package, "*.j2")
-        tables = fingerprint(package, "*.yaml")
-        hashes += [code, prompts, tables]
+        hashes += [fingerprint(package, pattern) for pattern in ("*.py", "*.yaml", "*.j2")]
     return " ".join(hashes)
 
 

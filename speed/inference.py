@@ -12,9 +12,7 @@ other work runs on the same machine. Each number is the best of `--repeats` meas
 """
 
 import argparse
-import csv
 import importlib.metadata
-import json
 import os
 import platform
 import random
@@ -31,6 +29,7 @@ from personavlm_lib.models.chat import ChatRequest
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.models.nano import build_model
 from personavlm_lib.models.weights import load_processor
+from results import write_results
 
 BACKBONE = Path(__file__).parents[1] / "results" / "backbone"
 SEVEN_B = dict(
@@ -239,20 +238,6 @@ def describe_setup(arguments: argparse.Namespace, local: LocalModel) -> dict:
         dtype=str(local.model.dtype),
         versions=versions,
     )
-
-
-def write_results(file: Path, about: dict, rows: list[dict]) -> None:
-    """Write the rows as JSON, and as CSV next to it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about, "rows": rows}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns |= dict.fromkeys(row)
-    with file.with_suffix(".csv").open("w", newline="", encoding="utf-8") as output:
-        table = csv.DictWriter(output, columns)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def main() -> None:

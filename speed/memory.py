@@ -19,7 +19,6 @@ index: all are almost equally far from each other, so that no cell holds the nei
 """
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import os
@@ -36,6 +35,8 @@ from typing import Any
 import numpy as np
 import psutil
 from systems import SYSTEMS, WIDTH, K, LookupEncoder, Search
+
+from results import write_results
 
 BATCH = 1000
 SINGLE_WRITES = 200
@@ -328,19 +329,6 @@ def describe_setup(clusters: int) -> dict:
         width=WIDTH,
         clusters=clusters,
     )
-
-
-def write_results(file: Path, about: dict, rows: list[dict]) -> None:
-    """Write the rows as JSON, and as CSV next to it."""
-    text = json.dumps({"about": about, "rows": rows}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns |= dict.fromkeys(row)
-    with file.with_suffix(".csv").open("w", newline="", encoding="utf-8") as output:
-        table = csv.DictWriter(output, columns)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def main() -> None:

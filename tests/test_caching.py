@@ -21,6 +21,15 @@ def test_key_depends_on_contents_settings_and_code(tmp_path, monkeypatch):
     assert caching.cache_key(model=tmp_path / "a", rate=1e-3) != first
 
 
+@pytest.mark.parametrize("name", ["module.py", "table.yaml", "prompt.j2"])
+def test_code_tables_and_prompts_change_every_key(name, tmp_path, monkeypatch):
+    (tmp_path / "evaluation").mkdir()
+    monkeypatch.setattr(caching, "PACKAGE", tmp_path)
+    first = caching.code_fingerprint.__wrapped__()
+    (tmp_path / "evaluation" / name).write_text("1", encoding="utf-8")
+    assert caching.code_fingerprint.__wrapped__() != first
+
+
 def test_only_finished_work_of_the_same_key_is_reused(tmp_path):
     folder = tmp_path / "user"
     assert not caching.reuse_or_clear(folder, "k", tmp_path)

@@ -79,7 +79,17 @@ def test_the_memory_group_needs_no_torch():
     names = {
         r.name for r in requirements({"base": PROJECT["dependencies"], "memory": EXTRAS["memory"]})
     }
-    assert names == {"psutil", "pyyaml", "typer", "jinja2", "numpy", "pillow", "faiss-cpu"}
+    base = {"packaging", "psutil", "pyyaml", "typer", "jinja2", "numpy", "pillow"}
+    assert names == base | {"faiss-cpu"}
+
+
+def test_every_data_file_is_part_of_the_package():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    patterns = tools["setuptools"]["package-data"]["*"]
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    data = {path for path in files if path not in SOURCES and path.parent.name != "prompts"}
+    packaged = {path for path in data if any(path.match(pattern) for pattern in patterns)}
+    assert data == packaged and len(data) > 10
 
 
 def test_make_and_conda_install_the_constrained_versions():
@@ -346,7 +356,7 @@ def test_git_holds_no_large_file():
 def test_ci_runs_the_commands_of_the_guides():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
-    assert commands == ["make lint", "make test", "make test-slow"]
+    assert commands == ["make lint", "make small-weights", "make test", "make test-slow"]
     guides = "".join(
         (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")
     )

@@ -17,13 +17,8 @@ from personavlm_lib.memory.records import Turn, split_sessions
 # MemoryBank gives only days and LoCoMo only session times, so the times of turns are made up.
 FIRST_TURN = time(9)
 TURN_STEP = timedelta(minutes=2)
-CATEGORIES = {  # of LoCoMo's questions
-    1: "multi-hop",
-    2: "temporal",
-    3: "open",
-    4: "single-hop",
-    5: "adversarial",
-}
+# Of LoCoMo's questions, by number
+CATEGORIES = dict(enumerate(("multi-hop", "temporal", "open", "single-hop", "adversarial"), 1))
 EXPECTED = (
     "expected MemoryBank's {user: {history: {YYYY-MM-DD: [{query, response}]}}}, "
     "the authors' {profile, imgs, sessions: [[{time, user, assistant}]]} or LoCoMo's "
@@ -194,13 +189,18 @@ def _read_user_data(data: dict, folder: Path) -> list[Turn]:
     turns: list[Turn] = []
     for entry in entries:
         count = entry["user"].count("<img>")
-        time_text, _, _ = entry["time"].partition("(")  # a weekday may follow in brackets
-        moment = datetime.fromisoformat(time_text.strip())
+        moment = parse_time(entry["time"])
         assistant = entry.get("assistant") or ""
         turns.append(Turn(moment, entry["user"], assistant, tuple(images[:count])))
         del images[:count]
     turns.sort(key=lambda turn: turn.time)
     return [replace(turn, index=index) for index, turn in enumerate(turns)]
+
+
+def parse_time(text: str) -> datetime:
+    """`2024-09-12 09:40`, possibly followed by a weekday in brackets."""
+    moment, _, _ = text.partition("(")
+    return datetime.fromisoformat(moment.strip())
 
 
 def write_user_data(path: str | Path, turns: Sequence[Turn], profile: dict) -> None:

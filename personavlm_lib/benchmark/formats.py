@@ -8,7 +8,6 @@ alignment pair: both are written as additional keys, which the authors' code ign
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
+from jinja2 import Template
 
-from personavlm_lib.benchmark.conversations import read_conversations, write_user_data
+from personavlm_lib.benchmark.conversations import parse_time, read_conversations, write_user_data
 from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.records import Turn
@@ -29,15 +29,8 @@ SFT = Features(
     {"purpose": TEXT, "messages": List({"role": TEXT, "content": TEXT}), "images": IMAGES}
 )
 TURN = {"time": TEXT, "user": TEXT, "assistant": TEXT, "images": IMAGES}
-QUESTION = {
-    "case": TEXT,
-    "task": TEXT,
-    "kind": TEXT,
-    "time": TEXT,
-    "text": TEXT,
-    "options": TEXTS,
-    "answer": TEXT,
-}
+QUESTION = dict.fromkeys(("case", "task", "kind", "time", "text", "options", "answer"), TEXT)
+QUESTION["options"] = TEXTS
 LIVES = Features(
     {
         "user": TEXT,
@@ -77,23 +70,10 @@ def _with_picture_bytes(row: dict, folder: Path) -> dict:
 
 def data_card(title: str, tables: dict[str, pd.DataFrame], files: Iterable[str]) -> str:
     """The README.md of a data set: a configuration per Parquet file, then tables with headings."""
-    lines = ["---", "configs:"]
-    for file in files:
-        lines.append(f"- config_name: {Path(file).stem}")
-        lines.append(f"  data_files: {file}")
-    lines += ["---", f"# {title}", "", "The owners of the data choose its license."]
-    for heading, table in tables.items():
-        lines += ["", f"## {heading}", ""]
-        lines.append(_markdown_row(table.columns))
-        lines.append(_markdown_row(["---"] * table.shape[1]))
-        for cells in table.astype(object).values.tolist():
-            lines.append(_markdown_row(cells))
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Iterable[object]) -> str:
-    texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    return f"| {' | '.join(texts)} |"
+    template = Path(__file__).with_name("data_card.md.j2").read_text(encoding="utf-8")
+    configurations = {Path(file).stem: file for file in files}
+    card = Template(template, trim_blocks=True, keep_trailing_newline=True)
+    return card.render(title=title, tables=tables, configurations=configurations)
 
 
 # The authors' formats
@@ -227,7 +207,7 @@ def _choice_question(case: dict) -> Question:
         user="",
         task=case["question_type"],
         kind="choice",
-        time=_parse_time(case["time"]),
+        time=parse_time(case["time"]),
         text=case["query"],
         options=tuple(choices.values()),
         answer=choices[case["answer"]],
@@ -242,18 +222,12 @@ def _binary_question(case: dict, role: str) -> Question:
         user="",
         task="Personality Alignment",
         kind="binary",
-        time=_parse_time(pair.get("time", case["time"])),
+        time=parse_time(pair.get("time", case["time"])),
         text=pair[role],
         options=("yes", "no"),
         answer="yes" if role == "chosen" else "no",
         evidence=tuple(pair.get("evidence", ())),
     )
-
-
-def _parse_time(text: str) -> datetime:
-    """`2024-09-12 09:40`, possibly followed by a weekday in brackets."""
-    moment, _, _ = text.partition("(")
-    return datetime.fromisoformat(moment.strip())
 
 
 def as_conversation(sample: dict) -> dict:

@@ -6,12 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from personavlm_lib.benchmark.oracle import Oracle
-from personavlm_lib.benchmark.questions import Hop, Question
+from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.tasks import make_questions
 from personavlm_lib.memory.records import Turn, to_json
 from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import LifePlan, sample_plan
+
+_QUESTIONS = TypeAdapter(tuple[Question, ...])  # reads times and tuples from JSON values
 
 
 @dataclass(frozen=True)
@@ -82,31 +86,13 @@ def read_lives(path: Path) -> list[Life]:
 def _parse_life(row: dict, folder: Path) -> Life:
     plan = sample_plan(**row["plan"])
     turns = [_parse_turn(fields, folder) for fields in row["turns"]]
-    questions = [_parse_question(fields) for fields in row["questions"]]
-    return Life(plan, tuple(turns), tuple(questions))
+    return Life(plan, tuple(turns), _QUESTIONS.validate_python(row["questions"]))
 
 
 def _parse_turn(fields: dict, folder: Path) -> Turn:
     images = tuple(str(folder / image) for image in fields["images"])
     time = datetime.fromisoformat(fields["time"])
     return Turn(time, fields["user"], fields["assistant"], images, fields["index"])
-
-
-def _parse_question(fields: dict) -> Question:
-    parsed = dict(fields)
-    parsed["time"] = datetime.fromisoformat(fields["time"])
-    parsed["hops"] = tuple(_parse_hop(hop) for hop in fields["hops"])
-    for name in ("options", "evidence", "history"):
-        parsed[name] = tuple(fields[name])
-    return Question(**parsed)
-
-
-def _parse_hop(fields: dict) -> Hop:
-    parsed = dict(fields)
-    for name in ("start", "end"):
-        if fields[name]:
-            parsed[name] = datetime.fromisoformat(fields[name])
-    return Hop(**parsed)
 
 
 def as_query(question: Question) -> Turn:

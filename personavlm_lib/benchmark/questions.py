@@ -4,23 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
-ASPECTS = {
-    "Visual Detail Recall": "Memory",
-    "Semantic Information Recall": "Memory",
-    "Explicit Intent Inference": "Intent",
-    "Implicit Intent Recognition": "Intent",
-    "Latest Preference Recognition": "Preference",
-    "Interest Evolution Analysis": "Preference",
-    "Implicit Preference Recommendation": "Preference",
-    "Behavioral Pattern Recognition": "Behavior",
-    "Long-term Goal Tracking": "Behavior",
-    "Relationship Recognition": "Relationship",
-    "Relationship Dynamics Comprehension": "Relationship",
-    "Tiered Explanation Delivery": "Growth",
-    "Generalizing to New Scenarios": "Growth",
-    "Personality Alignment": "Alignment",
-}
+import yaml
+
+_TASKS = yaml.safe_load(Path(__file__).with_name("aspects.yaml").read_text(encoding="utf-8"))
+ASPECTS: dict[str, str] = {task: aspect for aspect, tasks in _TASKS.items() for task in tasks}
 
 
 @dataclass(frozen=True)

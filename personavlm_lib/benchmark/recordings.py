@@ -5,8 +5,9 @@ Appendix B.2, C).
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
@@ -16,7 +17,7 @@ from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.oracle import Oracle
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import split_sessions
+from personavlm_lib.memory.records import Turn, split_sessions
 from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import ConceptRecognizer
@@ -125,8 +126,12 @@ def _ask_after_evidence(question: Question, life: Life) -> Question:
     """
     if len(question.hops) != 1 or question.hops[0].start or not question.evidence:
         return question
-    evidence = life.turns[question.evidence[-1]]
-    sessions = split_sessions(life.turns)
-    session = next(turns for turns in sessions if evidence in turns)
-    end = session[-1].time
-    return replace(question, time=end + timedelta(minutes=5))
+    return replace(question, time=after_session(life.turns, question.evidence[-1]))
+
+
+def after_session(turns: Sequence[Turn], index: int) -> datetime:
+    """Five minutes after the session that holds the turn `index`."""
+    for session in split_sessions(turns):
+        if session[-1].index >= index:
+            return session[-1].time + timedelta(minutes=5)
+    raise ValueError(f"there is no turn {index}")

@@ -1,13 +1,11 @@
 """The groups of users that make up each size of data set (Appendix C)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from personavlm_lib.benchmark.seeds import (
-    LONG_TEST_USERS,
-    SHORT_TEST_USERS,
-    TEST_USERS,
-    TRAINING_USERS,
-)
+import yaml
+
+from personavlm_lib.benchmark import seeds
 
 
 @dataclass(frozen=True)
@@ -30,36 +28,16 @@ class Group:
     rl: int = 0
 
 
-SHORT = Group(
-    "test_short",
-    SHORT_TEST_USERS.start,
-    users=100,
-    days=90,
-    questions=10,
-    pairs=2,
-    turns=(20, 100),
-)
-LONG = Group(
-    "test_long", LONG_TEST_USERS.start, users=100, days=90, questions=10, pairs=2, turns=(100, 500)
-)
-PAPER_TRAIN = Group(
-    "train",
-    TRAINING_USERS.start,
-    users=500,
-    days=28,
-    questions=68,
-    pairs=6,
-    turns=(20, 100),
-    sft=78_000,
-    rl=5_600,
-)
-NANO_TRAIN = Group(
-    "train", TRAINING_USERS.start, users=100, days=28, questions=24, pairs=4, sft=6_000, rl=480
-)
-NANO_TEST = Group("test", TEST_USERS.start, users=12, days=70, questions=26, pairs=4, size=1.2)
-DATASET_SIZES = {
-    "nano": (NANO_TRAIN, NANO_TEST),
-    "short": (SHORT,),
-    "long": (LONG,),
-    "paper": (PAPER_TRAIN, SHORT, LONG),
-}
+def _read_sizes(path: Path) -> dict[str, tuple[Group, ...]]:
+    """The groups of each size, from a file such as `sizes.yaml`."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups = {}
+    for key, entry in content["groups"].items():
+        users = getattr(seeds, entry.pop("seeds"))
+        if "turns" in entry:
+            entry["turns"] = tuple(entry["turns"])
+        groups[key] = Group(first=users.start, **entry)
+    return {size: tuple(groups[key] for key in keys) for size, keys in content["sizes"].items()}
+
+
+DATASET_SIZES = _read_sizes(Path(__file__).with_name("sizes.yaml"))

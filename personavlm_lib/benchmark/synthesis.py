@@ -27,9 +27,7 @@ from personavlm_lib.benchmark import mixtures, recordings
 from personavlm_lib.benchmark.formats import LIVES, SFT, data_card, write_parquet
 from personavlm_lib.benchmark.lives import Life, read_lives, write_lives
 from personavlm_lib.benchmark.questions import Question
-from personavlm_lib.benchmark.seeds import (
-    user_seeds,
-)
+from personavlm_lib.benchmark.seeds import user_seeds
 from personavlm_lib.benchmark.sizes import Group
 from personavlm_lib.benchmark.tables import dialogue_table, question_table
 from personavlm_lib.benchmark.tasks import make_questions

@@ -1,4 +1,4 @@
-"""The claims that a run can test, the paper's and ours, each with our number and a verdict.
+"""The claims that a run can test, read from `claims.yaml`, each with our number and a verdict.
 
 Every claim is stated so that a positive difference supports the paper. The verdict follows from the
 95% interval alone:
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from personavlm_lib.evaluation.statistics import (
     Interval,
@@ -28,7 +30,6 @@ from personavlm_lib.evaluation.statistics import (
 
 # Every personality starts at the middle of the 1..5 scale; the paper does not give p_0.
 INITIAL_SCORE = 3.0
-VERDICTS = ("agrees", "disagrees", "undecided", "not measured")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ClaimResult:
 
 
 def verdict(ours: Interval | None) -> str:
-    """One of `VERDICTS`, from the interval alone."""
+    """The verdict on an interval, as the module's docstring defines it."""
     if ours is None:
         return "not measured"
     if isnan(ours.low) or ours.low <= 0 <= ours.high:
@@ -138,155 +139,27 @@ def _error_reduction(evidence: Evidence, source: str) -> Interval | None:
     return cluster_bootstrap(last.assign(saved=initial_error - final_error), "saved")
 
 
-def _gain(a: str, b: str, kind: str = "choice") -> Measure:
-    """Measure by how much condition `a` answers better than condition `b`."""
-    return partial(_accuracy_gain, a=a, b=b, kind=kind)
+# By the name that claims.yaml gives them.
+MEASURES: dict[str, Callable[..., Interval | None]] = {
+    "accuracy_gain": _accuracy_gain,
+    "reward_gain": _reward_gain,
+    "error_reduction": _error_reduction,
+}
 
 
-_NO_FLOOR = "no floor without memory printed; PersonaVLM {} against 25.0 by chance (Tables 1 and 4)"
-_PULL_FROM_NEUTRAL = (
-    "By construction: most true traits are drawn away from the neutral start, so nearly any "
-    "profile that follows the readings ends closer than one that is never updated."
-)
+def read_claims(path: Path) -> tuple[Claim, ...]:
+    """Read the claims of a file such as `claims.yaml`, which explains its keys.
 
-CLAIMS = (
-    Claim(
-        "C1",
-        "ours",
-        "PersonaVLM after RL, on the memory it wrote itself, answers better than without memory.",
-        _NO_FLOOR.format("71.48 (32k), 71.05 (128k)"),
-        "points",
-        _gain("rl_own", "no_memory"),
-    ),
-    Claim(
-        "C2",
-        "ours",
-        "PersonaVLM after SFT, on the memory it wrote itself, answers better than without memory.",
-        _NO_FLOOR.format("(SFT) 64.84 (32k), 67.18 (128k)"),
-        "points",
-        _gain("sft_own", "no_memory"),
-    ),
-    Claim(
-        "C2g",
-        "ours",
-        "PersonaVLM after SFT, on gold memory, answers better than without memory.",
-        "the same numbers; gold memory is not in the paper",
-        "points",
-        _gain("sft_gold", "no_memory"),
-    ),
-    Claim(
-        "C3",
-        "paper",
-        "RL improves on SFT when each reads the memory it wrote itself.",
-        "+6.64 (32k), +3.87 (128k) (Table 1)",
-        "points",
-        _gain("rl_own", "sft_own"),
-    ),
-    Claim(
-        "C4",
-        "ours",
-        "RL improves on SFT when both read gold memory.",
-        "+6.64 (32k), +3.87 (128k) on own memory (Table 1)",
-        "points",
-        _gain("rl_gold", "sft_gold"),
-    ),
-    Claim(
-        "C5",
-        "ours",
-        "GRPO ends with a higher mean reward than it starts with "
-        "(last fifth of the steps against the first).",
-        "no reward printed (Section 3.2, Eq. 3)",
-        "reward",
-        _reward_gain,
-    ),
-    # C6 and its variants: the gain of the full agent over the agent without one part (Table 8).
-    Claim(
-        "C6",
-        "paper",
-        "Without episodic memory the answers are worse.",
-        "+12.41 (32k), +5.19 (128k) with it (Table 8)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_episodic"),
-    ),
-    Claim(
-        "C6c",
-        "paper",
-        "Without core memory the answers are worse.",
-        "+1.68 (32k), +0.66 (128k) with it (Table 8)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_core"),
-    ),
-    Claim(
-        "C6p",
-        "paper",
-        "Without procedural memory the answers are worse.",
-        "+1.15 (32k), +1.66 (128k) with it (Table 8)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_procedural"),
-    ),
-    Claim(
-        "C6s",
-        "paper",
-        "Without semantic memory the answers are worse.",
-        "+1.77 (32k), +1.11 (128k) with it (Table 8)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_semantic"),
-    ),
-    Claim(
-        "C6r",
-        "paper",
-        "Without reasoning over several rounds the answers are worse.",
-        "+2.75 (32k), +3.73 (128k) with it (Table 8)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_reasoning"),
-    ),
-    Claim(
-        "C7",
-        "ours",
-        "PEM, on the model's own readings, ends closer to the true personality "
-        "than the neutral start.",
-        "curves only, ten users (Fig. 14)",
-        "scale",
-        partial(_error_reduction, source="own"),
-        _PULL_FROM_NEUTRAL,
-    ),
-    Claim(
-        "C7g",
-        "ours",
-        "PEM, on the true reading of each turn, ends closer to the true personality "
-        "than the neutral start.",
-        "curves only, ten users (Fig. 14)",
-        "scale",
-        partial(_error_reduction, source="gold"),
-        _PULL_FROM_NEUTRAL,
-    ),
-    Claim(
-        "C8",
-        "paper",
-        "PersonaVLM beats the backbone that sees the five most similar turns.",
-        "+10.28 (32k), +12.04 (128k) (Table 1)",
-        "points",
-        _gain("rl_own", "backbone_rag5"),
-    ),
-    Claim(
-        "C8f",
-        "paper",
-        "PersonaVLM beats the backbone that sees all turns.",
-        "+6.64 (32k), +16.57 (128k) (from Table 1)",
-        "points",
-        _gain("rl_own", "backbone_full"),
-    ),
-    Claim(
-        "C9",
-        "paper",
-        "Alignment is judged better with the personality profile than without it.",
-        "+4.0 on P-SOUPS (Table 9)",
-        "points",
-        _gain("rl_gold", "rl_gold_wo_pem", kind="alignment"),
-        "By construction: the user's traits alone decide the right answer, and the profile states "
-        "them.",
-    ),
-)
+    Raises KeyError for an unknown measure, and TypeError for another unknown or missing key.
+    """
+    claims = []
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        measure = partial(MEASURES[entry.pop("measure")], **entry.pop("with", {}))
+        claims.append(Claim(**entry, measure=measure))
+    return tuple(claims)
+
+
+CLAIMS = read_claims(Path(__file__).with_name("claims.yaml"))
 
 
 def evaluate_claims(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> list[ClaimResult]:

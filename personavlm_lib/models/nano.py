@@ -87,8 +87,13 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
     tokenizer.decoder = _build_decoder()
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    return chat_tokenizer(tokenizer)
+
+
+def chat_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer with the special tokens of Qwen2.5-VL; those that it lacks are added."""
     end = "<|im_end|>"
-    padding = "<|endoftext|>"
+    padding = "<|endoftext|>"  # not the end of a turn, so that padding can be cut after it
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=end,
@@ -143,11 +148,16 @@ def _build_vocabulary(texts: Iterable[str], normalizer: normalizers.Normalizer) 
     return all_bytes + sorted(pieces)
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
-    """Build Qwen2.5-VL's processor for scenes of 84 x 84 pixels (9 tokens; crops: at least 4)."""
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, max_pixels: int = 84 * 84
+) -> ImageOnlyProcessor:
+    """Build Qwen2.5-VL's processor for pictures of at most `max_pixels`; larger ones are reduced.
+
+    A token stands for 28 x 28 pixels: a scene of 84 x 84 has 9 tokens, crops have at least 4.
+    """
     templates = Path(trl.__file__).parent / "chat_templates"
     template = (templates / "qwen2_5_vl.jinja").read_text(encoding="utf-8")
-    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=84 * 84)
+    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=max_pixels)
     return ImageOnlyProcessor(images, tokenizer, chat_template=template)
 
 
@@ -159,16 +169,7 @@ def build_model(
     With `look_back`, and if it has at least four heads and two layers, the first two layers are
     initialized as heads that look up (see `_init_lookup_heads`); otherwise at random as the rest.
     """
-    config = Qwen2_5_VLConfig(
-        text_config=_text_config(tokenizer, width, layers),
-        vision_config=_vision_config(width),
-        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_token_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = build_random_model(tokenizer, _text_config(width, layers))
     # The default deviation of 0.02 is only a few of Adam's steps: words of one kind (all drinks)
     # then drift to one point before the model can tell them apart, and lookup is not learned in
     # five times the steps that it takes with 0.1.
@@ -177,21 +178,38 @@ def build_model(
     torch.nn.init.normal_(embeddings.weight, std=0.1)
     if look_back and layers > 1 and width >= 128:
         _init_lookup_heads(model)
-    assert model.generation_config is not None
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(token_id, int)
-    return token_id
+def build_random_model(
+    tokenizer: Any, text_config: dict[str, Any]
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Build a random Qwen2.5-VL with a small vision tower and tied embeddings.
 
-
-def _text_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
-    return dict(
+    `text_config` sets the language model, apart from the vocabulary and special tokens, which are
+    those of `tokenizer` (see `chat_tokenizer`).
+    """
+    vocabulary = dict(
         vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=text_config | vocabulary,
+        vision_config=_vision_config(text_config["hidden_size"]),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _text_config(width: int, layers: int) -> dict[str, Any]:
+    return dict(
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
@@ -199,10 +217,6 @@ def _text_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) ->
         num_key_value_heads=width // 32,
         max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e8},
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
     )
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from personavlm_lib.caching import fingerprint
+from personavlm_lib.models.gguf import SMOLLM2, smollm2_folder
 from personavlm_lib.models.nano import ImageOnly
 
 SOURCE = "source.json"
@@ -40,10 +41,15 @@ def _relative(location: str | Path, folder: Path) -> str:
 
 
 def follow_source(source: str | Path) -> tuple[str, list[str]]:
-    """Return where a model's weights and processor are, and its adapters in merging order."""
+    """Return where a model's weights and processor are, and its adapters in merging order.
+
+    The source "smollm2" is a folder in the user's cache (`models.gguf.smollm2_folder`).
+    """
     location = str(source)
     adapters: list[str] = []
     while True:
+        if location == SMOLLM2:
+            location = str(smollm2_folder())
         file = Path(location) / SOURCE
         if not file.is_file():
             return location, adapters

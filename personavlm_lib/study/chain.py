@@ -19,35 +19,9 @@ from pathlib import Path
 
 from personavlm_lib.evaluation.failures import UNFINISHED
 from personavlm_lib.processes import exit_with_parent
-from personavlm_lib.study.profiles import (
-    ROOT,
-    Profile,
-    ProfileError,
-    check_run_version,
-    code_hash,
-    delete_in_run,
-    load_profile,
-    memories_folder,
-    notebook,
-    run_folder,
-    stage_folder,
-    stage_parameters,
-)
+from personavlm_lib.study import profiles
+from personavlm_lib.study.profiles import Profile, ProfileError, run_folder, stage_folder
 
-# The stages whose output each stage reads; 09_report reads that of all (see `needed_stages`).
-NEEDED_STAGES = {
-    "00_backbone": (),
-    "01_synthesize": (),
-    "02_sft": ("00_backbone", "01_synthesize"),
-    "03_grpo": ("02_sft",),
-    # 00_backbone is listed for runs of released weights, which have no 02_sft and 03_grpo
-    "04_agent_demo": ("00_backbone", "01_synthesize", "03_grpo"),
-    "05_evaluate": ("00_backbone", "01_synthesize", "03_grpo"),
-    "06_ablations": ("05_evaluate",),
-    "07_personality": ("05_evaluate",),
-    "08_audit": ("05_evaluate",),
-    "explore_memories": ("05_evaluate",),
-}
 LOCKED_FOLDER = "PERSONAVLM_HELD"  # environment variable: the run folder that a parent has locked
 CHAIN_STAGE = "PERSONAVLM_STAGE"  # environment variable: the folder that the runner works on
 GRACE_SECONDS = 15.0  # for an interrupted chain to end its children itself
@@ -144,11 +118,7 @@ def restore_time(record: Path) -> None:
 
 def needed_stages(profile: Profile, stage: str) -> list[str]:
     """The stages of the profile whose output `stage` reads, without what those need in turn."""
-    if stage == "09_report":
-        needed = [name for name in profile.stages if name not in ("09_report", "explore_memories")]
-    else:
-        needed = list(NEEDED_STAGES[stage])
-    return [name for name in needed if name in profile.stages]
+    return [name for name in profiles.NEEDED_STAGES[stage] if name in profile.stages]
 
 
 def _with_needed_stages(profile: Profile, stages: list[str]) -> set[str]:
@@ -176,14 +146,14 @@ def reproduce(
     `force` deletes the output of the named stages, or of all, and runs them again. `seed` and
     `world_seed` replace those of the profile. Raises ProfileError before anything is touched.
     """
-    profile = load_profile(name, seed, world_seed)
+    profile = profiles.load_profile(name, seed, world_seed)
     run = run or profile.name
     for stage in [*profile.stages, *stages]:
-        stage_parameters(profile, stage, run)
+        profiles.stage_parameters(profile, stage, run)
     selected = stages or list(profile.stages)
     forced = selected if force else []
     if "01_synthesize" not in forced:
-        check_run_version(run)
+        profiles.check_run_version(run)
     # Otherwise Snakemake reads a run's name such as 007 or 1e5 as a number.
     config = {"profile": name, "run": f"!!str {run}"}
     if seed is not None:
@@ -224,9 +194,9 @@ def _snakemake_command(stages: list[str], rerun: list[str], config: dict[str, st
 def _delete_outputs(run: str, stages: list[str]) -> None:
     """Delete the folders of stages; with 05_evaluate also the memories that it writes."""
     if "05_evaluate" in stages:
-        delete_in_run(run, memories_folder(run))
+        profiles.delete_in_run(run, profiles.memories_folder(run))
     for stage in stages:
-        delete_in_run(run, stage_folder(run, stage))
+        profiles.delete_in_run(run, stage_folder(run, stage))
 
 
 def _outdated_stages(profile: Profile, run: str) -> list[str]:
@@ -243,10 +213,11 @@ def _outdated_stages(profile: Profile, run: str) -> list[str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "code" not in record:  # of an older version
             continue
-        present = stage_parameters(profile, stage, run)
+        present = profiles.stage_parameters(profile, stage, run)
         parameters_changed = not record["changed"] and record["parameters"] != present
         unscored = any((path.parent / "answers").glob(f"*{UNFINISHED}"))
-        if unscored or parameters_changed or record["code"] != code_hash(notebook(stage)):
+        code = profiles.code_hash(profiles.notebook(stage))
+        if unscored or parameters_changed or record["code"] != code:
             outdated.append(stage)
     return outdated
 
@@ -270,7 +241,11 @@ def _run_snakemake(command: list[str], log: Path) -> int:
     exit_with_parent()
     with log.open("w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stderr=log_file, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=profiles.ROOT,
+            stderr=log_file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             code = process.wait()

@@ -7,13 +7,7 @@ from typing import Any
 
 import torch
 
-from personavlm_lib.memory.vision import (
-    ClassicalDetector,
-    ConceptRecognizer,
-    Detector,
-    GroundingDinoDetector,
-    ImageEncoder,
-)
+from personavlm_lib.memory import vision
 from personavlm_lib.models.chat import ChatModel
 from personavlm_lib.models.endpoint import EndpointModel, EndpointSettings, is_endpoint
 from personavlm_lib.models.local import LocalModel
@@ -106,7 +100,7 @@ def bundled_image_encoder() -> Path:
     return folder
 
 
-def open_recognizer(detector: str, image_encoder: str) -> ConceptRecognizer:
+def open_recognizer(detector: str, image_encoder: str) -> vision.ConceptRecognizer:
     """Open the recognizer of objects in images.
 
     detector: "classical", or a zero-shot detector by hub id or folder (the paper's is Grounding
@@ -114,12 +108,12 @@ def open_recognizer(detector: str, image_encoder: str) -> ConceptRecognizer:
     folder.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    object_detector: Detector
+    object_detector: vision.Detector
     if detector == "classical":
-        object_detector = ClassicalDetector()
+        object_detector = vision.ClassicalDetector()
     else:
-        object_detector = GroundingDinoDetector(detector, device)
+        object_detector = vision.GroundingDinoDetector(detector, device)
     if image_encoder == "nano":
-        encoder = ImageEncoder(bundled_image_encoder(), device)
-        return ConceptRecognizer(object_detector, encoder, threshold=NANO_THRESHOLD)
-    return ConceptRecognizer(object_detector, ImageEncoder(image_encoder, device))
+        encoder = vision.ImageEncoder(bundled_image_encoder(), device)
+        return vision.ConceptRecognizer(object_detector, encoder, threshold=NANO_THRESHOLD)
+    return vision.ConceptRecognizer(object_detector, vision.ImageEncoder(image_encoder, device))

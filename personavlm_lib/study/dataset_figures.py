@@ -36,6 +36,7 @@ from personavlm_lib.study.figures import (
     new_axes,
     styled,
 )
+from personavlm_lib.study.tables import WORDS
 
 PALETTE = (BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GRAY)
 ASPECT_COLORS = dict(zip(dict.fromkeys(ASPECTS.values()), PALETTE, strict=True))
@@ -47,15 +48,7 @@ MEMORY_COLORS = {
     "nothing": GRAY,
 }
 # The memory type that stores each kind of life event; kinds that are not listed: semantic.
-STORED_IN = {
-    "name": "core",
-    "core": "core",
-    "event": "episodic",
-    "habit": "procedural",
-    "goal": "procedural",
-    "goal_end": "procedural",
-    "small_talk": "nothing",
-}
+STORED_IN = WORDS["stored_in"]
 
 
 @styled
@@ -104,12 +97,7 @@ def figure_8_distributions(dialogues: pd.DataFrame) -> Figure:
     """Dialogues by turns, sessions, days and pictures (the paper's Fig. 8). Lines: the ranges, and
     the mean share of pictures, that the paper prints."""
     shares = dialogues.assign(pictures=100 * dialogues["pictured"] / dialogues["turns"])
-    labels = {
-        "turns": "turns",
-        "sessions": "sessions",
-        "days": "days spanned",
-        "pictures": "turns with a picture (%)",
-    }
+    labels = WORDS["distributions"]
     figure, axes = new_axes(2, 2, height=3.9)
     for ax, (column, label) in zip(axes.flat, labels.items(), strict=True):
         _plot_distribution(ax, shares, column)

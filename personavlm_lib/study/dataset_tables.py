@@ -15,25 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Template
 from wordcloud import STOPWORDS
 
 from personavlm_lib.benchmark.lives import Life
-from personavlm_lib.benchmark.mixtures import MEMORY_PURPOSES
 from personavlm_lib.benchmark.questions import ASPECTS, Question
 from personavlm_lib.benchmark.tables import dialogue_table, needed_picture, question_table
 from personavlm_lib.simulation.lexicon import MARKERS
 from personavlm_lib.study.profiles import PAPER_TABLES
+from personavlm_lib.study.tables import WORDS
+from personavlm_lib.study.templates import render
 
 World = dict[str, pd.DataFrame]
 TRAIN = "train"
-PARTS = {
-    "respond": "question answering",
-    **dict.fromkeys(MEMORY_PURPOSES, "four memory types"),
-    "open": "open-ended",
-    "choice": "multiple choice",
-    "binary": "yes or no",
-}
+PARTS = WORDS["parts"]  # by the purpose of an SFT sample or the kind of an RL prompt
 
 
 def write_world(
@@ -161,8 +155,7 @@ def _case_row(aspect: str, life: Life, question: Question) -> tuple:
 
 def cases_html(cases: pd.DataFrame) -> str:
     """The cases as an HTML table, with the correct option in bold and the picture, if any."""
-    template = Path(__file__).with_name("cases.html.j2").read_text(encoding="utf-8")
-    return Template(template, autoescape=True).render(cases=cases)
+    return render("cases.html.j2", cases=cases)
 
 
 def table_5(questions: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,8 @@ from shutil import disk_usage
 from typing import NamedTuple
 from urllib.request import urlopen
 
+from packaging.requirements import Requirement
+
 from personavlm_lib.study.profiles import BACKBONE, ROOT, STAGES, load_profile, runs_folder
 
 EXTRAS = ("memory", "dense", "study", "training")  # of the study; the others are for development
@@ -76,48 +78,44 @@ def direct_requirements() -> dict[str, str]:
     """Range of versions of each direct dependency of the whole study, by name."""
     ranges = {}
     for requirement, _ in _requirements():
-        name = _name(requirement)
+        name = Requirement(requirement).name
         ranges[name] = requirement.removeprefix(name)
     return ranges
 
 
 def _requirements() -> list[tuple[str, str]]:
-    return _requirements_of_checkout() if _in_checkout() else _requirements_of_package()
-
-
-def _name(requirement: str) -> str:
-    return re.split(r"[=<>~\[ ]", requirement)[0]
-
-
-def _requirements_of_checkout() -> list[tuple[str, str]]:
     """Each direct dependency, such as "psutil>=5.9,<8", with the extra that it belongs to or ""."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {})
-    requirements = [(line, "") for line in project["dependencies"]]
-    for extra in EXTRAS:
-        for line in extras.get(extra, []):
+    groups = _groups_of_checkout() if _in_checkout() else _groups_of_package()
+    requirements = []
+    for extra in ("", *EXTRAS):
+        for line in groups.get(extra, []):
             if not line.startswith("personavlm["):
                 requirements.append((line, extra))
     return requirements
 
 
-def _requirements_of_package() -> list[tuple[str, str]]:
-    """As `_requirements_of_checkout`, from the metadata of the installed package, if it has any."""
+def _groups_of_checkout() -> dict[str, list[str]]:
+    """The requirements of each extra, and under "" those of the package itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {"": project["dependencies"], **project.get("optional-dependencies", {})}
+
+
+def _groups_of_package() -> dict[str, list[str]]:
+    """As `_groups_of_checkout`, from the metadata of the installed package, if it has any."""
+    groups: dict[str, list[str]] = {}
     try:
         lines = importlib.metadata.requires("personavlm") or []
     except importlib.metadata.PackageNotFoundError:
-        return []
-    requirements = []
+        return groups
     for line in lines:
         requirement, _, marker = line.partition(";")
         extra = "".join(re.findall(r"extra == ['\"](\w+)", marker))
-        if extra in ("", *EXTRAS) and not line.startswith("personavlm["):
-            requirements.append((requirement.strip(), extra))
-    return requirements
+        groups.setdefault(extra, []).append(requirement.strip())
+    return groups
 
 
 def _package(requirement: str, extra: str) -> CheckResult:
-    name = _name(requirement)
+    name = Requirement(requirement).name
     fix = f"pip install {shlex.quote(requirement)}"
     try:
         installed = importlib.metadata.version(name)
@@ -130,23 +128,8 @@ def _package(requirement: str, extra: str) -> CheckResult:
 
 
 def _fits(version: str, requirement: str) -> bool:
-    """Whether a version lies in the range of a requirement."""
-    installed = _release(version)
-    for operator, bound in re.findall(r"(==|>=|<)\s*([\w.]+)", requirement):
-        limit = _release(bound)
-        if operator == "==" and installed != limit:
-            return False
-        if operator == ">=" and installed < limit:
-            return False
-        if operator == "<" and installed >= limit:
-            return False
-    return True
-
-
-def _release(version: str) -> list[int]:
-    """The numbers of a version, without what follows them: [2, 13, 0] for "2.13.0+cpu"."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return [int(number) for number in match[0].split(".")] if match else []
+    """Whether a version, which may be a pre-release, lies in the range of a requirement."""
+    return Requirement(requirement).specifier.contains(version, prereleases=True)
 
 
 def _models() -> Iterator[CheckResult]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from personavlm_lib.memory.personality import summarize_profile
 from personavlm_lib.memory.records import TRAITS, BigFive, CoreMemory, ProceduralMemory
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.study.figures import TRAIT_COLORS
+from personavlm_lib.study.templates import render
 
 THUMBNAIL = 128  # pixels of the longer side: twice the displayed size, for dense screens
 Change = tuple[str, str | None, str | None]  # (key, text before, text after); None: no such key
@@ -86,10 +86,8 @@ def snapshot(folder: Path, time: datetime | None = None) -> str:
 
 def panel(view: MemoryView, user: str, page: bool = False) -> str:
     """Render the view as HTML: a fragment for a notebook, or a whole `page`."""
-    loader = PackageLoader("personavlm_lib.study", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
-    template = environment.get_template("explorer.html.j2")
-    text = template.render(
+    text = render(
+        "explorer.html.j2",
         view=view,
         user=user,
         page=page,

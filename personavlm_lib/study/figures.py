@@ -36,27 +36,9 @@ TRAIT_COLORS = dict(zip(TRAITS, (BLUE, GREEN, ORANGE, PURPLE, RED), strict=True)
 # Colors of conditions: by name, else by the model that a condition's name starts with.
 CONDITION_COLORS = {"chance": GRAY, "no_memory": GRAY, "gold_evidence": GREEN, "oracle": GREEN}
 MODEL_COLORS = {"backbone": ORANGE, "sft": SKY, "rl": BLUE}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#333333",
-    "axes.edgecolor": "#999999",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-    "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "personavlm",
-}
+STYLE = matplotlib.rc_params_from_file(
+    Path(__file__).with_name("figures.mplstyle"), use_default_template=False
+)
 WIDTH = 4.6  # inches
 styled = matplotlib.rc_context(STYLE)
 
@@ -137,7 +119,7 @@ def accuracy_by_condition(records: pd.DataFrame) -> Figure:
 @styled
 def accuracy_by_task(records: pd.DataFrame) -> Figure:
     """The paper's Table 4 for selected conditions: percent correct per task and condition."""
-    selected = records[records["condition"].isin(tables.SHOWN_BY_TASK)]
+    selected = records[records["condition"].isin(tables.WORDS["shown_by_task"])]
     values = tables.task_table(records if selected.empty else selected)
     figure, [[ax]] = new_axes(height=1.7 + 0.27 * len(values))
     questions = values.pop("n")

@@ -26,19 +26,11 @@ NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
 PAPER_TABLES = ROOT / "results" / "paper"  # the paper's printed numbers
 BACKBONE = ROOT / "results" / "backbone"  # the bundled weights of the nano model
-STAGES = (
-    "00_backbone",
-    "01_synthesize",
-    "02_sft",
-    "03_grpo",
-    "04_agent_demo",
-    "05_evaluate",
-    "06_ablations",
-    "07_personality",
-    "08_audit",
-    "explore_memories",
-    "09_report",
+# The stages in the order of the chain, each with the stages whose output it reads.
+NEEDED_STAGES: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("stages.yaml").read_text(encoding="utf-8")
 )
+STAGES = tuple(NEEDED_STAGES)
 PROFILE_KEYS = ("seed", "world_seed", "offline", "common", "stages")
 YAML_TYPES = {  # annotation in a notebook -> types of a YAML value that fit it
     "int": ("int",),

@@ -10,10 +10,9 @@ from math import isfinite
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from personavlm_lib.evaluation import audit
+from personavlm_lib.evaluation import audit, statistics
 from personavlm_lib.evaluation.claims import (
     INITIAL_SCORE,
     ClaimResult,
@@ -22,32 +21,13 @@ from personavlm_lib.evaluation.claims import (
     last_profiles,
 )
 from personavlm_lib.evaluation.records import read_records
-from personavlm_lib.evaluation.statistics import (
-    Interval,
-    evidence_recall,
-    mean_absolute_error_interval,
-    paired_difference,
-)
 from personavlm_lib.study import dataset_figures, dataset_tables, figures, tables
 from personavlm_lib.study.profiles import PAPER_TABLES, STAGES, run_folder, stage_folder
 from personavlm_lib.study.scope import scope_sentences
+from personavlm_lib.study.templates import render
 
 UNITS = {"points": " points", "reward": "", "scale": ""}
-CAPTIONS = {
-    "accuracy_by_condition": "Correct answers to multiple-choice questions, with 95% intervals "
-    "over users. Hatched: answers that name no option. The rest is wrong. Numbers: correct "
-    "answers. Gray: floors. Green: ceilings.",
-    "accuracy_by_task": "Correct answers by task, in percent (the paper's Table 4, transposed). "
-    "In brackets: number of questions.",
-    "figure_14_personality_own": "True personality of some users, and PEM's estimate from the "
-    "model's own reading of each turn (the paper's Fig. 14).",
-    "figure_14_personality_gold": "The same with the true reading of each turn: PEM alone.",
-    "training_curves": "Training curves. Thin: single steps. Bold: running mean over a tenth of "
-    "the steps.",
-    "table_8_ablations": "Change when one part is removed: ours with its interval, and the "
-    "paper's (Tables 8 and 9).",
-    "table_11_efficiency": "Mean tokens and time per answer (the paper's Table 11).",
-} | dataset_figures.CAPTIONS
+CAPTIONS = tables.WORDS["captions"] | dataset_figures.CAPTIONS
 
 
 def load_evidence(run: str) -> Evidence:
@@ -115,15 +95,13 @@ def _render_page(
     run: str, evidence: Evidence, results: list[ClaimResult], images: dict[str, Path]
 ) -> str:
     about = _about(evidence.stages)
-    loader = PackageLoader("personavlm_lib.study", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     claims = [_claim_row(result) | {"shown": show(result)} for result in results]
     pictures = [(name, CAPTIONS[name], _data_uri(path)) for name, path in images.items()]
     world = dataset_tables.read_world(_world_folder(run))
     checks = audit.audit_tables(PAPER_TABLES)
     tasks = None if evidence.records.empty else tables.task_table(evidence.records)
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return render(
+        "report.html.j2",
         run=run,
         about=about,
         scope=scope_sentences(run, about, evidence),
@@ -209,13 +187,13 @@ def _differences_to_rl_own(records: pd.DataFrame, conditions: dict[str, dict]) -
     choice = records[records["kind"] == "choice"].dropna(subset="correct")
     scored = set(choice["condition"])
     others = [name for name in conditions if name != "rl_own" and {name, "rl_own"} <= scored]
-    return {name: vars(paired_difference(choice, name, "rl_own")) for name in others}
+    return {name: vars(statistics.paired_difference(choice, name, "rl_own")) for name in others}
 
 
 def _recalls(records: pd.DataFrame) -> dict[str, dict]:
     if records.empty:
         return {}
-    recall = evidence_recall(records)
+    recall = statistics.evidence_recall(records)
     return recall.set_index("condition").to_dict("index") if len(recall) else {}
 
 
@@ -227,19 +205,14 @@ def _personality_errors(personality: pd.DataFrame) -> dict[str, dict]:
     for source, rows in last_profiles(personality).groupby("source"):
         unchanged = rows.assign(estimated=INITIAL_SCORE)
         errors[str(source)] = {
-            "final": _interval_row(mean_absolute_error_interval(rows)),
-            "neutral": _interval_row(mean_absolute_error_interval(unchanged)),
+            "final": _interval_row(statistics.mean_absolute_error_interval(rows)),
+            "neutral": _interval_row(statistics.mean_absolute_error_interval(unchanged)),
         }
     return errors
 
 
-def _interval_row(interval: Interval) -> dict:
-    return {
-        "n": interval.n,
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-    }
+def _interval_row(interval: statistics.Interval) -> dict:
+    return {name: getattr(interval, name) for name in ("n", "mean", "low", "high")}
 
 
 def show(result: ClaimResult) -> str:
@@ -270,7 +243,7 @@ def explain(result: ClaimResult) -> str:
 
 def _claim_row(result: ClaimResult) -> dict:
     missing = float("nan")
-    ours = result.ours or Interval(missing, missing, missing, n=0)
+    ours = result.ours or statistics.Interval(missing, missing, missing, n=0)
     return {
         "id": result.claim.id,
         "origin": result.claim.origin,

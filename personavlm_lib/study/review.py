@@ -5,7 +5,6 @@ JSON Lines file, so that an interrupted review can be resumed, and several revie
 file. The last decision of each reviewer on an item counts.
 """
 
-import html
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from sklearn.metrics import cohen_kappa_score
 from personavlm_lib.benchmark.lives import Life
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.study.explorer import thumbnail
+from personavlm_lib.study.templates import render
 
 DECISIONS = {"a": "accept", "e": "edit", "d": "drop"}  # by key
 
@@ -97,26 +97,7 @@ def _apply_to_life(life: Life, edits: dict[str, dict], rejected: set[str]) -> Li
 
 def item_html(life: Life, question: Question) -> str:
     """One item as HTML: the question, its options, the correct one in bold, and its evidence."""
-    heading = f"{question.task}, {question.time}"
-    text = html.escape(question.text)
-    options = "".join(_option_html(option, question.answer) for option in question.options)
-    evidence = "".join(_turn_html(life, index) for index in question.evidence)
-    return f"<h4>{heading}</h4><p>{text}</p><ol>{options}</ol>{evidence}"
-
-
-def _option_html(option: str, answer: str) -> str:
-    text = html.escape(option)
-    if option == answer:
-        text = f"<b>{text}</b>"
-    return f"<li>{text}</li>"
-
-
-def _turn_html(life: Life, index: int) -> str:
-    turn = life.turns[index]
-    user = html.escape(turn.user)
-    assistant = html.escape(turn.assistant)
-    images = "".join(f'<img src="{thumbnail(path)}">' for path in turn.images)
-    return f"<p>{turn.time} user: {user} assistant: {assistant}{images}</p>"
+    return render("review.html.j2", life=life, question=question, thumbnail=thumbnail)
 
 
 def review(path: Path, lives: list[Life], reviewer: str) -> ipywidgets.VBox:

@@ -31,14 +31,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from personavlm_lib.study import profiles
 from personavlm_lib.study.chain import in_chain, restore_time
 from personavlm_lib.study.doctor import direct_requirements
-from personavlm_lib.study.profiles import (
-    ROOT,
-    Profile,
-    code_hash,
-    delete_in_run,
-    stage_folder,
-    stage_parameters,
-)
+from personavlm_lib.study.profiles import ROOT, Profile, stage_folder
 
 # A dead kernel raises an error, which the command line reports; papermill would print it as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -201,10 +194,10 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
     Raises ProfileError before anything is touched when the parameters are not exactly the
     notebook's.
     """
-    parameters = stage_parameters(profile, stage, run, changes)
+    parameters = profiles.stage_parameters(profile, stage, run, changes)
     folder = stage_folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    delete_in_run(run, folder / "run.json")
+    profiles.delete_in_run(run, folder / "run.json")
     parameters_text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     (folder / "params.yaml").write_text(parameters_text, encoding="utf-8")
     _set_kernel_environment(profile.offline)
@@ -220,7 +213,7 @@ def run_stage(stage: str, profile: Profile, run: str, changes: dict | None = Non
         "world_seed": parameters.get("world_seed", profile.world_seed),
         "parameters": parameters,
         "changed": sorted(changes or {}),
-        "code": code_hash(source),
+        "code": profiles.code_hash(source),
         "started": datetime.now(UTC).isoformat(),
         **environment(),
     }

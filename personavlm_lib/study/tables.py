@@ -3,45 +3,18 @@
 Accuracies are in percent, differences in percentage points.
 """
 
+from pathlib import Path
+
 import pandas as pd
+import yaml
 
 from personavlm_lib.evaluation.audit import ASPECTS
 from personavlm_lib.evaluation.statistics import accuracy_table, paired_difference
 
-CONDITIONS = {
-    "chance": "chance",
-    "no_memory": "no memory",
-    "backbone_rag5": "backbone, 5 nearest turns",
-    "backbone_rag5_paraphrased": "backbone, 5 nearest (paraphrased)",
-    "backbone_bm25": "backbone, 5 turns by BM25",
-    "backbone_full": "backbone, all turns",
-    "sft_own": "SFT, own memory",
-    "sft_gold": "SFT, gold memory",
-    "rl_own": "RL, own memory",
-    "rl_own_paraphrased": "RL, own memory (paraphrased)",
-    "rl_gold": "RL, gold memory",
-    "gold_evidence": "gold evidence shown",
-    "oracle": "oracle, gold memory",
-}
+WORDS = yaml.safe_load(Path(__file__).with_name("labels.yaml").read_text(encoding="utf-8"))
+CONDITIONS: dict[str, str] = WORDS["conditions"]
 FULL = "rl_gold"  # the full agent that each ablation removes a part from
-ABLATIONS = {
-    f"{FULL}_wo_core": "w/o Core",
-    f"{FULL}_wo_procedural": "w/o Procedural",
-    f"{FULL}_wo_semantic": "w/o Semantic",
-    f"{FULL}_wo_episodic": "w/o Episodic",
-    f"{FULL}_wo_reasoning": "w/o Reasoning",
-    f"{FULL}_wo_pem": "w/o PEM",
-}
-# The conditions of the figure by task; the report's table shows all.
-SHOWN_BY_TASK = (
-    "no_memory",
-    "backbone_rag5",
-    "backbone_full",
-    "sft_own",
-    "rl_own",
-    "rl_gold",
-    "gold_evidence",
-)
+ABLATIONS: dict[str, str] = WORDS["ablations"]
 LABELS = CONDITIONS | ABLATIONS
 
 

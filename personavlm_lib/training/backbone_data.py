@@ -11,17 +11,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from personavlm_lib.models.nano import ImageOnlyProcessor
-from personavlm_lib.training.backbone_drills import (
-    Row,
-    caption_drill,
-    conversation,
-    copy_drill,
-    date_drill,
-    knowledge_drill,
-    list_drill,
-    scene_drill,
-    table_drill,
-)
+from personavlm_lib.training import backbone_drills
+from personavlm_lib.training.backbone_drills import Row
 
 IGNORED = -100  # label of a token that is not in the loss
 SYSTEM = ("system", "You are a helpful assistant.")
@@ -111,25 +102,27 @@ class BackboneData(IterableDataset):
         if kind == "drills":
             return self._text_drills(rng, done, early)
         if kind == "captions":
-            return [caption_drill(rng) for _ in range(8 * self.batch)]
+            return [backbone_drills.caption_drill(rng) for _ in range(8 * self.batch)]
         if kind == "scenes":
-            return [scene_drill(rng, 4, 4) for _ in range(self.batch)]
+            return [backbone_drills.scene_drill(rng, 4, 4) for _ in range(self.batch)]
         pictures = rng.random() < 0.6
         repeat = rng.random() > 2 * done
         longest = _longest_context(done)
         count = self.batch // 2
-        return [conversation(rng, longest, 8, repeat, pictures) for _ in range(count)]
+        return [
+            backbone_drills.conversation(rng, longest, 8, repeat, pictures) for _ in range(count)
+        ]
 
     def _text_drills(self, rng: random.Random, done: float, early: bool) -> list[Row]:
         table_weight = 100 if early else 30
         table_length = 6 if early else 12
         list_length = 4 if done < 0.2 else 8
         drills: list[Callable[[], Row]] = [
-            lambda: copy_drill(rng, self.vocabulary),
-            lambda: table_drill(rng, table_length, 8),
-            lambda: knowledge_drill(rng, 8),
-            lambda: date_drill(rng, 8),
-            lambda: list_drill(rng, list_length),
+            lambda: backbone_drills.copy_drill(rng, self.vocabulary),
+            lambda: backbone_drills.table_drill(rng, table_length, 8),
+            lambda: backbone_drills.knowledge_drill(rng, 8),
+            lambda: backbone_drills.date_drill(rng, 8),
+            lambda: backbone_drills.list_drill(rng, list_length),
         ]
         weights = (20, table_weight, 15, 15, 20)
         chosen = rng.choices(drills, weights, k=self.batch)

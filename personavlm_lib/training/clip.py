@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -28,8 +29,9 @@ from personavlm_lib.memory.vision import ClassicalDetector, Detector, ImageEncod
 from personavlm_lib.simulation.scenes import COLORS, LOOSE, THINGS, render, sample_scene
 from personavlm_lib.training.launch import main
 
-SIZE = 56  # pixels, width and height of an input image
-CAPTION_TOKENS = 12
+SHAPE = yaml.safe_load(Path(__file__).with_name("clip.yaml").read_text(encoding="utf-8"))
+SIZE = SHAPE["vision_config"]["image_size"]
+CAPTION_TOKENS = SHAPE["text_config"]["max_position_embeddings"]
 HINGE = 50.0  # weight of the hinge
 MARGIN = 0.25  # cosine of two different things up to which the hinge is zero
 SHIFT = 4  # pixels, largest shift of an augmented image
@@ -48,31 +50,10 @@ def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         raise ValueError(
             f"the tokenizer's end token has id {end}; use a tokenizer that gives it another id"
         )
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=CAPTION_TOKENS,
-        eos_token_id=end,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = dict(
-        image_size=SIZE,
-        patch_size=14,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    config = CLIPConfig(
-        text_config=text,
-        vision_config=vision,
-        projection_dim=48,
-        logit_scale_init_value=float(np.log(10)),
-    )
+    special = dict(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
+    text = SHAPE["text_config"] | special | {"vocab_size": len(tokenizer)}
+    temperature = float(np.log(10))
+    config = CLIPConfig(**SHAPE | {"text_config": text, "logit_scale_init_value": temperature})
     return CLIPModel(config)
 
 
@@ -129,15 +110,13 @@ def train_clip(
     folder: str | Path,
     steps: int = 500,
     seed: int = 0,
-    seconds: float | None = None,
     views: int = 16,
 ) -> list[dict[str, float]]:
     """Train from scratch on `views` crops of each of the 72 things.
 
     Saves weights, configuration, tokenizer and image processor to `folder`, for
-    `ImageEncoder(folder)`. `seconds` stops the training early; the weights then depend on the
-    machine's speed. Returns a row every 20 steps: step, loss, image-text top-1 within the batch,
-    and seconds.
+    `ImageEncoder(folder)`. Returns a row every 20 steps: step, loss, image-text top-1 within the
+    batch, and seconds.
     """
     started = time.monotonic()
     size = {"height": SIZE, "width": SIZE}
@@ -160,14 +139,9 @@ def train_clip(
             loss.backward()
             optimizer.step()
             schedule.step()
-            elapsed = time.monotonic() - started
-            out_of_time = seconds is not None and elapsed > seconds
-            is_last = step == steps or out_of_time
-            if is_last or step % 20 == 0:
-                row = dict(step=step, loss=loss.item(), top1=top1, seconds=round(elapsed, 1))
-                metrics.append(row)
-            if out_of_time:
-                break
+            if step == steps or step % 20 == 0:
+                seconds = round(time.monotonic() - started, 1)
+                metrics.append(dict(step=step, loss=loss.item(), top1=top1, seconds=seconds))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)

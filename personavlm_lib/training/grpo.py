@@ -35,23 +35,8 @@ from personavlm_lib.models.chat import ChatRequest, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 from personavlm_lib.models.local import GenerationSettings, LocalModel, Transcript
 from personavlm_lib.models.weights import load_processor, weights_fingerprint
+from personavlm_lib.training import sft
 from personavlm_lib.training.launch import main
-from personavlm_lib.training.sft import (
-    MetricsLog,
-    load_to_train,
-    lora,
-    prepare_checkpoints,
-    schedule_arguments,
-    train_and_save,
-)
-
-# The trainer's metric names -> the study's names.
-NAMES = {
-    "rewards/answer_reward/mean": "reward_accuracy",
-    "rewards/format_reward/mean": "reward_format",
-    "frac_reward_zero_std": "zero_spread",
-    "completions/mean_length": "tokens_written",
-}
 
 
 def answer_reward(f_acc: list[float], f_cons: list[float], **_) -> list[float]:
@@ -264,43 +249,37 @@ def train(config: dict, folder: Path) -> None:
     order = _prompt_order(list(rollout.cases), count, rng)
     messages = [[{"role": "user", "content": text}] for text in order]
     processor = load_processor(config["model"])
-    model, precision = load_to_train(config)
-    checkpoints = prepare_checkpoints(folder, key, config["steps"], log_every=1)
+    model, precision = sft.load_to_train(config)
+    checkpoints = sft.prepare_checkpoints(folder, key, config["steps"], log_every=1)
     arguments = GRPOConfig(
-        **_grpo_arguments(config), **schedule_arguments(config), **precision, **checkpoints
+        **_grpo_arguments(config), **sft.schedule_arguments(config), **precision, **checkpoints
     )
-    metrics_log = MetricsLog(folder / "metrics.jsonl", key, NAMES)
+    metrics_log = sft.MetricsLog(folder / "metrics.jsonl", key, sft.TRAINERS["grpo_metrics"])
     trainer = AgentTrainer(
         model=model,
         reward_funcs=[answer_reward, format_reward],
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": messages}),
         processing_class=processor,
-        peft_config=lora(config),
+        peft_config=sft.lora(config),
         rollout_func=rollout,
         callbacks=[metrics_log],
     )
-    train_and_save(trainer, folder, config["model"], key)
+    sft.train_and_save(trainer, folder, config["model"], key)
 
 
 def _grpo_arguments(config: dict) -> dict:
     """The trainer's arguments of the algorithm itself: groups, rewards, sampling and loss."""
     trajectories = config["group"] * config["groups"]
     return dict(
-        shuffle_dataset=False,
         num_generations=config["group"],
         per_device_train_batch_size=trajectories // config["accumulate"],
         steps_per_generation=config["accumulate"],
         beta=config["beta"],
         epsilon=config["epsilon"],
-        num_iterations=1,
-        loss_type="grpo",
-        scale_rewards="group",
-        use_bias_correction_kl=False,
-        reward_weights=[1.0, 0.5],
         temperature=config["temperature"],
         max_completion_length=config["max_tokens"],
-        logging_steps=1,
+        **sft.TRAINERS["grpo"],
     )
 
 

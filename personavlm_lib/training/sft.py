@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
@@ -37,6 +38,7 @@ from personavlm_lib.models.weights import (
 )
 from personavlm_lib.training.launch import main, prepare_checkpoint_folder, prune_checkpoints
 
+TRAINERS = yaml.safe_load(Path(__file__).with_name("trainers.yaml").read_text(encoding="utf-8"))
 # The linear projections of the language model.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -89,8 +91,6 @@ def prepare_checkpoints(folder: Path, key: str, steps: int, log_every: int) -> d
     logs_per_checkpoint = max(1, round(steps / 10 / log_every))
     return dict(
         output_dir=str(prepare_checkpoint_folder(folder, key)),
-        save_strategy="steps",
-        save_total_limit=2,
         save_steps=log_every * logs_per_checkpoint,
     )
 
@@ -102,11 +102,9 @@ def schedule_arguments(config: dict) -> dict:
         seed=config["seed"],
         gradient_accumulation_steps=config["accumulate"],
         learning_rate=config["learning_rate"],
-        lr_scheduler_type="cosine",
         warmup_steps=config["warmup"],
         gradient_checkpointing=config["gradient_checkpointing"],
-        report_to="none",
-        disable_tqdm=True,
+        **TRAINERS["both"],
     )
 
 
@@ -262,11 +260,8 @@ def train(config: dict, folder: Path) -> None:
     micro_batch = config["batch"] // config["accumulate"]
     arguments = SFTConfig(
         per_device_train_batch_size=micro_batch,
-        assistant_only_loss=True,
-        max_length=None,
         logging_steps=config["log_every"],
-        train_sampling_strategy="sequential",  # the rows are in the order of the batches
-        dataloader_num_workers=0,
+        **TRAINERS["sft"],
         **schedule_arguments(config),
         **precision,
         **checkpoints,

