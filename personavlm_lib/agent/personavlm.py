@@ -18,6 +18,7 @@ fewer of its turns. After `MAX_ATTEMPTS` it is stored as a `RejectedUpdate` of p
 """
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,9 +32,11 @@ from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.agent.update import update_session, update_turn
 from personavlm_lib.memory.database import PendingUpdate, StoreError
+from personavlm_lib.memory.forget import forget, preview_forget
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.records import (
     SESSION_GAP,
+    ForgetReceipt,
     RejectedUpdate,
     Turn,
     as_utc,
@@ -49,6 +52,12 @@ from personavlm_lib.models.engine import run_trajectories
 if TYPE_CHECKING:
     from personavlm_lib.memory.vision import ConceptRecognizer
 
+FORGET_REQUEST = re.compile(
+    r"(?:please\s+)?forget\s+(?:(?:everything|all|what i (?:said|told you))\s+)?(?:about\s+)?"
+    r"(.+?)[\s.!]*",
+    re.IGNORECASE,
+)
+NO_NAMES = "it that this him her them me you us".split()
 LOG = logging.getLogger(__name__)
 MAX_REMOVED = 0.3  # share of entries that a new version of core or procedural memory may lose
 MAX_ATTEMPTS = 3  # of an update that fails although the model is there
@@ -114,6 +123,7 @@ class PersonaVLM:
         self.settings = AgentSettings(prompts)
         self._model = _SharedModel(model)
         self._closing = Event()
+        self._to_forget = ""  # what a preview has named and the user may confirm
         self._errors: dict[tuple[int, ...], Exception] = {}  # since the last flush, by job ids
         turns = self.memory.turns
         self._now = turns[-1].time if turns else datetime.min
@@ -137,12 +147,19 @@ class PersonaVLM:
         The images, file paths, stand behind the text, in which nothing stands for an image.
         Returns "" if the model reached no answer. Raises ValueError, and stores nothing, if an
         image cannot be read or `time` is invalid.
+
+        "Please forget Miso" is answered with what would go, and an explicit "yes" to that forgets
+        it. Neither is stored.
         """
         query = self._as_query(text, images, time)
-        starts_session = abs(query.time - self._now) >= SESSION_GAP
-        self._now = query.time
-        if starts_session:
+        reply = self._talk_of_forgetting(query.user)
+        if reply:
+            return reply
+        if abs(query.time - self._now) >= SESSION_GAP:
+            # the session is over, even if the clock went back
+            self._now = max(query.time, self._now + SESSION_GAP)
             self._start_worker().result()
+        self._now = query.time
         response = self._respond(query)
         answer = response.answer or ""
         self.store.add_turn(replace(query, assistant=answer), pending=True)
@@ -172,6 +189,25 @@ class PersonaVLM:
         """Stop the worker after its current update. Pending updates wait for the next start."""
         self._closing.set()
         self._pool.shutdown()
+
+    def _talk_of_forgetting(self, text: str) -> str | None:
+        """The reply to a request to forget, or to the confirmation of one; None for other texts."""
+        to_confirm, self._to_forget = self._to_forget, ""
+        if to_confirm and text.strip(" .!\n").casefold() == "yes":
+            receipt = forget(self.store, to_confirm)
+            return f"I have forgotten {_counted(receipt)}."
+        request = FORGET_REQUEST.fullmatch(text.strip())
+        if request is None or request[1].casefold() in NO_NAMES:
+            return None
+        what = f"name:{request[1]}"
+        if request[1].casefold() == "everything":
+            what = "everything"
+        try:
+            preview = preview_forget(self.store, what)
+        except LookupError:  # nothing of that name: the model may answer
+            return None
+        self._to_forget = what
+        return f"I would forget {_counted(preview)}, for good. Say yes to confirm."
 
     def _as_query(self, text: str, images: Sequence[str], time: datetime | None) -> Turn:
         text = clean_text(text)
@@ -309,6 +345,11 @@ class _Update:
             return update_session(store, self.turns, prompts, name, self.jobs, MAX_REMOVED)
         [turn] = self.turns
         return update_turn(store, turn, prompts, assistant.recognizer, name, self.jobs)
+
+
+def _counted(receipt: ForgetReceipt) -> str:
+    counts = [f"{count} {kind}" for kind, count in receipt.counts.items() if count]
+    return ", ".join(counts)
 
 
 def _may_succeed_later(error: Exception) -> bool:

@@ -405,3 +405,37 @@ def test_a_lost_picture_is_a_gap_in_one_turn_and_a_warning(tmp_path, caplog):
     with zipfile.ZipFile(tmp_path / "kai.zip") as archive:
         assert json.loads(archive.read("manifest.json"))["lost_images"] == ["turn00000_0.png"]
     assert len(import_archive(tmp_path / "kai.zip", tmp_path / "copy").as_of().turns) == 2
+
+
+def test_a_request_to_forget_is_previewed_and_carried_out_after_a_yes(store):
+    model = Model()
+    with PersonaVLM(store, model, NANO) as assistant:
+        assistant.chat("my cat is Miso", time=at(0))
+        assistant.chat("I like tea", time=at(1))
+        assistant.flush()
+        before = contents(store)
+        for reply in ("no", "yes, but later"):
+            preview = assistant.chat("Please forget everything about miso.", time=at(2))
+            assert preview.startswith("I would forget 1 turns, 1 semantic")
+            assert contents(store) == before
+            assert assistant.chat(reply, time=at(3)) == f"yes, {reply}"
+            assert assistant.chat("yes", time=at(3)) == "yes, yes"  # nothing is left to confirm
+            assistant.flush()
+            for _ in range(2):
+                forget(store, f"turn:{store.as_of().turns[-1].index}")
+            assert contents(store)["turns"] == before["turns"]
+        assistant.chat("forget Miso", time=at(2))
+        assert assistant.chat("Yes!", time=at(4)).startswith("I have forgotten 1 turns")
+        assert [turn.user for turn in store.as_of().turns] == ["I like tea"]
+        for text in ("forget it", "Don't forget Miso", "please forget Bobby", "I forget things"):
+            assert assistant.chat(text, time=at(5)) == f"yes, {text}"
+        assert len(assistant.memory.turns) == 5
+        assert assistant.chat("Forget Everything", time=at(6)).startswith("I would forget 5 turns")
+        assistant.chat("yes", time=at(6))
+        assert assistant.memory.turns == []
+
+
+def test_a_replayed_conversation_forgets_nothing(store):
+    turns = [Turn(at(n), text, "ok") for n, text in enumerate(("Miso", "forget Miso", "yes"))]
+    run_trajectories([replay_conversation(store, turns, NANO)], Model())
+    assert len(store.as_of().turns) == 3
