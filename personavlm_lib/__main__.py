@@ -396,8 +396,7 @@ def chat(
         Path | None,
         Option(
             callback=options.check_folder,
-            help="folder of the memory; default: runs/<run>/chat, or for --model "
-            "runs/chat/memory/<model>/user",
+            help="default: runs/<run>/chat, or for --model runs/chat/memory/<model>/user",
         ),
     ] = None,
     picture: Annotated[
@@ -409,19 +408,16 @@ def chat(
     if run and model:
         raise BadParameter("name a run or a model, not both", param_hint="'--model'")
     run = run or "nano"
-    source = _model_source(model)
-    if not model:
-        profiles.require(run, "03_grpo")
+    source = _model_source(model or f"{run}/03_grpo")
     from personavlm_lib.memory.images import read_image
     from personavlm_lib.study.chat import chat_with_model, chat_with_run
 
-    pictures = []
-    if picture:
-        read_image(picture)  # fail now if it is none
-        pictures = [str(picture)]
+    pictures = [str(picture)] if picture else []
+    for path in pictures:
+        read_image(path)  # fail now if it is no picture
     if model:
         return chat_with_model(model, source, memory, pictures)
-    return chat_with_run(run, memory, pictures)
+    return chat_with_run(run, source, memory, pictures)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,24 +2,25 @@
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from personavlm_lib.agent.personavlm import PersonaVLM
 from personavlm_lib.agent.prompt_sets import PromptSet
-from personavlm_lib.agent.protocol import Step, parse_step
 from personavlm_lib.memory.images import read_image
 from personavlm_lib.memory.personality import BigFive, summarize_profile
 from personavlm_lib.memory.records import SESSION_GAP, Turn
-from personavlm_lib.memory.search import PAPER_RETRIEVER, Retrieved
+from personavlm_lib.memory.search import PAPER_RETRIEVER
 from personavlm_lib.memory.store import MemoryStore, MemoryView
 from personavlm_lib.models.chat import ChatModel, ChatReply, ChatRequest
 from personavlm_lib.models.local import LocalModel
 from personavlm_lib.simulation import lexicon
 from personavlm_lib.study.components import open_model
-from personavlm_lib.study.profiles import memory_folder, require, run_folder
+from personavlm_lib.study.profiles import memory_folder, run_folder
 
 HINT = """This model knows the {count} words of its simulated world.
 State facts such as 'my drink is tea', 'alice job is pilot', 'every monday i do yoga'.
@@ -29,6 +30,7 @@ COMMANDS = """:memory        print the memory
 :picture FILE  attach a picture to the next message
 :help          print these commands
 :quit          end the chat"""
+NO_ANSWER = "(no answer in the form that the prompts ask for; :steps shows what the model writes)"
 FIRST_DAY = datetime(2024, 6, 3)  # a date that the model can read
 STATEMENT_TIME = timedelta(hours=9)  # time of the first statement of a day
 QUESTION_TIME = timedelta(hours=7)
@@ -39,7 +41,10 @@ FAILURES = (ValueError, RuntimeError)  # of a server, a picture, or the memory o
 
 @dataclass
 class WatchedModel:
-    """A ChatModel that prints the steps of each response while it is made, if `shows_steps`."""
+    """A ChatModel; with `shows_steps` it prints each step of a response while it is made.
+
+    A step is what the model writes (thoughts, search, answer) and what it is then sent (results).
+    """
 
     model: ChatModel
     shows_steps: bool = False
@@ -48,16 +53,12 @@ class WatchedModel:
         return self.model.start()
 
     def reply(self, asked: list[tuple[Any, ChatRequest]]) -> list[ChatReply | Exception]:
-        is_shown = self.shows_steps and asked[0][1].purpose == "respond"
-        if is_shown:
-            _, request = asked[0]
-            found = request.slots.get("found")
-            if found is not None:
-                print(found_text(found), flush=True)
         replies = self.model.reply(asked)
-        for reply in replies:
-            if is_shown and isinstance(reply, ChatReply):
-                print(step_text(parse_step(reply.text, reply.is_cut), reply), flush=True)
+        for (_, request), reply in zip(asked, replies, strict=True):
+            if self.shows_steps and request.purpose == "respond":
+                results = "" if request.new_conversation else request.text
+                written = f"[{reply.stop}] {reply.text}" if isinstance(reply, ChatReply) else ""
+                print(indent(f"{results}\n{written}".strip(), "  | "), flush=True)
         return replies
 
 
@@ -76,9 +77,6 @@ class Chat:
         """The answer to a message, which is stored with it; "" for none."""
         return self.assistant.chat(text, self.pictures)
 
-    def end_of_session(self) -> datetime:
-        return datetime.now() + SESSION_GAP
-
     def run(self) -> None:
         """Read lines until `:quit`, the end of the input or Ctrl-C; then finish the memory."""
         turns_before = len(self.assistant.memory.turns)
@@ -86,33 +84,19 @@ class Chat:
             line = _read_line()
             if line is None or line == ":quit":
                 break
-            if line.startswith(":"):
-                self._obey(line)
-            elif line:
-                self._answer(line)
-        reason = self._finish_memory()
-        store = self.assistant.store
-        if reason:
-            print(
-                f"The messages are saved in {store.folder}, but {len(store.pending())} updates of "
-                f"the memory are pending ({reason}). The next chat with this memory continues them."
-            )
-        elif len(self.assistant.memory.turns) > turns_before:
-            print(f"The memory is saved in {store.folder}.")
-
-    def _answer(self, text: str) -> None:
-        try:
-            answer = self.send(text)
-        except FAILURES as error:
-            print(f"(not answered and not stored, send it again: {_one_line(error)})", flush=True)
-        except KeyboardInterrupt:
-            print("(interrupted: the message is not stored)", flush=True)
-        else:
-            self.pictures = []
-            print(f"agent: {answer or '(no answer)'}", flush=True)
+            try:
+                if line.startswith(":"):
+                    self._obey(line)
+                elif line:
+                    answer = self.send(line)
+                    self.pictures = []
+                    print(f"agent: {answer or NO_ANSWER}", flush=True)
+            except (*FAILURES, KeyboardInterrupt) as error:
+                print(f"(failed and not stored, try again: {_reason(error)})", flush=True)
+        self._finish_memory(turns_before)
 
     def _obey(self, line: str) -> None:
-        """Execute a command; a command is never stored."""
+        """Execute a command. ValueError if a picture cannot be read. No command is stored."""
         name, _, argument = line.partition(" ")
         if name == ":memory":
             print(memory_text(self.assistant.memory))
@@ -120,31 +104,26 @@ class Chat:
             self.model.shows_steps = not self.model.shows_steps
             print("(steps are shown)" if self.model.shows_steps else "(steps are hidden)")
         elif name == ":picture":
-            self._attach(argument)
+            path = Path(argument.strip(" '\"")).expanduser()
+            read_image(path)
+            self.pictures.append(str(path))
+            print(f"(attached to the next message: {path.name})")
         elif name == ":help":
             print(COMMANDS)
         else:
             print(f"(no such command: {name}; :help prints the commands)")
 
-    def _attach(self, file: str) -> None:
-        path = Path(file.strip(" '\"")).expanduser()
+    def _finish_memory(self, turns_before: int) -> None:
+        """End the session, so that the memory is updated with it; say what is left to do."""
+        store = self.assistant.store
+        turns = self.assistant.memory.turns
         try:
-            read_image(path)
-        except ValueError as error:
-            print(f"(not attached: {_one_line(error)})")
-        else:
-            self.pictures.append(str(path))
-            print(f"(attached to the next message: {path.name})")
-
-    def _finish_memory(self) -> str:
-        """End the session, so that the memory is updated with it; return why that failed, or ""."""
-        try:
-            self.assistant.flush(self.end_of_session())
-        except FAILURES as error:
-            return _one_line(error)
-        except KeyboardInterrupt:
-            return "interrupted"
-        return ""
+            self.assistant.flush(turns[-1].time + SESSION_GAP if turns else None)
+        except (*FAILURES, KeyboardInterrupt) as error:
+            count = len(store.pending())
+            print(f"({count} updates wait for the next chat with this memory: {_reason(error)})")
+        if len(turns) > turns_before:
+            print(f"The memory is saved in {store.folder}.")
 
 
 @dataclass
@@ -164,19 +143,18 @@ class SimulatedChat(Chat):
         unknown = set(text.replace("?", " ").split()) - self.words
         if unknown:
             print(f"(words it does not know: {', '.join(sorted(unknown))})")
-        if text.endswith("?"):
-            return self._ask(text)
-        self._state(text)
-        return "noted"
+        return self._ask(text) if text.endswith("?") else self._state(text)
 
-    def _state(self, text: str) -> None:
-        """Store a statement with the simulated world's own reply."""
+    def _state(self, text: str) -> str:
+        """Store a statement with the simulated world's own reply, which is returned."""
         moment = self.day + STATEMENT_TIME + timedelta(minutes=5 * self.statements_today)
         self.statements_today += 1
         text += " <img>" * len(self.pictures)
         turn = Turn(moment, text, "noted", images=tuple(self.pictures))
         self.assistant.store.add_turn(turn, pending=True)
-        self.assistant.flush(moment)
+        with suppress(*FAILURES, KeyboardInterrupt):  # the turn is stored; its update is retried
+            self.assistant.flush(moment)
+        return turn.assistant
 
     def _ask(self, question: str) -> str:
         if self.statements_today:
@@ -186,24 +164,19 @@ class SimulatedChat(Chat):
         self.assistant.flush(moment)
         return self.assistant.ask(question, self.pictures, moment).answer or ""
 
-    def end_of_session(self) -> datetime:
-        return self.day + ONE_DAY
 
-
-def chat_with_run(run: str, folder: Path | None, pictures: list[str]) -> int:
+def chat_with_run(run: str, source: str | Path, folder: Path | None, pictures: list[str]) -> int:
     """Chat with the model of a finished run on standard input; return the exit code.
 
-    The memory is in `folder`, by default in `runs/<run>/chat`.
+    The model is in `source`, the memory in `folder`, by default in `runs/<run>/chat`.
     """
-    local = LocalModel(require(run, "03_grpo") / "model", name="rl")
-    model = WatchedModel(local)
+    model = WatchedModel(LocalModel(source, name="rl"))
     with (
         MemoryStore(folder or run_folder(run) / "chat") as store,
         PersonaVLM(store, model, PromptSet("nano"), PAPER_RETRIEVER, name="rl") as assistant,
     ):
         chat = SimulatedChat(assistant, model, pictures, _first_day(assistant.memory.turns))
-        print(HINT.format(count=len(chat.words)))
-        print(COMMANDS)
+        print(f"{HINT.format(count=len(chat.words))}\n{COMMANDS}")
         chat.run()
     return 0
 
@@ -251,32 +224,9 @@ def _read_line() -> str | None:
         return None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def step_text(step: Step, reply: ChatReply) -> str:
-    """One step of a response: the thoughts, the search, and what is wrong with its form."""
-    lines = []
-    if step.think:
-        lines.append(f"  thinks: {step.think}")
-    search = step.retrieve
-    if search:
-        start, end = search.start or "the beginning", search.end or "now"
-        lines.append(f"  searches: {search.keywords!r} from {start} to {end}")
-    if step.errors:
-        lines.append(f"  form: {'; '.join(step.errors)}; stop reason {reply.stop}")
-    return "\n".join(lines)
-
-
-def found_text(found: Retrieved) -> str:
-    """What a search found, one memory per line."""
-    lines = [f"  found: procedural: {text}" for _, text in found.procedural]
-    for memory in found.semantic:
-        lines.append(f"  found: semantic, {memory.known_from:%Y-%m-%d}: {memory.content}")
-    for episode in found.episodic:
-        lines.append(f"  found: episode, {episode.happened_from:%Y-%m-%d}: {episode.summary}")
-    return "\n".join(lines) or "  found: nothing"
+def _reason(error: BaseException) -> str:
+    """An error in one line; Ctrl-C has no text of its own."""
+    return " ".join(str(error).split()) or "interrupted"
 
 
 def memory_text(view: MemoryView) -> str:

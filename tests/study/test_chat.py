@@ -1,16 +1,20 @@
 """`personavlm chat` with the agent of a run, and with any model behind a scripted server."""
 
 import builtins
+import io
 import os
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 from PIL import Image
 
 from personavlm_lib.__main__ import main
+from personavlm_lib.memory.records import SemanticMemory, Turn
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.models.preflight import COLOR_QUESTION
+from personavlm_lib.study.chat import WatchedModel
 from personavlm_lib.study.profiles import BACKBONE, ROOT
 
 
@@ -132,17 +136,23 @@ def test_any_model_answers_each_line_and_remembers_it(talk, tmp_path):
 
 def test_commands_are_obeyed_and_never_stored(talk, tmp_path):
     folder = tmp_path / "memory"
+    past = datetime(2025, 1, 2)
+    with MemoryStore(folder) as store:
+        store.add_turn(Turn(past, "Miso is a cat.", "I see."))
+        fact = SemanticMemory("Miso is a cat.", "cat", past, past, known_from=past, sources=(0,))
+        store.add_semantic(fact)
     lines = (":memry", ":help", ":picture nowhere.png", ":steps", "look there", ":steps", "hi")
     output, requests = talk("my cat is three", *lines, options=["--memory", str(folder)])
     assert "(no such command: :memry;" in output
     assert output.count(":picture FILE") == 2  # at the start, and for :help
-    assert "(not attached: " in output and "nowhere.png" in output
+    assert "(failed and not stored, try again: " in output and "nowhere.png" in output
     shown = output.partition("(steps are shown)")[2].partition("(steps are hidden)")[0]
-    assert "  thinks: I search.\n  searches: 'cat' from the beginning to now\n" in shown
-    assert "  found: " in shown and "agent: Hello, Kai." in shown
-    assert output.count("thinks: ") == 2
+    assert "  | [stop] <think>I search.</think><retrieve>" in shown
+    assert "Miso is a cat." in shown
+    assert "agent: Hello, Kai." in shown
+    assert output.count("  | [stop]") == 2
     users = [user for user, _ in stored_turns(folder)]
-    assert users == ["my cat is three", "look there", "hi"]
+    assert users == ["Miso is a cat.", "my cat is three", "look there", "hi"]
     assert ":memry" not in str(requests)
 
 
@@ -170,14 +180,27 @@ def test_a_failed_message_is_not_stored_and_can_be_sent_again(talk, teller, tmp_
 
     options = ["--picture", str(picture), "--memory", str(tmp_path / "memory")]
     output, _ = talk(fail, "hello", work, "hello", fail, options=options)
-    [line] = [line for line in output.splitlines() if "not answered" in line]
-    assert "send it again: server http://127.0.0.1" in line
+    [line] = [line for line in output.splitlines() if line.startswith("(failed")]
+    assert "try again: server http://127.0.0.1" in line
     assert stored_turns(tmp_path / "memory") == [("hello <img>", "Hello, Kai.")]
-    assert "updates of the memory are pending (server http://127.0.0.1" in output
+    assert "updates wait for the next chat with this memory: server http://127.0.0.1" in output
     work()
     talk(options=["--memory", str(tmp_path / "memory")])
     with MemoryStore(tmp_path / "memory") as store:
         assert store.pending() == []
+
+
+def test_an_interrupted_reply_is_not_stored(talk, monkeypatch, tmp_path):
+    def reply(model, asked):
+        if "slow" in asked[0][1].text:
+            raise KeyboardInterrupt  # as Ctrl-C while the server works
+        return model.model.reply(asked)
+
+    options = ["--memory", str(tmp_path / "memory")]
+    monkeypatch.setattr(WatchedModel, "reply", reply)
+    output, _ = talk("slow", "quick", options=options)
+    assert "(failed and not stored, try again: interrupted)" in output
+    assert stored_turns(tmp_path / "memory") == [("quick", "Hello, Kai.")]
 
 
 def test_ctrl_c_ends_the_chat_with_its_memory(talk, tmp_path):
@@ -187,6 +210,17 @@ def test_ctrl_c_ends_the_chat_with_its_memory(talk, tmp_path):
     with MemoryStore(tmp_path / "memory") as store:
         assert store.pending() == []
         assert [memory.content for memory in store.as_of().semantic] == ["Has a cat."]
+
+
+def test_a_local_model_of_a_folder_chats(checkpoint, monkeypatch, capsys, tmp_path):
+    """Its weights are random, so only the way through the command is tested."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is my drink ?\n:memory\n"))
+    code = main(["chat", "--model", str(checkpoint), "--memory", str(tmp_path / "memory")])
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    assert output.out.count("agent: ") == 1 and "(failed" not in output.out
+    [(user, _)] = stored_turns(tmp_path / "memory")
+    assert user == "what is my drink ?"
 
 
 def test_chat_refuses_a_run_beside_a_model_and_a_file_that_is_no_picture(capsys, tmp_path):
