@@ -384,20 +384,41 @@ def doctor(
 @app.command()
 def chat(
     run: Annotated[
-        str, Option(callback=options.check_run, help="finished run whose model answers")
-    ] = "nano",
+        str, Option(callback=options.check_run, help="finished run whose model answers: nano")
+    ] = "",
+    model: Annotated[
+        str,
+        Option(
+            callback=options.check_optional_model,
+            help="any other model: hub id, folder, RUN/STAGE, or http://...#name",
+        ),
+    ] = "",
     memory: Annotated[
         Path | None,
         Option(
-            callback=options.check_folder, help="folder of the memory; default: runs/<run>/chat"
+            callback=options.check_folder,
+            help="default: runs/<run>/chat, or for --model runs/chat/memory/<model>/user",
         ),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        Option(exists=True, dir_okay=False, help="picture attached to the first message"),
+    ] = None,
 ) -> int:
-    """Chat with the agent of a finished run, which remembers the conversation."""
-    profiles.require(run, "03_grpo")
-    from personavlm_lib.study.chat import converse
+    """Chat with an agent that remembers: the one of a finished run, or any model."""
+    if run and model:
+        raise BadParameter("name a run or a model, not both", param_hint="'--model'")
+    run = run or "nano"
+    source = _model_source(model or f"{run}/03_grpo")
+    from personavlm_lib.memory.images import read_image
+    from personavlm_lib.study.chat import chat_with_model, chat_with_run
 
-    return converse(run, memory)
+    pictures = [str(picture)] if picture else []
+    for path in pictures:
+        read_image(path)  # fail now if it is no picture
+    if model:
+        return chat_with_model(model, source, memory, pictures)
+    return chat_with_run(run, source, memory, pictures)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -83,6 +83,11 @@ def check_model(name: str) -> str:
     return name
 
 
+def check_optional_model(name: str) -> str:
+    """Check a model with `check_model` ("" for none)."""
+    return check_model(name) if name else name
+
+
 def check_models(names: list[str]) -> list[str]:
     """Check each model with `check_model`."""
     return [check_model(name) for name in names]

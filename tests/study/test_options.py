@@ -43,6 +43,8 @@ WRONG = {
     "skills --model http://host": "'--model': 'http://host' is not a model on a server",
     "chat --run ../other": "'--run': '../other' cannot name a run",
     "chat --memory FILE": "'--memory': FILE is a file",
+    "chat --model ./nowhere": "'--model': no folder './nowhere'",
+    "chat --picture nowhere.png": "'--picture'",
     "reproduce 02_stf": "'stages': '02_stf' is unknown; choose one of 00_backbone",
     "reproduce --profile nanoo": "'--profile': unknown profile 'nanoo' (nearest known: 'nano')",
     "reproduce --seed -1": "'--seed'",
