@@ -8,9 +8,12 @@ a vision tower of a few hundred kilobytes to recognize.
 import colorsys
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 RGB = tuple[int, int, int]
@@ -122,58 +125,6 @@ class _Brush:
         self.draw.arc(self.corners(flat), start, end, fill=self.fill, width=pixels)
 
 
-def _cup(b: _Brush) -> None:
-    b.polygon(0.05, 0.1, 0.72, 0.1, 0.64, 0.98, 0.13, 0.98)
-    b.arc(0.5, 0.25, 1.0, 0.75, start=-110, end=110, width=0.1)
-    b.ellipse(0.05, 0.02, 0.72, 0.2, shaded=True)
-
-
-def _hat(b: _Brush) -> None:
-    b.ellipse(0.0, 0.62, 1.0, 0.92)
-    b.polygon(0.27, 0.75, 0.32, 0.1, 0.68, 0.1, 0.73, 0.75)
-    b.rectangle(0.275, 0.55, 0.725, 0.68, shaded=True)
-
-
-def _ball(b: _Brush) -> None:
-    b.ellipse(0.03, 0.03, 0.97, 0.97)
-    b.rectangle(0.05, 0.45, 0.95, 0.55, shaded=True)
-    b.rectangle(0.45, 0.05, 0.55, 0.95, shaded=True)
-
-
-def _book(b: _Brush) -> None:
-    b.polygon(0.0, 0.14, 0.47, 0.26, 0.47, 0.94, 0.0, 0.8)
-    b.polygon(1.0, 0.14, 0.53, 0.26, 0.53, 0.94, 1.0, 0.8)
-    b.rectangle(0.46, 0.26, 0.54, 0.94, shaded=True)
-    for y in (0.34, 0.48, 0.62):
-        b.polygon(0.08, y, 0.39, y + 0.08, 0.39, y + 0.14, 0.08, y + 0.06, shaded=True)
-        b.polygon(0.92, y, 0.61, y + 0.08, 0.61, y + 0.14, 0.92, y + 0.06, shaded=True)
-
-
-def _car(b: _Brush) -> None:
-    b.rectangle(0.0, 0.46, 1.0, 0.76)
-    b.polygon(0.16, 0.48, 0.3, 0.2, 0.7, 0.2, 0.86, 0.48)
-    b.polygon(0.29, 0.44, 0.36, 0.27, 0.64, 0.27, 0.72, 0.44, shaded=True)
-    b.ellipse(0.1, 0.6, 0.38, 0.9, shaded=True)
-    b.ellipse(0.62, 0.6, 0.9, 0.9, shaded=True)
-
-
-def _fish(b: _Brush) -> None:
-    b.ellipse(0.0, 0.22, 0.74, 0.78)
-    b.polygon(0.6, 0.5, 1.0, 0.14, 1.0, 0.86)
-    b.ellipse(0.14, 0.38, 0.26, 0.5, shaded=True)
-
-
-def _lamp(b: _Brush) -> None:
-    b.polygon(0.3, 0.02, 0.7, 0.02, 0.98, 0.46, 0.02, 0.46)
-    b.rectangle(0.44, 0.44, 0.56, 0.9, shaded=True)
-    b.rectangle(0.22, 0.86, 0.78, 0.98)
-
-
-def _flag(b: _Brush) -> None:
-    b.rectangle(0.06, 0.0, 0.17, 1.0, shaded=True)
-    b.polygon(0.17, 0.06, 1.0, 0.14, 0.8, 0.32, 1.0, 0.52, 0.17, 0.58)
-
-
 def _sign(b: _Brush) -> None:
     """A board with a word in Pillow's bitmap font, each dot drawn as a rectangle."""
     b.rectangle(0.0, 0.0, 1.0, 1.0)
@@ -194,17 +145,20 @@ def _sign(b: _Brush) -> None:
         b.draw.rectangle(dot, fill=ink)
 
 
-THINGS: dict[str, Callable[[_Brush], None]] = {
-    "cup": _cup,
-    "hat": _hat,
-    "ball": _ball,
-    "book": _book,
-    "car": _car,
-    "fish": _fish,
-    "lamp": _lamp,
-    "flag": _flag,
-    "sign": _sign,
-}
+def _draw_thing(brush: _Brush, kind: str) -> None:
+    if kind == "sign":
+        _sign(brush)
+        return
+    for drawing in DRAWINGS[kind]:
+        options = {name: drawing[name] for name in drawing if name not in ("shape", "points")}
+        draw_shape = getattr(brush, drawing["shape"])
+        draw_shape(*drawing["points"], **options)
+
+
+DRAWINGS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
+    Path(__file__).with_name("drawings.yaml").read_text(encoding="utf-8")
+)
+THINGS = (*DRAWINGS, "sign")
 LOOSE = tuple(kind for kind in THINGS if kind != "sign")  # things that may stand beside others
 
 
@@ -308,8 +262,7 @@ def render(scene: Scene, size: int = 84) -> Image.Image:
     for thing in scene.things:
         left, top, right, bottom = thing.box
         pixels = (left * large, top * large, right * large, bottom * large)
-        draw_thing = THINGS[thing.kind]
-        draw_thing(_Brush(draw, pixels, thing))
+        _draw_thing(_Brush(draw, pixels, thing), thing.kind)
     return image.resize((size, size), Image.Resampling.BOX)
 
 
