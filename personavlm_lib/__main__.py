@@ -234,7 +234,8 @@ def synthesize(
         Option(exists=True, dir_okay=False, help='PersonaHub\'s JSON Lines of {"persona": text}'),
     ] = None,
     wording: Annotated[
-        str, Option(callback=options.one_of(options.WORDINGS), help="canonical or paraphrased")
+        str,
+        Option(callback=options.one_of(options.WORDINGS), help="canonical, paraphrased or natural"),
     ] = "canonical",
     generator: Annotated[
         str,

@@ -52,7 +52,7 @@ def code_fingerprint() -> str:
     for package in sorted(PACKAGE.iterdir()):
         if not package.is_dir() or package.name == "study":
             continue
-        hashes += [fingerprint(package, pattern) for pattern in ("*.py", "*.yaml", "*.j2")]
+        hashes += [fingerprint(package, pattern) for pattern in ("*.py", "*.yaml", "*.j2", "*.txt")]
     return " ".join(hashes)
 
 

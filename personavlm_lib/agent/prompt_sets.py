@@ -1,11 +1,12 @@
 """Prompt sets: folders of Jinja templates with the same slots and the same reply grammar.
 
-`full` is written in natural language; `nano` is terse, for small models trained from scratch.
+`full` is written in natural language; `nano` is terse, for small models trained from scratch. What
+users and memories say is data: it cannot pose as the format of a prompt.
 """
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from personavlm_lib.memory.records import SemanticMemory, Turn
+from personavlm_lib.memory.search import Retrieved, RetrievedEpisode
 from personavlm_lib.models.chat import ChatRequest
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -42,19 +45,61 @@ def periods(now: datetime) -> dict[str, tuple[datetime, datetime]]:
     return named
 
 
-def one_line(text: str) -> str:
-    """The text of a memory in one line, so that it is shown as one memory and no more."""
-    return " ".join(text.split())
+TAG = re.compile(r"<(?=\s*/?\s*(think|answer|retrieve|img)\b)", re.IGNORECASE)
+HEADING = re.compile(r"^#+", re.MULTILINE)
+LABEL = re.compile(r"\s*(#|\[\d+\]|(time|user|assistant)\s*:)", re.IGNORECASE)
+SPEAKER = re.compile(r"\b(user|assistant)\b", re.IGNORECASE)  # part of the format of nano's lines
 
 
-def quoted(text: str) -> str:
-    """What a user said, with later lines indented and no headings, as no part of the prompt."""
-    lines = [re.sub("^ *(#+)", _spaced, line) for line in text.splitlines()]
-    return "\n  ".join(lines)
+@dataclass(frozen=True)
+class _DataFiller:
+    """Prepares data for the slots of a template, so that no text can pose as the prompt's format.
 
+    Tags are escaped; lines that could be headings or the words of someone else are quoted. Texts
+    of the canonical wording contain nothing of that kind. Times are as on the user's clock.
+    """
 
-def _spaced(heading: re.Match[str]) -> str:
-    return " ".join(heading[1])
+    quotes_speakers: bool
+    clock: timedelta
+
+    def fill(self, value: Any) -> Any:
+        """The value with the texts of all turns and memories in it escaped."""
+        if isinstance(value, Turn):
+            user = "<img>".join(self.text(piece) for piece in value.pieces)
+            assistant = self.text(value.assistant)
+            return replace(value, user=user, assistant=assistant, time=value.local_time)
+        if isinstance(value, SemanticMemory):
+            start = value.happened_from + self.clock
+            end = value.happened_to + self.clock
+            content = self.line(value.content)
+            return replace(value, content=content, happened_from=start, happened_to=end)
+        if isinstance(value, RetrievedEpisode):
+            return replace(value, raw=self.fill(value.raw))
+        if isinstance(value, Retrieved):
+            procedural = [(self.line(key), self.line(text)) for key, text in value.procedural]
+            semantic = self.fill(value.semantic)
+            return Retrieved(procedural, semantic, self.fill(value.episodic))
+        if isinstance(value, dict):
+            return {self.line(key): self.line(text) for key, text in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.fill(item) for item in value]
+        return value
+
+    def text(self, text: str) -> str:
+        """What someone said: further lines are quoted, as mail programs do."""
+        text = TAG.sub("&lt;", text)
+        text = HEADING.sub(lambda marks: " ".join(marks[0]), text)
+        if self.quotes_speakers:
+            text = SPEAKER.sub(r"'\1'", text)
+        if LABEL.match(text):
+            text = f"> {text}"
+        lines = text.splitlines()
+        return "\n> ".join(lines) if len(lines) > 1 else text
+
+    def line(self, text: str) -> str:
+        """A memory: one line, without quotes that could end its value."""
+        words = self.text(" ".join(text.splitlines()))
+        return words.replace('"', "'")
 
 
 @cache
@@ -66,8 +111,6 @@ def _environment(name: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["periods"] = periods
-    environment.filters["one_line"] = one_line
-    environment.filters["quoted"] = quoted
     return environment
 
 
@@ -102,7 +145,11 @@ class PromptSet:
 
     def __call__(self, template: str, **slots: Any) -> str:
         """Fill a template. Raises jinja2.UndefinedError, naming the slot, if one is missing."""
-        return _environment(self.name).get_template(f"{template}.j2").render(**slots).strip()
+        reader = slots.get("query")
+        clock = reader.local_time - reader.time if isinstance(reader, Turn) else timedelta()
+        filler = _DataFiller(quotes_speakers=not self.quote, clock=clock)
+        data = {name: filler.fill(value) for name, value in slots.items()}
+        return _environment(self.name).get_template(f"{template}.j2").render(**data).strip()
 
     def request(
         self, template: str, images: tuple[str, ...], max_tokens: int, subject: Any, **slots: Any

@@ -8,12 +8,20 @@ to answer, and a model that still asks for another retrieval ends the trajectory
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timezone
 
 from personavlm_lib.agent.prompt_sets import PromptSet
-from personavlm_lib.agent.protocol import Step, parse_step
+from personavlm_lib.agent.protocol import RetrieveArgs, Step, parse_step
 from personavlm_lib.memory.images import turn_images
 from personavlm_lib.memory.personality import summarize_profile, trait_levels
-from personavlm_lib.memory.records import SESSION_GAP, BigFive, Period, SemanticMemory, Turn
+from personavlm_lib.memory.records import (
+    SESSION_GAP,
+    BigFive,
+    Period,
+    SemanticMemory,
+    Turn,
+    in_utc,
+)
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
 from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow, Trajectory
@@ -111,8 +119,9 @@ def respond(
     oldest turns of its context; without any left, the model's ContextOverflow is raised.
     """
     # Line 4: C_m, the turns within the session threshold t_s.
+    query = in_utc(query)
     if context is None:
-        context = [turn for turn in view.turns if query.time - turn.time <= SESSION_GAP]
+        context = [turn for turn in view.turns if abs(query.time - turn.time) <= SESSION_GAP]
     # Appendix A.2: an image in the query triggers visual concept retrieval.
     concepts = recognize(query, view) if recognize and query.images else []
     left_out = 0
@@ -173,7 +182,7 @@ def _attempt(
         results = retriever.retrieve(
             view,
             step.retrieve.keywords,
-            Period(step.retrieve.start, step.retrieve.end),
+            _period_in_utc(step.retrieve, query),
             exclude=seen,
             context_turns=context_turns,
             top_k=settings.top_k,
@@ -210,6 +219,17 @@ def _first_request(
         personality=summarize_profile(profile, settings.personality_as),
         closing=settings.max_retrievals == 0,
     )
+
+
+def _period_in_utc(search: RetrieveArgs, query: Turn) -> Period:
+    """The period of a search; the model writes times as on the user's clock."""
+    start, end = search.start, search.end
+    zone = timezone(query.local_time - query.time)
+    if start is not None and query.utc_offset:
+        start = start.replace(tzinfo=zone)
+    if end is not None and query.utc_offset:
+        end = end.replace(tzinfo=zone)
+    return Period(start, end)
 
 
 def _append_results(

@@ -5,7 +5,9 @@ judged on the same history. A proposed update that cannot be read or breaks a ru
 unchanged and is stored as a `RejectedUpdate` with its text and the reason.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -40,6 +42,7 @@ from personavlm_lib.models.chat import ChatReply, Trajectory
 if TYPE_CHECKING:
     from personavlm_lib.memory.vision import ConceptRecognizer
 
+FEW_ENTRIES = 3  # may always be left out of a new version of core or procedural memory
 # Core memory keys that describe the user's identity and role, the persona block of A.1. All other
 # keys go to the human block. The paper names no keys; this list is ours.
 PERSONA_ATTRIBUTES = ("job", "occupation", "profession", "education", "role")
@@ -67,11 +70,14 @@ def update_turn(
     One transaction writes all results and removes the pending `jobs` of the turn.
     Nothing is written if one of `jobs` is no longer pending.
     """
-    view = store.as_of(turn.time)
+    known_from = _known_from(store, turn.known_from, "personality")
+    view = store.as_of(known_from)
     context = []
     for other in view.turns:
-        if turn.time - other.time <= SESSION_GAP and other.index != turn.index:
+        if abs(turn.time - other.time) <= SESSION_GAP and other.index < turn.index:
             context.append(other)
+    if jobs:  # a failed update is tried again with half of the context
+        context = context[len(context) - (len(context) >> jobs[0].attempts) :]
     images = turn.images
     if prompts.name != "nano":  # the nano prompts do not show the context
         images = (*turn_images(context), *turn.images)
@@ -83,14 +89,14 @@ def update_turn(
     assert isinstance(replies, tuple)
     personality_reply, semantic_reply = replies
     author = _author(written_by, prompts)
-    provenance = _Provenance(turn.time, (turn.index,), author)
+    provenance = _Provenance(known_from, (turn.index,), author)
 
-    with store.transaction():
+    with _noting(replies), store.transaction():
         if not store.finish(jobs):
             return
         # Lines 17-18: infer the turn's p' and move the long-term profile p towards it.
         observed = parse_personality(personality_reply.text)
-        state = next_state(view.personality, observed, turn.index, turn.time)
+        state = next_state(view.personality, observed, turn.index, known_from)
         store.add_personality(replace(state, written_by=author))
         # Line 19: extract what is worth remembering.
         proposal = parse_semantic(_without_image_marks(semantic_reply))
@@ -113,36 +119,66 @@ def update_session(
     prompts: PromptSet,
     written_by: str = "",
     jobs: Sequence[PendingUpdate] = (),
+    max_removed: float = 1.0,
 ) -> Trajectory[None]:
     """Update core, procedural and episodic memory after a session (lines 1-3).
 
     As in `update_turn`, one transaction writes all results and removes the pending `jobs`. A
-    rejected update is stored with the reason.
+    rejected update is stored with the reason. The model writes core and procedural memory anew: a
+    reply that was cut, or that leaves out more than the share `max_removed` of the entries (and
+    more than `FEW_ENTRIES`), is rejected.
     """
-    known_from = session[-1].time + SESSION_GAP
+    ended = session[-1].known_from + SESSION_GAP
+    known_from = _known_from(store, ended, "core", "procedural")
     view = store.as_of(known_from)
     core = _core_attributes(view)
     habits = view.procedural.entries if view.procedural else {}
     images = turn_images(session)
     slots = {"session": session, "core": core}
     limit = 128 * prompts.room
+    core_limit = limit
+    if prompts.quote:  # room for all of the profile; two characters are at most one token
+        core_limit += len(str(core)) // 2
     replies = yield (
-        prompts.request("core", images, limit, session, **slots),
+        prompts.request("core", images, core_limit, session, **slots),
         prompts.request("procedural", images, limit, session, procedural=habits, **slots),
         prompts.request("episodic", images, 2 * limit, session, **slots),
     )
     assert isinstance(replies, tuple)
+    rewritten = {"core": core, "procedural": habits}
     sources = tuple(turn.index for turn in session)
     provenance = _Provenance(known_from, sources, _author(written_by, prompts))
 
-    with store.transaction():
+    with _noting(replies), store.transaction():
         if not store.finish(jobs):
             return
         for (purpose, write), reply in zip(_SESSION_WRITERS.items(), replies, strict=True):
             try:
+                if purpose in rewritten:
+                    _check_rewrite(reply, rewritten[purpose], max_removed)
                 write(store, session, reply, provenance)
             except ValueError as error:
                 _store_rejected(store, purpose, reply, str(error), provenance)
+
+
+def _check_rewrite(reply: ChatReply, entries: dict[str, str], max_removed: float) -> None:
+    """Raise ValueError if the new version is incomplete or loses too many of the `entries`."""
+    if reply.is_cut:
+        raise ValueError("the reply was cut off, so entries may be missing")
+    removed = entries.keys() - parse_core(reply.text).keys()
+    if len(removed) > max(FEW_ENTRIES, max_removed * len(entries)):
+        raise ValueError(f"the reply leaves out {len(removed)} of {len(entries)} entries")
+
+
+@contextmanager
+def _noting(replies: tuple[ChatReply, ...]) -> Iterator[None]:
+    """Add the replies to an exception as notes, for the record of a failed update."""
+    try:
+        yield
+    except Exception as error:
+        for reply in replies:
+            error.add_note(reply.text)
+        raise
 
 
 def replay_conversation(
@@ -185,7 +221,8 @@ def _semantic_memory(
     kind = "fact"
     concept = None
     named_object = image_object(content)
-    if named_object and turn.images:
+    is_lost = store.folder is not None and not all(map(os.path.isfile, turn.images))
+    if named_object and turn.images and not is_lost:
         content, class_name = named_object
         kind = "concept"
         crop: str | None = turn.images[0]
@@ -198,7 +235,7 @@ def _semantic_memory(
         keywords=proposal.keywords,
         happened_from=turn.time,
         happened_to=turn.time,
-        known_from=turn.time,
+        known_from=turn.known_from,
         kind=kind,
         concept=concept,
     )
@@ -242,8 +279,8 @@ def _write_episodes(
             summary=topic.topic_summary,
             keywords=topic.keywords,
             turns=tuple(turn.index for turn in turns),
-            happened_from=turns[0].time,
-            happened_to=turns[-1].time,
+            happened_from=min(turn.time for turn in turns),
+            happened_to=max(turn.time for turn in turns),
             known_from=provenance.known_from,
             written_by=provenance.written_by,
         )
@@ -259,6 +296,14 @@ _SESSION_WRITERS = {
     "procedural": _write_procedural,
     "episodic": _write_episodes,
 }
+
+
+def _known_from(store: MemoryStore, time: datetime, *kinds: str) -> datetime:
+    """`time`, or that of the newest version if it is later: a late update builds on it."""
+    view = store.as_of()
+    newest = [view.table(kind).records[-1:] for kind in kinds]
+    times = [version.known_from for versions in newest for version in versions]
+    return max([time, *times])
 
 
 def _store_rejected(

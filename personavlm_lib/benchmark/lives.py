@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from personavlm_lib.benchmark.oracle import Oracle
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.tasks import make_questions
-from personavlm_lib.memory.records import Turn
+from personavlm_lib.memory.records import Turn, to_json
 from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import LifePlan, sample_plan
 
@@ -65,7 +65,7 @@ def write_lives(path: Path, lives: Iterable[Life]) -> None:
             turns = []
             for turn in life.turns:
                 images = tuple(str(Path(image).relative_to(folder)) for image in turn.images)
-                turns.append(asdict(replace(turn, images=images)))
+                turns.append(json.loads(to_json(replace(turn, images=images))))
             row = {
                 "user": life.user,
                 "plan": life.plan.arguments,

@@ -26,6 +26,7 @@ import torch
 from personavlm_lib.benchmark import mixtures, recordings
 from personavlm_lib.benchmark.formats import LIVES, SFT, data_card, write_parquet
 from personavlm_lib.benchmark.lives import Life, read_lives, write_lives
+from personavlm_lib.benchmark.natural_questions import phrase_questions
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.benchmark.seeds import user_seeds
 from personavlm_lib.benchmark.sizes import Group
@@ -37,6 +38,7 @@ from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.store import MemoryStore
 from personavlm_lib.memory.vision import ConceptRecognizer
 from personavlm_lib.progress import with_progress
+from personavlm_lib.simulation import lexicon
 from personavlm_lib.simulation.dialogue import render_dialogue
 from personavlm_lib.simulation.plan import LifePlan, sample_plan
 from personavlm_lib.simulation.storyteller import StorytellingResult
@@ -66,6 +68,11 @@ class SynthesisSettings:
     personas: Path | None = None
     wording: str = "canonical"
     generator: DialogueGenerator | None = None
+
+    @property
+    def pool(self) -> str:
+        """The pool of values: natural frames are written for the wide one."""
+        return "wide" if self.wording == "natural" else "nano"
 
 
 class _PlannedLife(NamedTuple):
@@ -126,6 +133,8 @@ def group_questions(plan: LifePlan, n: int, pairs: int) -> tuple[Question, ...]:
         for question in make_questions(plan, batch, alignment, seed=attempt):
             questions.setdefault((question.time, question.query), question)
     ordered = sorted(questions.values(), key=lambda q: q.time)
+    if plan.pool is lexicon.pool("wide"):
+        ordered = phrase_questions(plan, ordered)
     return tuple(replace(q, case=f"{plan.user}_{i:03d}") for i, q in enumerate(ordered))
 
 
@@ -147,7 +156,7 @@ def synthesize(groups: Sequence[Group], out: Path, settings: SynthesisSettings) 
         personas, broken = read_personas(settings.personas, n_users)
     with _complete_or_absent(out) as folder:
         (folder / "images").mkdir(parents=True)
-        planned = _plan_lives(groups, settings.seed, personas)
+        planned = _plan_lives(groups, settings.seed, personas, settings.pool)
         dialogues = None
         if settings.generator:
             stories = out.with_name(f"{out.name}.stories")
@@ -189,7 +198,9 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
         raise
 
 
-def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list[_PlannedLife]:
+def _plan_lives(
+    groups: Sequence[Group], seed: int, personas: list[str], pool: str
+) -> list[_PlannedLife]:
     planned: list[_PlannedLife] = []
     for group in groups:
         members = range(group.first, group.first + group.users)
@@ -199,7 +210,9 @@ def _plan_lives(groups: Sequence[Group], seed: int, personas: list[str]) -> list
             if group.turns:
                 rng = random.Random(f"turns {life_seed}")
                 turns = rng.randint(*group.turns)
-            plan = sample_plan(life_seed, group.days, group.size, persona=persona, turns=turns)
+            plan = sample_plan(
+                life_seed, group.days, group.size, persona=persona, turns=turns, pool=pool
+            )
             planned.append(_PlannedLife(group, place, plan))
     return planned
 

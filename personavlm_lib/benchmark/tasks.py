@@ -20,6 +20,7 @@ from personavlm_lib.benchmark.questions import Hop, Question
 from personavlm_lib.memory.personality import NEUTRAL_SCORE
 from personavlm_lib.memory.records import SESSION_GAP, TRAITS
 from personavlm_lib.simulation import lexicon
+from personavlm_lib.simulation.lexicon import Pool
 from personavlm_lib.simulation.plan import LifeEvent, LifePlan
 from personavlm_lib.simulation.scenes import (
     COLORS,
@@ -34,14 +35,12 @@ from personavlm_lib.simulation.wording import bare_statement, search_keywords, s
 Questions = Iterator[Question]
 Maker = Callable[[LifePlan, random.Random, datetime], Questions]
 
-# All values that a key of these kinds can have.
-VALUES_OF = lexicon.CORE | lexicon.PREFERENCES | {"style": PICTURE_STYLES}
 DETAILS = ("color", "count", "side", "word")  # of pictures
 LASTING = ("core", "preference", "friend", "relation", "value", "skill", "intent", "habit", "style")
-# Tasks with few possible answers: each answer is drawn equally often.
-EVEN = {
-    "Long-term Goal Tracking": lexicon.GOAL_STATES,
-    "Tiered Explanation Delivery": tuple(lexicon.KNOWLEDGE["level"].values()),
+# Tasks with few possible answers, and these answers: each is drawn equally often.
+EVEN: dict[str, Callable[[Pool], Sequence[str]]] = {
+    "Long-term Goal Tracking": lambda pool: lexicon.GOAL_STATES,
+    "Tiered Explanation Delivery": lambda pool: list(pool.knowledge["level"].values()),
 }
 YES_NO = ("yes", "no")
 NO_CASE = ""  # `make_questions` numbers the cases at the end
@@ -96,14 +95,14 @@ class Lookup:
     """A maker of questions that one current fact answers, directly or by common knowledge.
 
     `text` is a template over the event's fields. The answer is the event's `field`, or, if
-    `knowledge` names a table of `lexicon.KNOWLEDGE`, the table's entry for it. `pool` lists the
-    possible answers unless a table does. `applies` selects events that suit the moment.
+    `knowledge` names a table of the pool's knowledge, the table's entry for it. `answers` lists the
+    possible answers of a pool unless a table does. `applies` selects events that suit the moment.
     """
 
     task: str
     kind: str
     text: str
-    pool: Callable[[LifeEvent], Iterable[str]] = lambda event: ()
+    answers: Callable[[Pool, LifeEvent], Iterable[str]] = lambda pool, event: ()
     knowledge: str = ""
     field: str = "value"
     applies: Callable[[LifeEvent, datetime], bool] = lambda event, moment: True
@@ -118,10 +117,10 @@ class Lookup:
         fact = statement(event)
         answer = getattr(event, self.field)
         plausible = self._comparable_values(plan, event)
-        pool = self.pool(event)
+        pool = self.answers(plan.pool, event)
         thought = fact
         if self.knowledge:
-            inferred = lexicon.KNOWLEDGE[self.knowledge]
+            inferred = plan.pool.knowledge[self.knowledge]
             answer = inferred[answer]
             plausible = [inferred[value] for value in plausible if value in inferred]
             pool = inferred.values()
@@ -252,7 +251,7 @@ def recall_by_period(plan: LifePlan, rng: random.Random, moment: datetime) -> Qu
             hop = Hop(search_keywords(event), fact, start, end)
             solution = _Solution(event.value, (index,), (hop,), fact)
             text = f"what did i {event.key} {period} ?"
-            options = _draw_options(rng, event.value, plausible, lexicon.EVENTS[event.key])
+            options = _draw_options(rng, event.value, plausible, plan.pool.events[event.key])
             yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
@@ -269,13 +268,13 @@ def outing_recall(plan: LifePlan, rng: random.Random, moment: datetime) -> Quest
         outing_hop = Hop(f"{search_keywords(event)} {event.value}", fact)
         solution = _Solution(friend, (index,), (outing_hop,), fact)
         text = f"who did {outing} with ?"
-        options = _draw_options(rng, friend, plan.friends, lexicon.NAMES)
+        options = _draw_options(rng, friend, plan.friends, plan.pool.names)
         yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
         for taste_index, taste in tastes:
             if taste.who != friend:
                 continue
             plausible = _mentioned_values(plan, taste.key)
-            pool = lexicon.PREFERENCES[taste.key]
+            pool = plan.pool.preferences[taste.key]
             fact = statement(taste)
             taste_hop = Hop(search_keywords(taste), fact)
             hops = (outing_hop, taste_hop)
@@ -298,7 +297,7 @@ def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetim
         lead = meetings - runner_up_meetings
         if lead < 1 + len(outings) // 8:
             return
-    keywords = " ".join([*lexicon.EVENTS, "with"])
+    keywords = " ".join([*plan.pool.events, "with"])
     evidence = []
     hops = []
     for index, event in outings:
@@ -307,12 +306,13 @@ def relationship_recognition(plan: LifePlan, rng: random.Random, moment: datetim
     thought = " ".join(hop.note for hop in hops)
     solution = _Solution(closest, tuple(evidence), tuple(hops), thought)
     text = "who do i meet most ?"
-    options = _draw_options(rng, closest, plan.friends, lexicon.NAMES)
+    options = _draw_options(rng, closest, plan.friends, plan.pool.names)
     yield Question(NO_CASE, plan.user, task, "choice", moment, text, options, *solution)
 
 
-def _possible_values(event: LifeEvent) -> Iterable[str]:
-    return VALUES_OF[event.key]
+def _possible_values(pool: Pool, event: LifeEvent) -> Iterable[str]:
+    values = pool.core | pool.preferences | {"style": list(PICTURE_STYLES)}
+    return values[event.key]
 
 
 def _has_cause(event: LifeEvent, moment: datetime) -> bool:
@@ -346,7 +346,7 @@ def long_term_goal_tracking(plan: LifePlan, rng: random.Random, moment: datetime
     kinds = ("goal", "goal_end")
     last_mention = {event.value: event for _, event in _past_events(plan, moment, *kinds)}
     mentioned = _mentioned_values(plan, "")
-    never_mentioned = rng.choice([goal for goal in lexicon.GOALS if goal not in mentioned])
+    never_mentioned = rng.choice([goal for goal in plan.pool.goals if goal not in mentioned])
     for goal in [*last_mention, never_mentioned]:
         if goal in last_mention:
             event = last_mention[goal]
@@ -409,16 +409,16 @@ MAKERS: tuple[Maker, ...] = (
     semantic_information_recall,
     recall_by_period,
     Lookup("Explicit Intent Inference", "intent", "why do i need {key} ?",
-           lambda _: lexicon.OCCASIONS),
+           lambda pool, _: pool.occasions),
     Lookup("Implicit Intent Recognition", "habit", "what should i pack today ?", knowledge="habit",
            applies=_is_habit_of_the_day),
     latest_preference_recognition,
     Lookup("Interest Evolution Analysis", "preference", "why did {who} {key} change ?",
-           lambda _: lexicon.CAUSES, field="cause", applies=_has_cause),
+           lambda pool, event: pool.causes[event.key], field="cause", applies=_has_cause),
     Lookup("Implicit Preference Recommendation", "value", "which vehicle suits me ?",
            knowledge="value"),
     Lookup("Behavioral Pattern Recognition", "habit", "what do i do every {key} ?",
-           lambda _: lexicon.HABITS),
+           lambda pool, _: pool.habits),
     long_term_goal_tracking,
     relationship_recognition,
     Lookup("Relationship Dynamics Comprehension", "relation", "how should i write to {who} ?",
@@ -471,7 +471,7 @@ def _choose(
     if not candidates:
         return []
     first_group = next(iter(candidates.values()))[0]
-    even_answers = EVEN.get(first_group[0].task)
+    even_answers = EVEN.get(first_group[0].task, lambda pool: ())(plan.pool)
     chosen = []
     for turn in range(wanted):
         keys = list(candidates)

@@ -146,8 +146,10 @@ def _follows(life: Life, question: Question) -> bool:
     for turn_index in question.evidence:
         known |= _shown_words(life, turn_index)
     inferred = set()
-    for table in lexicon.KNOWLEDGE.values():
-        inferred |= {table[word] for word in known if word in table}
+    for table in life.plan.pool.knowledge.values():
+        for value, implied in table.items():
+            if known.issuperset(_words(value)):
+                inferred.update(_words(implied))
     answer = set(_words(question.answer))
     return answer <= known | inferred
 
@@ -158,10 +160,10 @@ def _style_follows(life: Life, question: Question) -> bool:
     for trait, words in lexicon.REPLY_STYLES.items():
         for pole, word in words.items():
             styles[word] = (trait, pole)
-    named = [word for word in _words(question.text) if word in styles]
+    named = [word for word in _words(question.thought) if word in styles]
     if not named:
         return False
-    trait, pole = styles[named[0]]
+    trait, pole = styles[named[-1]]  # the style asked about
     position = TRAITS.index(trait)
     deviation = 0
     for turn_index in question.evidence:
@@ -175,7 +177,7 @@ def _style_follows(life: Life, question: Question) -> bool:
 
 def _state_follows(life: Life, question: Question) -> bool:
     """Whether no turn states a rival state and, for `open`, some turn mentions the subject."""
-    subject = set(_words(question.text)) - set(lexicon.FRAME)
+    subject = set(_words(question.hops[0].keywords)) - set(lexicon.FRAME)
     rivals = set(question.options) - set(STATES)
     mentions = []
     for turn in life.turns:
@@ -191,7 +193,11 @@ def _state_follows(life: Life, question: Question) -> bool:
 def _shown_words(life: Life, index: int) -> set[str]:
     """The user's words in a turn, and words for its picture: things, colors, counts and sides."""
     words = set(_words(life.turns[index].user))
-    scene = life.plan.events[index].scene
+    event = life.plan.events[index]
+    if life.plan.pool is lexicon.pool("wide") and event.kind in ("goal_end", "value"):
+        # Natural frames say it in words of their own; the plan knows from which section they are.
+        words |= {event.key, event.value}
+    scene = event.scene
     if scene:
         words |= set(_words(repr(scene)))
         counts = Counter(thing.kind for thing in scene.things)

@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from personavlm_lib.memory.database import PendingUpdate
 from personavlm_lib.memory.encoder import Encoder
+from personavlm_lib.memory.images import image_paths
 from personavlm_lib.memory.records import Record, from_json
 from personavlm_lib.memory.schema import SCHEMA
 from personavlm_lib.memory.store import KINDS, MemoryStore, StoreError
@@ -44,7 +47,7 @@ class Content(NamedTuple):
 def export_archive(store: MemoryStore, path: str | Path) -> Path:
     """Write the whole store, including pending updates and receipts, to `path`.
 
-    Replaces an existing file.
+    Replaces an existing file. Lost images are named in a warning and in the manifest.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -54,8 +57,12 @@ def export_archive(store: MemoryStore, path: str | Path) -> Path:
             for name, content in _files(store).items():
                 archive.writestr(name, content)
                 checksums[name] = hashlib.sha256(content).hexdigest()
+            lost = [path.name for path in _named_images(store) if not path.is_file()]
+            if lost:
+                warnings.warn(f"{store.folder} lacks images: {', '.join(lost)}", stacklevel=2)
             manifest = {
                 "format": FORMAT,
+                "lost_images": lost,
                 "schema": SCHEMA,
                 "last_ids": dict(store.sql("SELECT name, seq FROM sqlite_sequence")),
                 "sha256": checksums,
@@ -73,10 +80,19 @@ def _files(store: MemoryStore) -> dict[str, bytes]:
         files[f"{kind}.jsonl"] = _record_lines(store, kind)
     updates = [f"{json.dumps(update)}\n" for update in store.pending()]
     files["journal.jsonl"] = "".join(updates).encode()
-    images = sorted(store.images.iterdir())
-    for image in images:
-        files[f"images/{image.name}"] = image.read_bytes()
+    for image in _named_images(store):
+        if image.is_file():
+            files[f"images/{image.name}"] = image.read_bytes()
     return files
+
+
+def _named_images(store: MemoryStore) -> list[Path]:
+    """Paths of the images in the store's folder that its records name."""
+    paths: set[Path] = set()
+    for kind in ("turns", "semantic"):
+        for _, record in store.rows(kind):
+            paths.update(map(Path, image_paths(record)))
+    return sorted(path for path in paths if path.parent == store.images)
 
 
 def _record_lines(store: MemoryStore, kind: str) -> bytes:
@@ -118,7 +134,7 @@ def _fill(store: MemoryStore, content: Content) -> None:
     for kind, row, record in content.records:
         store.insert(kind, row, record)
     for update in content.updates:
-        store.sql("INSERT INTO journal VALUES (?, ?, ?)", *update)
+        store.sql("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", *PendingUpdate(*update))
     store.sql("DELETE FROM sqlite_sequence")
     for table, last in content.last_ids.items():
         store.sql("INSERT INTO sqlite_sequence VALUES (?, ?)", table, last)

@@ -25,12 +25,16 @@ class StoreError(RuntimeError):
 class PendingUpdate(NamedTuple):
     """An update that a turn still waits for.
 
-    `work` is "turn" (lines 17-19 of Algorithm 1) or "session" (lines 1-3).
+    `work` is "turn" (lines 17-19 of Algorithm 1) or "session" (lines 1-3). After `attempts` that
+    failed, it is to be tried again at `retry_at` (Unix time), `delay` seconds after the last one.
     """
 
     id: int
     work: str
     turn: int
+    attempts: int = 0
+    delay: float = 0.0
+    retry_at: float = 0.0
 
 
 class Database:
@@ -161,7 +165,7 @@ class Database:
 
     def pending(self) -> list[PendingUpdate]:
         """The updates that the turns still wait for, oldest turn first."""
-        rows = self.sql("SELECT id, work, turn FROM journal ORDER BY turn, id")
+        rows = self.sql(f"SELECT {', '.join(PendingUpdate._fields)} FROM journal ORDER BY turn, id")
         return [PendingUpdate(*row) for row in rows]
 
     def finish(self, updates: Iterable[PendingUpdate]) -> bool:
@@ -179,6 +183,13 @@ class Database:
                     complete = False
         return complete
 
+    def postpone(self, updates: Iterable[PendingUpdate]) -> None:
+        """Store the attempts and times of updates that failed."""
+        statement = "UPDATE journal SET attempts = ?, delay = ?, retry_at = ? WHERE id = ?"
+        with self.transaction():
+            for update in updates:
+                self.sql(statement, update.attempts, update.delay, update.retry_at, update.id)
+
     def drop_pending(self, turns: Iterable[int]) -> int:
         """Delete the updates of forgotten turns and return how many there were.
 
@@ -188,11 +199,10 @@ class Database:
         forgotten = set(turns)
         with self.transaction():
             updates = self.pending()
-            kept = [
-                (update.work, update.turn) for update in updates if update.turn not in forgotten
-            ]
+            kept = [update[1:] for update in updates if update.turn not in forgotten]
+            columns = ", ".join(PendingUpdate._fields[1:])
             self.sql("DELETE FROM journal")
-            self.sql_many("INSERT INTO journal (work, turn) VALUES (?, ?)", kept)
+            self.sql_many(f"INSERT INTO journal ({columns}) VALUES (?, ?, ?, ?, ?)", kept)
             return len(updates) - len(kept)
 
     def erase(self) -> None:

@@ -11,13 +11,13 @@ One kind of trace is not followed: words that a model took from another turn in 
 naming that turn as a source. To delete every mention of a person or thing, forget its name.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 
+from personavlm_lib.memory.names import name_finder
 from personavlm_lib.memory.personality import evolve
 from personavlm_lib.memory.records import (
     BigFive,
@@ -29,6 +29,7 @@ from personavlm_lib.memory.records import (
     Record,
     SemanticMemory,
     Turn,
+    as_utc,
     split_sessions,
 )
 from personavlm_lib.memory.store import MemoryStore
@@ -38,9 +39,7 @@ from personavlm_lib.memory.view import KINDS
 VERSIONED = ("core", "procedural")
 ROW_SELECTORS = {"turn": "turns", "semantic": "semantic", "episode": "episodic"}
 DERIVED = ("semantic", "episodic", "rejected", "personality")
-TEXT_FIELDS = ("user", "assistant", "content", "summary", "keywords", "raw")
-# A letter of a script that separates words by spaces. In others, a name may adjoin other letters.
-LETTER = r"[^\W\u3040-\u9fff\uac00-\ud7af]"
+TEXT_FIELDS = ("user", "assistant", "content", "summary", "keywords", "raw", "reason")
 
 Rows = dict[str, list[tuple[int, Record]]]  # kind -> (row id, record), by id
 Version = CoreMemory | ProceduralMemory
@@ -61,38 +60,65 @@ def forget(
 
     `what` is "turn:4", "session:4" (the session of turn 4), "semantic:3", "episode:3", "core:city",
     "procedural:yoga" (a memory is forgotten together with the turns it comes from), "name:Miso" (a
-    person or an object: every turn, memory and entry with that word, in any case) or "everything".
+    person or an object: every turn, memory and entry with that name, as `names.name_finder` finds
+    it) or "everything". `preview_forget` tells what would go.
 
     Returns the receipt, which the store keeps (`MemoryView.receipts`). When this returns, no byte
     of the forgotten content is left in the store's folder; after a crash, the next opening of the
     store completes the work. Raises LookupError if `what` does not exist, and ValueError unless
     exactly one of `what` and a period is given, or if the period ends before it starts.
     """
+    with store.transaction():
+        receipt = _forget_rows(store, what, start, end)
+    image_count = store.scrub()
+    return replace(receipt, counts=receipt.counts | {"images": image_count})
+
+
+def preview_forget(
+    store: MemoryStore, what: str = "", start: datetime | None = None, end: datetime | None = None
+) -> ForgetReceipt:
+    """The receipt that `forget` would return, without the number of images; nothing is deleted.
+
+    Its `ids` name the turns and memories that would go. Raises the same exceptions.
+    """
+    try:
+        with store.transaction():
+            receipt = _forget_rows(store, what, start, end)
+            raise _PreviewEnds
+    except _PreviewEnds:
+        return receipt
+
+
+class _PreviewEnds(Exception):
+    """Rolls back the transaction of a preview."""
+
+
+def _forget_rows(
+    store: MemoryStore, what: str, start: datetime | None, end: datetime | None
+) -> ForgetReceipt:
     has_period = bool(start or end)
     if bool(what) == has_period:
         raise ValueError(f"name what to forget, or a period; got {what!r} and {start} to {end}")
-    with store.transaction():
-        rows = {kind: store.rows(kind) for kind in KINDS if kind != "receipts"}
-        if has_period:
-            selector = "period"
-            selection = _select_period(rows, start or datetime.min, end or datetime.max)
-        else:
-            selector = what.partition(":")[0]
-            selection = _select(rows, what)
-        receipt = _delete_traces(store, rows, selection, selector)
-    image_count = store.scrub()
-    return replace(receipt, counts=receipt.counts | {"images": image_count})
+    start = as_utc(start) if start else None
+    end = as_utc(end) if end else None
+    rows = {kind: store.rows(kind) for kind in KINDS if kind != "receipts"}
+    if has_period:
+        selector = "period"
+        selection = _select_period(rows, start or datetime.min, end or datetime.max)
+    else:
+        selector = what.partition(":")[0]
+        selection = _select(rows, what)
+    return _delete_traces(store, rows, selection, selector)
 
 
 def _select(rows: Rows, what: str) -> Selection:
     selector, _, name = what.partition(":")
     if what == "everything":
         return Selection(rows=_all_rows(rows))
-    if selector == "name" and name.strip():
-        return _select_name(rows, name.strip())
-
     selection = Selection()
-    if selector in VERSIONED:
+    if selector == "name" and name.strip():
+        selection = _select_name(rows, name.strip())
+    elif selector in VERSIONED:
         selection.entries = _entries_with_key(rows, selector, name)
     elif selector == "session":
         selection.rows = _session_rows(rows, name)
@@ -134,17 +160,17 @@ def _session_rows(rows: Rows, turn_name: str) -> set[tuple[str, int]]:
 
 
 def _select_name(rows: Rows, name: str) -> Selection:
-    """All rows and entries that contain `name` as a word."""
-    pattern = re.compile(rf"(?<!{LETTER}){re.escape(name)}(?!{LETTER})", re.IGNORECASE)
+    """All rows and entries that contain `name`."""
+    has_name = name_finder(name)
     selection = Selection()
     for kind, pairs in rows.items():
         for row, record in pairs:
-            if any(pattern.search(text) for text in _texts(record)):
+            if any(has_name(text) for text in _texts(record)):
                 selection.rows.add((kind, row))
     for kind in VERSIONED:
         for _, version in _versions(rows, kind):
             for (block, key), value in entries(version).items():
-                if pattern.search(key) or pattern.search(value):
+                if has_name(key) or has_name(value):
                     selection.entries.add((kind, block, key))
     return selection
 
@@ -204,7 +230,7 @@ def _delete_traces(
         ids={kind: ids[kind] for kind in ("turns", "semantic", "episodic")},
         counts={name: count for name, count in counts.items() if count},
         renewed=("personality",) if recomputed else (),
-        known_from=datetime.now(),
+        known_from=datetime.now(UTC).replace(tzinfo=None),
     )
     store.append("receipts", receipt)
     return receipt

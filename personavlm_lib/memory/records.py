@@ -3,18 +3,24 @@
 Each record has two kinds of time. `happened_from` and `happened_to` say when something took place;
 the period filter tests them by overlap. `known_from` is the time from which the agent knows it;
 `MemoryStore.as_of` tests that. A record derived at the end of a session is known from the session's
-last turn plus `SESSION_GAP`, no matter when it was computed. Times have no time zone.
+last turn plus `SESSION_GAP`, no matter when it was computed.
+
+Records are in the order of their ids, whatever clocks say. Times are stored in UTC without a time
+zone. A time with a zone is converted wherever it is accepted; one without a zone counts as UTC.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import astuple, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 SESSION_GAP = timedelta(minutes=60)  # t_s of Eq. (1)
 SEMANTIC_KINDS = ("directive", "fact", "preference", "concept")  # Appendix A.1
+OPTIONAL_FIELDS = ("utc_offset", "received", "image_at")  # not written if None
 MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 
@@ -50,16 +56,42 @@ class Period:
     start: datetime | None = None
     end: datetime | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            time = getattr(self, name)
+            if time is not None:
+                object.__setattr__(self, name, as_utc(time))
+
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange. `images` are file paths, in the order of the `<img>` marks in `user`."""
+    """One exchange.
+
+    `images` are file paths. They stand where `image_at` says, as positions in `user`; without it,
+    at the `<img>` marks of `user`, as in data sets, if there is one for each.
+
+    `utc_offset` says how many minutes the user's clock is ahead of UTC, if known. `received` is the
+    time from which the turn is known, if that is not its own time.
+    """
 
     time: datetime
     user: str
     assistant: str = ""
     images: tuple[str, ...] = ()
     index: int = -1  # position in the user's history; assigned by the store
+    utc_offset: int | None = None
+    received: datetime | None = None
+    image_at: tuple[int, ...] | None = None
+
+    @property
+    def pieces(self) -> list[str]:
+        """The user's words before, between and behind the images."""
+        marked = self.user.split("<img>")
+        if self.image_at is None and len(marked) == len(self.images) + 1:
+            return marked
+        places = [0, *(self.image_at or [len(self.user)] * len(self.images)), len(self.user)]
+        pieces = [self.user[start:end] for start, end in pairwise(places)]
+        return [f"{piece} " for piece in pieces[:-1]] + pieces[-1:]
 
     # A turn is on the same timeline as the memories: it happens, and is known, at its time.
     @property
@@ -80,7 +112,12 @@ class Turn:
 
     @property
     def known_from(self) -> datetime:
-        return self.time
+        return self.received or self.time
+
+    @property
+    def local_time(self) -> datetime:
+        """The time on the user's clock."""
+        return self.time + timedelta(minutes=self.utc_offset or 0)
 
 
 @dataclass(frozen=True)
@@ -247,41 +284,85 @@ R = TypeVar("R", bound=Record)
 
 
 def split_sessions(turns: Iterable[Turn], gap: timedelta = SESSION_GAP) -> list[list[Turn]]:
-    """Split turns, in order of time, at each pause of at least `gap` (Algorithm 1, line 1)."""
+    """Split turns, in order of index, at each pause of at least `gap` (Algorithm 1, line 1).
+
+    A clock that goes back by less than `gap` ends no session.
+    """
     sessions: list[list[Turn]] = []
     for turn in turns:
-        if not sessions or turn.time - sessions[-1][-1].time >= gap:
+        if not sessions or abs(turn.time - sessions[-1][-1].time) >= gap:
             sessions.append([])
         sessions[-1].append(turn)
     return sessions
 
 
-def check_times(record: Record) -> None:
-    """Raise ValueError if a time is not a naive datetime, or the record ends before it starts."""
-    kind = type(record).__name__
-    for name in ("time", "happened_from", "happened_to", "known_from"):
-        if not hasattr(record, name):
+def as_utc(time: datetime) -> datetime:
+    """The time in UTC, without a zone. Raises ValueError for anything but a datetime."""
+    if not isinstance(time, datetime):
+        raise ValueError(f"{time!r} is no time: give a datetime")
+    if time.tzinfo is None:
+        return time
+    return time.astimezone(UTC).replace(tzinfo=None)
+
+
+def in_utc(record: R) -> R:
+    """The record with all times in UTC; a turn's zone becomes its `utc_offset`.
+
+    Raises ValueError if a time is not a datetime, or the record ends before it starts.
+    """
+    changed: dict[str, Any] = {}
+    for name in ("time", "happened_from", "happened_to", "known_from", "received"):
+        value = vars(record).get(name)
+        if name not in vars(record) or (name == "received" and value is None):
             continue
-        value = getattr(record, name)
-        if not isinstance(value, datetime) or value.tzinfo:
-            raise ValueError(
-                f"{name} of a {kind} is {value!r}: give a datetime without a time zone"
-            )
+        if not isinstance(value, datetime):
+            kind = type(record).__name__
+            raise ValueError(f"{name} of a {kind} is {value!r}: give a datetime")
+        if value.tzinfo:
+            changed[name] = as_utc(value)
+            if name == "time":
+                changed["utc_offset"] = (value.utcoffset() or timedelta()) // timedelta(minutes=1)
+    if changed:
+        record = replace(record, **changed)
     if isinstance(record, SemanticMemory | Episode) and record.happened_to < record.happened_from:
         raise ValueError(
-            f"a {kind} of {record.happened_from} ends before that: {record.happened_to}"
+            f"a {type(record).__name__} of {record.happened_from} ends before that: "
+            f"{record.happened_to}"
         )
+    return record
 
 
 def to_json(record: Record) -> str:
     """A record as one line of JSON, with times in ISO format; `from_json` is the inverse."""
-    return json.dumps(vars(record), default=_json_value, ensure_ascii=False)
+    fields = {
+        name: value
+        for name, value in vars(record).items()
+        if value is not None or name not in OPTIONAL_FIELDS
+    }
+    return json.dumps(fields, default=_json_value, ensure_ascii=False)
 
 
 def _json_value(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     return vars(value)
+
+
+# Controls except tab and line breaks, as they are and as JSON writes them
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_CONTROL_IN_JSON = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u00(?:0[0-8bcef]|1[0-9a-f])|[bf])")
+
+
+def clean_text(text: str) -> str:
+    """The text without control characters, and with lone surrogates replaced."""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _CONTROL.sub("", text)
+
+
+def clean_json(text: str) -> str:
+    """A record's JSON with all of its texts cleaned as by `clean_text`."""
+    return _CONTROL_IN_JSON.sub(r"\1", clean_text(text))
 
 
 def from_json(kind: type[R], text: str) -> R:
@@ -319,7 +400,9 @@ _FIELD_READERS: dict[str, Callable[[Any], Any]] = {
     "happened_from": datetime.fromisoformat,
     "happened_to": datetime.fromisoformat,
     "known_from": datetime.fromisoformat,
+    "received": datetime.fromisoformat,
     "images": tuple,
+    "image_at": tuple,
     "sources": tuple,
     "turns": tuple,
     "renewed": tuple,

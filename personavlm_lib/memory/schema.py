@@ -1,7 +1,8 @@
 """The tables of a memory database: how they are created, migrated and read.
 
 Each kind of record has one table with one JSON object per row. Schema 2 added the journal, the
-text indexes, origins and ids that are never reused; schema 3 renamed table `refused` to `rejected`.
+text indexes, origins and ids that are never reused; schema 3 renamed table `refused` to `rejected`;
+schema 4 counts the attempts of pending updates.
 """
 
 import sqlite3
@@ -11,17 +12,24 @@ from typing import Any
 from personavlm_lib.memory.database import Database, StoreError
 from personavlm_lib.memory.images import relocate
 from personavlm_lib.memory.indexes import TextIndex
-from personavlm_lib.memory.records import Record, Turn, from_json, to_json
-from personavlm_lib.memory.timeline import search_text
+from personavlm_lib.memory.records import Record, from_json, to_json
 from personavlm_lib.memory.versions import link_origins
 from personavlm_lib.memory.view import KINDS, TIMELINES
 
-SCHEMA = 3
+SCHEMA = 4
 COLUMNS = (
     "id INTEGER PRIMARY KEY AUTOINCREMENT, known_from TEXT NOT NULL, record TEXT NOT NULL, "
     "vector BLOB"
 )
-JOURNAL_COLUMNS = "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL"
+ATTEMPT_COLUMNS = (
+    "attempts INTEGER NOT NULL DEFAULT 0",
+    "delay REAL NOT NULL DEFAULT 0",
+    "retry_at REAL NOT NULL DEFAULT 0",
+)
+JOURNAL_COLUMNS = (
+    "id INTEGER PRIMARY KEY AUTOINCREMENT, work TEXT NOT NULL, turn INTEGER NOT NULL, "
+    + ", ".join(ATTEMPT_COLUMNS)
+)
 
 
 def prepare_tables(database: Database, encoder_name: str) -> None:
@@ -42,8 +50,11 @@ def prepare_tables(database: Database, encoder_name: str) -> None:
         _create(database, encoder_name)
     elif schema == 1:
         _migrate_from_1(database)
-    elif schema == 2:
-        database.sql("ALTER TABLE refused RENAME TO rejected")
+    else:
+        if schema == 2:
+            database.sql("ALTER TABLE refused RENAME TO rejected")
+        for column in ATTEMPT_COLUMNS:
+            database.sql(f"ALTER TABLE journal ADD COLUMN {column}")
     database.sql(f"PRAGMA user_version = {SCHEMA}")
 
 
@@ -71,7 +82,7 @@ def _migrate_from_1(database: Database) -> None:
     for kind in ("core", "procedural"):  # schema 1 did not store which turns an entry came from
         before = None
         for row, version in read_rows(database, kind):
-            before = link_origins(before, version, lambda turn: turn_text(database, turn))
+            before = link_origins(before, version)
             rewrite_row(database, kind, row, before)
     _create_text_index(database)
 
@@ -102,13 +113,6 @@ def read_rows(database: Database, kind: str, folder: Path | None = None) -> list
 
 
 def rewrite_row(database: Database, kind: str, row: int, record: Record) -> None:
-    """Replace the record of a row. Only migration and forgetting may do that."""
-    database.sql(f"UPDATE {kind} SET record = ? WHERE id = ?", to_json(record), row)
-
-
-def turn_text(database: Database, turn: int) -> str:
-    """The searchable text of a turn; empty if the turn does not exist."""
-    rows = database.sql("SELECT record FROM turns WHERE id = ?", turn)
-    if not rows:
-        return ""
-    return search_text(from_json(Turn, rows[0][0]))
+    """Replace the record of a row. Only migration, forgetting and wrong clocks may do that."""
+    statement = f"UPDATE {kind} SET record = ?, known_from = ? WHERE id = ?"
+    database.sql(statement, to_json(record), record.known_from.isoformat(), row)

@@ -13,7 +13,14 @@ from itertools import islice
 import numpy as np
 
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.records import SEMANTIC_KINDS, Episode, Period, SemanticMemory, Turn
+from personavlm_lib.memory.records import (
+    SEMANTIC_KINDS,
+    Episode,
+    Period,
+    SemanticMemory,
+    Turn,
+    clean_text,
+)
 from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
 from personavlm_lib.memory.view import MemoryView
 
@@ -202,6 +209,7 @@ class Retriever:
 
     def _prepare(self, view: MemoryView, texts: list[str]) -> Query:
         encoder = self._encoder(view)
+        texts = [clean_text(text) for text in texts]
         words: list[str] = []
         vectors = None
         if self.ranking != "bm25":

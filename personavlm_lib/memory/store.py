@@ -5,20 +5,23 @@ personality are dated versions, of which the newest is in force (Appendix A.3). 
 and needs no replay. Only forgetting (`memory/forget.py`) deletes anything; ids are never reused.
 """
 
+import os
+import shutil
 import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
+from personavlm_lib.memory.folders import OWN_IMAGE, create_folder, delete_unused_images
 from personavlm_lib.memory.images import (
     SUFFIXES,
     encoded_image,
@@ -36,10 +39,13 @@ from personavlm_lib.memory.records import (
     Record,
     SemanticMemory,
     Turn,
-    check_times,
+    as_utc,
+    clean_json,
+    from_json,
+    in_utc,
     to_json,
 )
-from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row, turn_text
+from personavlm_lib.memory.schema import SCHEMA, prepare_tables, read_rows, rewrite_row
 from personavlm_lib.memory.timeline import Searchable, Timeline
 from personavlm_lib.memory.versions import Version, apply_edits, link_origins, validate_version
 from personavlm_lib.memory.view import KINDS, TIMELINES, MemoryView, Table
@@ -60,12 +66,16 @@ class MemoryStore:
     stored with their rows. Without `encoder`, the store uses the one that it was created with, and
     a new store uses all-MiniLM-L6-v2.
 
+    Files in `images/` that it did not write are left alone. A memory that cannot be written, such
+    as a backup, can be read.
+
     Use it as a context manager, or call `close`. Raises StoreError if the database is damaged,
-    belongs to another program, has a newer schema or cannot be written, and, with `create=False`,
+    belongs to another program, has a newer schema or cannot be created, and, with `create=False`,
     if the user does not exist.
     """
 
     _temporary: tempfile.TemporaryDirectory | None = None  # deleted together with the store
+    read_only = False
 
     def __init__(
         self,
@@ -74,18 +84,22 @@ class MemoryStore:
         create: bool = True,
         wait: float = 30.0,
     ) -> None:
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the working directory may change
         database_file = folder / "memory.db"
         if not create and not database_file.is_file():
             raise StoreError(f"user {folder.name!r} does not exist: {folder} contains no memory.db")
         self.folder: Path | None = folder
         self.images = folder / "images"
-        try:
-            self.images.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot create the memory folder {folder}: {error.strerror}"
-            ) from error
+        paths = (path for path in (folder, database_file) if path.exists())
+        self.read_only = not all(os.access(path, os.W_OK) for path in paths)
+        if self.read_only and database_file.is_file():
+            # SQLite writes beside a file in WAL mode, and older schemas are migrated: use a copy
+            self._temporary = tempfile.TemporaryDirectory(prefix="memory-")
+            for file in folder.glob("memory.db*"):
+                shutil.copyfile(file, Path(self._temporary.name, file.name))
+            database_file = Path(self._temporary.name, database_file.name)
+        else:
+            create_folder(self.images)
         self._open(str(database_file), encoder, wait)
 
     @classmethod
@@ -125,7 +139,7 @@ class MemoryStore:
         if self.meta("scrub"):  # a process ended while it was forgetting
             try:
                 self.scrub()
-            except StoreError as error:  # the store is usable; every opening tries again
+            except (StoreError, OSError) as error:  # the store is usable; every opening tries again
                 warnings.warn(str(error), stacklevel=3)
 
     def _stored_encoder(self) -> Encoder:
@@ -159,6 +173,8 @@ class MemoryStore:
 
     def transaction(self) -> AbstractContextManager[None]:
         """Combine writes: all or none take effect; see `Database.transaction`."""
+        if self.read_only:
+            raise StoreError(f"{self.folder} is read-only; nothing was written")
         return self.database.transaction()
 
     def pending(self) -> list[PendingUpdate]:
@@ -182,12 +198,13 @@ class MemoryStore:
     def add_turn(self, turn: Turn, pending: bool = False) -> Turn:
         """Append an exchange and return it with its index.
 
-        With `pending`, also record that its memory updates are still to be made. Raises ValueError
-        if the turn is earlier than the last one, or if one of its images cannot be read.
+        With `pending`, also record that its memory updates are still to be made. A turn may be
+        earlier than the last one: it is then known from the last turn's time on, unless its
+        `received` says otherwise. Raises ValueError if one of its images cannot be read.
         """
-        check_times(turn)
+        turn = in_utc(turn)
         with self.transaction():
-            self._check_order(turn)
+            turn = self._with_known_time(turn)
             index = self.next_id("turns")
             if pending:
                 self.database.add_pending(index)
@@ -197,13 +214,30 @@ class MemoryStore:
             turn = replace(turn, index=index, images=tuple(images))
             return self.insert("turns", index, turn)
 
-    def _check_order(self, turn: Turn) -> None:
+    def _with_known_time(self, turn: Turn) -> Turn:
+        """The turn, known no earlier than the turns before it.
+
+        If those claim to be known later than now, a clock was wrong: they are known from now on.
+        """
         rows = self.sql("SELECT known_from FROM turns ORDER BY id DESC LIMIT 1")
         if not rows:
-            return
+            return turn
         last = datetime.fromisoformat(rows[0][0])
-        if turn.time < last:
-            raise ValueError(f"turns must be in order of time: one of {turn.time} after {last}")
+        if turn.known_from >= last:
+            return turn
+        now = datetime.now(UTC).replace(tzinfo=None)
+        known_from = min(last, max(turn.known_from, now))
+        if known_from < last:
+            self._correct_known_times(known_from)
+        return replace(turn, received=known_from)
+
+    def _correct_known_times(self, latest: datetime) -> None:
+        for kind in KINDS:
+            field = "received" if kind == "turns" else "known_from"
+            for row, record in self.rows(kind):
+                if record.known_from > latest:
+                    self.rewrite(kind, row, replace(record, **{field: latest}))
+        self._drop_loaded()
 
     def add_semantic(self, memory: SemanticMemory) -> SemanticMemory:
         """Append a semantic memory and return it with its id."""
@@ -249,6 +283,7 @@ class MemoryStore:
         `as_of`. Raises ValueError, and leaves the memory unchanged, for an edit that does not fit
         and for a version that `versions.validate_version` rejects.
         """
+        known_from = as_utc(known_from)
         with self.transaction():
             known = self._known_versions(kind, known_from)
             if known:
@@ -266,12 +301,12 @@ class MemoryStore:
 
     def _add_version(self, kind: str, version: Version) -> Version:
         """Return the version in force from then on: the previous one if nothing was edited."""
-        check_times(version)
+        version = in_utc(version)
         with self.transaction():
             known = self._known_versions(kind, version.known_from)
             before = known[-1] if known else None
             validate_version(before, version)
-            version = link_origins(before, version, partial(turn_text, self.database))
+            version = link_origins(before, version)
             if not version.edits:
                 return before or version
             row = self.next_id(kind)
@@ -294,8 +329,13 @@ class MemoryStore:
 
     def insert(self, kind: str, row: int, record: R) -> R:
         """Insert a record under a given id, inside a transaction."""
-        check_times(record)
+        record = in_utc(record)
         text = to_json(relocate(record, self._relative))
+        cleaned = clean_json(text)
+        if cleaned != text:
+            text = cleaned
+            home = self.folder or Path()
+            record = cast(R, relocate(from_json(type(record), text), home.joinpath))
         known_from = record.known_from.isoformat()
         statement = f"INSERT INTO {kind} (id, known_from, record) VALUES (?, ?, ?)"
         self.sql(statement, row, known_from, text)
@@ -313,7 +353,8 @@ class MemoryStore:
             return str(path)
         media_type, data = encoded_image(path)
         source = Path(path)
-        if source.resolve().parent == self.images.resolve():
+        is_own = OWN_IMAGE.fullmatch(source.name)
+        if is_own and source.resolve().parent == self.images.resolve():
             return str(self.images / source.name)
         target = self.images / f"{name}{SUFFIXES[media_type]}"
         self.database.delete_on_rollback(target)
@@ -334,10 +375,7 @@ class MemoryStore:
         This is cheap, because views share the loaded rows and their index. A view that was taken
         before something was forgotten still shows it: take a new one.
         """
-        if time is not None and not isinstance(time, datetime):
-            raise ValueError(f"as of {time!r}: pass a datetime, or None for everything")
-        if time is None:
-            time = datetime.max
+        time = datetime.max if time is None else as_utc(time)
         with self.database.lock:
             tables = {kind: self._table(kind) for kind in KINDS}
             return MemoryView(time, tables, self.encoder)
@@ -387,8 +425,8 @@ class MemoryStore:
     # Deletion from the disk
 
     def rewrite(self, kind: str, row: int, record: Record) -> None:
-        """Replace the record of a row. Only forgetting may do that."""
-        rewrite_row(self.database, kind, row, record)
+        """Replace the record of a row. Only forgetting and wrong clocks may do that."""
+        rewrite_row(self.database, kind, row, relocate(record, self._relative))
 
     def delete(self, kind: str, rows: Iterable[int]) -> None:
         """Delete rows. The caller runs `scrub` after the transaction.
@@ -424,10 +462,7 @@ class MemoryStore:
                 used.update(image_paths(record))
         if self.folder is None:
             return 0
-        unused = [path for path in self.images.iterdir() if str(path) not in used]
-        for path in unused:
-            path.unlink()
-        return len(unused)
+        return delete_unused_images(self.images, used)
 
 
 def _place_in_time(record: Record) -> datetime:

@@ -5,7 +5,7 @@ difference from the current version. Each entry records the turns that its prese
 so that forgetting can find it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -117,25 +117,17 @@ def _has_name(version: CoreMemory | ProceduralMemory | None) -> bool:
     return any(key.casefold() == "name" for _, key in entries(version))
 
 
-def link_origins(
-    before: CoreMemory | ProceduralMemory | None, version: Version, text: Callable[[int], str]
-) -> Version:
-    """Fill in the version's edits and the origins of its entries; `text` returns a turn's words.
+def link_origins(before: CoreMemory | ProceduralMemory | None, version: Version) -> Version:
+    """Fill in the version's edits and the origins of its entries.
 
-    An unedited entry keeps its origins. An edited one comes from those turns of `version.sources`
-    that contain its exact value, or from all of them if none does.
+    An unedited entry keeps its origins. An edited one comes from all turns of `version.sources`:
+    the model saw all of them, and which words it used cannot be known.
     """
     edits = diff_versions(before, version)
     edited = {(edit.block, edit.key) for edit in edits}
-    words: dict[int, str] = {}
-    if edited:
-        words = {turn: text(turn).casefold() for turn in version.sources}
     origins: Origins = {block: {} for block in BLOCKS[type(version)]}
-    for (block, key), value in entries(version).items():
+    for block, key in entries(version):
+        origins[block][key] = version.sources
         if before is not None and (block, key) not in edited:
             origins[block][key] = before.origins[block][key]
-            continue
-        folded = value.casefold()
-        quoting = tuple(turn for turn in version.sources if folded in words[turn])
-        origins[block][key] = quoting or version.sources
     return replace(version, edits=edits, origins=origins)

@@ -49,7 +49,7 @@ class Table:
 class MemoryView:
     """The memory as known at `time`: read-only and unaffected by later writes.
 
-    Lists are oldest first.
+    Lists are in order of time, except for `turns`.
     """
 
     time: datetime
@@ -64,8 +64,9 @@ class MemoryView:
         """The turn with that index. Raises LookupError if it does not exist or was forgotten."""
         turns = self.tables["turns"].records
         row = bisect_left(turns, index, key=attrgetter("index"))
-        if row < len(turns):
-            turn = turns[row]
+        if row < len(turns) and turns[row].index == index:
+            return turns[row]
+        for turn in turns:  # the search is misled where turns are not in order of time
             if turn.index == index:
                 return turn
         raise LookupError(f"turn {index} does not exist: it was never stored or was forgotten")
@@ -88,7 +89,8 @@ class MemoryView:
 
     @cached_property
     def turns(self) -> list[Turn]:
-        return self._known("turns")
+        """In the order in which they were stored."""
+        return sorted(self._known("turns"), key=attrgetter("index"))
 
     @cached_property
     def semantic(self) -> list[SemanticMemory]:

@@ -334,7 +334,7 @@ class ConceptRecognizer:
         """
         memories = {}
         for memory in view.semantic:
-            if memory.concept:
+            if memory.concept and Path(memory.concept.crop).is_file():
                 memories[memory.concept] = memory
         concepts = [(concept, self.vector(concept.crop)) for concept in memories]
         best: dict[tuple[str, str], tuple[float, VisualConcept]] = {}

@@ -7,9 +7,12 @@ from pathlib import Path
 from personavlm_lib.agent.prompt_sets import periods
 from personavlm_lib.memory.records import TRAITS, Turn
 from personavlm_lib.simulation import lexicon
+from personavlm_lib.simulation.natural import NaturalDialogue
 from personavlm_lib.simulation.plan import LifeEvent, LifePlan
 from personavlm_lib.simulation.scenes import render
 from personavlm_lib.simulation.wording import FACTS, statement
+
+WORDINGS = ("canonical", "paraphrased", "natural")
 
 
 def user_message(event: LifeEvent, wording: Callable[[LifeEvent], str] | None = None) -> str:
@@ -65,10 +68,12 @@ def render_dialogue(
     """The dialogue of a plan, one turn per life event.
 
     `draw` renders pictures into the folder `images`. `wording` is "canonical", which the nano model
-    learns from, or "paraphrased", the same facts in other words.
+    learns from, "paraphrased", the same facts in other words, or "natural", as people talk, for
+    plans of the wide pool.
     """
-    if wording not in ("canonical", "paraphrased"):
-        raise ValueError(f"wording is {wording!r}; choose canonical or paraphrased")
+    if wording not in WORDINGS:
+        raise ValueError(f"wording is {wording!r}; choose one of {', '.join(WORDINGS)}")
+    natural = NaturalDialogue(plan) if wording == "natural" else None
     paraphraser = _Paraphraser(plan) if wording == "paraphrased" else None
     rng = random.Random(f"teller {plan.seed}")
     turns = []
@@ -80,8 +85,11 @@ def render_dialogue(
                 images.mkdir(parents=True, exist_ok=True)
                 render(event.scene).save(path)
             paths = (str(path),)
-        message = user_message(event, paraphraser)
-        small_talk = event.kind == "small_talk"
-        reply = rng.choice(lexicon.EMPTY_REPLIES if small_talk else lexicon.REPLIES)
+        if natural:
+            message, reply = natural.turn(event)
+        else:
+            message = user_message(event, paraphraser)
+            small_talk = event.kind == "small_talk"
+            reply = rng.choice(lexicon.EMPTY_REPLIES if small_talk else lexicon.REPLIES)
         turns.append(Turn(event.time, message, reply, paths, index))
     return turns

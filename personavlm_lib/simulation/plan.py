@@ -6,6 +6,7 @@ writes the words.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,33 +14,22 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from personavlm_lib.memory.personality import BigFive
-from personavlm_lib.memory.records import TRAITS
-from personavlm_lib.simulation.lexicon import (
-    CAUSES,
-    CORE,
-    EVENTS,
-    GOAL_ENDS,
-    GOALS,
-    HABITS,
-    ITEMS,
-    LEVELS,
-    NAMES,
-    OCCASIONS,
-    PREFERENCES,
-    RELATIONS,
-    SKILLS,
-    SMALL_TALK,
-    VALUES,
-    WEEKDAYS,
-)
+from personavlm_lib.simulation import traits
+from personavlm_lib.simulation.lexicon import GOAL_ENDS, SMALL_TALK, WEEKDAYS, Pool
+from personavlm_lib.simulation.lexicon import pool as pool_named
 from personavlm_lib.simulation.scenes import COLORS, LOOSE, PICTURE_STYLES, Scene, sample_scene
 
 EPOCH = datetime(2024, 3, 4)  # a Monday; lives begin within the three weeks after it
-REVEAL = 0.7  # probability that a trait shows in the words of a turn
+KEYED = ("core", "preference", "friend", "event")  # kinds whose key says what the talk is about
 CHANGING = ("core", "preference", "relation", "skill")  # kinds of fact whose value may change
 TURNS = 46  # average number of turns of a life of size 1
 # Levels that a skill passes through. All occur equally often, so no answer is more likely.
 GROWTH = ((0, 1, 2, 3), (0, 1), (2, 3))
+
+# In the wide world, facts come in passing: this share of the turns states one, half of the others
+# follow an earlier turn up, and half are small talk.
+FACT_SHARE = 0.55
+NANO = pool_named("nano")
 
 T = TypeVar("T")
 Group = list[dict[str, Any]]  # undated events in a fixed order: keyword arguments of LifeEvent
@@ -97,47 +87,24 @@ class LifePlan:
     events: tuple[LifeEvent, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def pool(self) -> Pool:
+        """The values that the plan draws from."""
+        return pool_named(self.arguments.get("pool", "nano"))
+
     def personality_at(self, time: datetime) -> BigFive:
         """The user's true Big Five at `time` (a step at the drift)."""
         return self.after if time >= self.drift else self.before
 
 
-def _personality(rng: random.Random) -> BigFive:
-    return BigFive(*(rng.choice((1.5, 2.0, 3.0, 4.0, 4.5)) for _ in TRAITS))
-
-
-def _drifted(rng: random.Random, before: BigFive) -> BigFive:
-    """`before` with two traits changed by at least one point each."""
-    scores = list(before.as_tuple())
-    for trait in rng.sample(range(5), 2):
-        old = scores[trait]
-        distant = [score for score in (1.5, 2.0, 4.0, 4.5) if abs(score - old) >= 1.0]
-        scores[trait] = rng.choice(distant)
-    return BigFive(*scores)
-
-
-def _scores(rng: random.Random, personality: BigFive) -> tuple[int, ...]:
-    """The scores of one turn: true values rounded at random; hidden traits are neutral."""
-    scores = []
-    for true_score in personality.as_tuple():
-        score = int(true_score)
-        if rng.random() < true_score - score:
-            score += 1
-        revealed = rng.random() < REVEAL
-        scores.append(score if revealed else 3)
-    return tuple(scores)
-
-
-def _persona(rng: random.Random, name: str, description: str) -> Persona:
-    """Sample a persona, with the job that `description` mentions if the lexicon has it."""
+def _persona(rng: random.Random, pool: Pool, name: str, description: str) -> Persona:
+    """Sample a persona, with the job that `description` mentions if the pool has it."""
     profile = {"name": name}
-    for key, values in CORE.items():
+    for key, values in pool.core.items():
         profile[key] = rng.choice(values)
-    words = description.lower().split()
-    for job in CORE["job"]:
-        if job in words:
-            profile["job"] = job
-            break
+    mentioned = [job for job in pool.core["job"] if job in description.lower()]
+    if mentioned:
+        profile["job"] = mentioned[0]
     age = rng.randint(18, 80)
     gender = rng.choice(("woman", "man", "nonbinary person"))
     role = description
@@ -191,11 +158,13 @@ def _sample_about(rng: random.Random, choices: Sequence[T], expected: float) -> 
     return rng.sample(choices, count)
 
 
-def _changing_fact(rng: random.Random, fact: dict[str, str], values: list[str]) -> Group:
+def _changing_fact(
+    rng: random.Random, pool: Pool, fact: dict[str, str], values: list[str]
+) -> Group:
     """A fact with its values in order; each value after the first has a cause."""
     group = [fact | {"value": values[0]}]
     for value in values[1:]:
-        cause = rng.choice(CAUSES)
+        cause = rng.choice(pool.causes[fact["key"]])
         group.append(fact | {"value": value, "cause": cause})
     return group
 
@@ -209,67 +178,71 @@ def _opening(profile: dict[str, str]) -> Group:
     return group
 
 
-def _preferences(rng: random.Random, size: float) -> list[Group]:
+def _preferences(rng: random.Random, pool: Pool, size: float) -> list[Group]:
     groups = []
-    for key in _sample_about(rng, list(PREFERENCES), 4 * size):
-        choices = PREFERENCES[key]
+    for key in _sample_about(rng, list(pool.preferences), 4 * size):
+        choices = pool.preferences[key]
         shifts = rng.choice((0, 1, 1, 2)) + round(size / 3)
         values = rng.sample(choices, min(1 + shifts, len(choices)))
         fact = dict(kind="preference", key=key)
-        groups.append(_changing_fact(rng, fact, values))
+        groups.append(_changing_fact(rng, pool, fact, values))
     return groups
 
 
-def _core_changes(rng: random.Random, profile: dict[str, str], size: float) -> list[Group]:
+def _core_changes(
+    rng: random.Random, pool: Pool, profile: dict[str, str], size: float
+) -> list[Group]:
     """Changes of otherwise stable attributes, such as a move."""
     groups = []
-    for key in _sample_about(rng, list(CORE), size):
-        others = [value for value in CORE[key] if value != profile[key]]
+    for key in _sample_about(rng, list(pool.core), size):
+        others = [value for value in pool.core[key] if value != profile[key]]
         value = rng.choice(others)
-        cause = rng.choice(CAUSES)
+        cause = rng.choice(pool.causes[key])
         groups.append([dict(kind="core", key=key, value=value, cause=cause)])
     return groups
 
 
-def _relations(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+def _relations(rng: random.Random, pool: Pool, friends: Sequence[str], size: float) -> list[Group]:
     groups = []
     for friend in _sample_about(rng, friends, 2 * size):
         stages = rng.choice((1, 1, 2))
-        values = rng.sample(RELATIONS, stages)
+        values = rng.sample(pool.relations, stages)
         fact = dict(kind="relation", who=friend, key="relation")
-        groups.append(_changing_fact(rng, fact, values))
+        groups.append(_changing_fact(rng, pool, fact, values))
     return groups
 
 
-def _skills(rng: random.Random, size: float) -> list[Group]:
+def _skills(rng: random.Random, pool: Pool, size: float) -> list[Group]:
     groups = []
-    for skill in _sample_about(rng, SKILLS, size):
-        levels = [LEVELS[index] for index in rng.choice(GROWTH)]
+    for skill in _sample_about(rng, pool.skills, size):
+        levels = [pool.levels[index] for index in rng.choice(GROWTH)]
         groups.append([dict(kind="skill", key=skill, value=level) for level in levels])
     return groups
 
 
-def _intents(rng: random.Random, size: float) -> list[Group]:
+def _intents(rng: random.Random, pool: Pool, size: float) -> list[Group]:
     groups = []
-    for item in _sample_about(rng, ITEMS, 2 * size):
-        occasion = rng.choice(OCCASIONS)
+    for item in _sample_about(rng, pool.items, 2 * size):
+        occasion = rng.choice(pool.occasions)
         groups.append([dict(kind="intent", key=item, value=occasion)])
     return groups
 
 
-def _friends_tastes(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+def _friends_tastes(
+    rng: random.Random, pool: Pool, friends: Sequence[str], size: float
+) -> list[Group]:
     groups = []
-    tastes = [(friend, key) for friend in friends for key in PREFERENCES]
+    tastes = [(friend, key) for friend in friends for key in pool.preferences]
     for friend, key in _sample_about(rng, tastes, 3 * size):
-        value = rng.choice(PREFERENCES[key])
+        value = rng.choice(pool.preferences[key])
         groups.append([dict(kind="friend", who=friend, key=key, value=value)])
     return groups
 
 
-def _outings(rng: random.Random, friends: Sequence[str], size: float) -> list[Group]:
+def _outings(rng: random.Random, pool: Pool, friends: Sequence[str], size: float) -> list[Group]:
     """Things done with a friend, most often with the closest one."""
     activities = []
-    for key, values in EVENTS.items():
+    for key, values in pool.events.items():
         activities += [(key, value) for value in values]
     rng.shuffle(activities)
     repeated = 3 * activities
@@ -303,19 +276,19 @@ def _picture_style(rng: random.Random) -> Group:
     return [dict(kind="style", key="style", value=style, scene=example)]
 
 
-def _habits(rng: random.Random, size: float) -> list[Group]:
+def _habits(rng: random.Random, pool: Pool, size: float) -> list[Group]:
     groups = []
     for day in _sample_about(rng, WEEKDAYS, 2 * size):
-        habit = rng.choice(HABITS)
+        habit = rng.choice(pool.habits)
         groups.append([dict(kind="habit", key=day, value=habit)])
     return groups
 
 
-def _goals(rng: random.Random, size: float) -> list[Group]:
+def _goals(rng: random.Random, pool: Pool, size: float) -> list[Group]:
     """Goals; of each three, one is reached, one is dropped and one stays open."""
     groups = []
     ends = rng.sample((*GOAL_ENDS, ""), 3)
-    goals = rng.sample(GOALS, _count(3 * size, 9))
+    goals = rng.sample(pool.goals, _count(3 * size, 9))
     for index, goal in enumerate(goals):
         group = [dict(kind="goal", value=goal)]
         end = ends[index % 3]
@@ -330,26 +303,27 @@ def _small_talk(rng: random.Random) -> Group:
 
 
 def _undated_events(
-    rng: random.Random, persona: Persona, friends: Sequence[str], size: float
+    rng: random.Random, pool: Pool, persona: Persona, friends: Sequence[str], size: float
 ) -> list[Group]:
     """Groups of undated events. Each group keeps its order; groups interleave freely.
 
     The first group opens the life.
     """
     groups = [_opening(persona.profile)]
-    groups += _preferences(rng, size)
-    groups += _core_changes(rng, persona.profile, size)
-    groups += _relations(rng, friends, size)
-    groups += _skills(rng, size)
-    value = rng.choice(VALUES)
+    groups += _preferences(rng, pool, size)
+    groups += _core_changes(rng, pool, persona.profile, size)
+    groups += _relations(rng, pool, friends, size)
+    groups += _skills(rng, pool, size)
+    value = rng.choice(pool.values)
     groups.append([dict(kind="value", key="value", value=value)])
-    groups += _intents(rng, size)
-    groups += _friends_tastes(rng, friends, size)
-    groups += _outings(rng, friends, size)
+    groups += _intents(rng, pool, size)
+    groups += _friends_tastes(rng, pool, friends, size)
+    groups += _outings(rng, pool, friends, size)
     groups += _pictures(rng, friends, size)
-    groups.append(_picture_style(rng))
-    groups += _habits(rng, size)
-    groups += _goals(rng, size)
+    if pool is NANO:
+        groups.append(_picture_style(rng))
+    groups += _habits(rng, pool, size)
+    groups += _goals(rng, pool, size)
     for _ in range(_count(2 * size)):
         groups.append(_small_talk(rng))
     return groups
@@ -410,6 +384,30 @@ def _even_sizes(total: int, parts: int) -> list[int]:
     return [end - start for start, end in pairwise(bounds)]
 
 
+def _with_talk(rng: random.Random, events: Group, extra: int) -> Group:
+    """Add `extra` turns without facts: half follow an event up, half are small talk.
+
+    An event is followed up at most once, in the turn after it; the introduction is left together.
+    """
+    first = 1 + len(NANO.core)  # after the introduction
+    topics = [
+        index
+        for index in range(first, len(events))
+        if events[index]["kind"] not in ("small_talk", "value")
+    ]
+    followed = set(rng.sample(topics, min(extra // 2, len(topics))))
+    talk = extra - len(followed)
+    before = Counter(rng.randrange(first, len(events)) for _ in range(talk))
+    joined: Group = []
+    for index, event in enumerate(events):
+        joined += [dict(kind="small_talk", value="small talk")] * before[index]
+        joined.append(event)
+        if index in followed:
+            topic = event["key"] if event["kind"] in KEYED else event["kind"]
+            joined.append(dict(kind="follow_up", key=topic, value="more about it"))
+    return joined
+
+
 def _record_replaced_values(events: Group) -> None:
     """Set `was` of each changing fact to the value that it replaces."""
     newest: dict[tuple[str, str, str], str] = {}
@@ -429,38 +427,49 @@ def sample_plan(
     user: str = "",
     persona: str = "",
     turns: int | None = None,
+    pool: str = "nano",
 ) -> LifePlan:
     """Sample a life of about TURNS x `size` turns, or exactly `turns` >= 20, within `days` days.
 
     The paper's lives have 20-100 turns within a month for training, and up to 500 within three
     months for the test (appendix C). `persona` is a description to use as the role, such as a line
-    of PersonaHub.
+    of PersonaHub. `pool` names the pool of values (see `lexicon.Pool`).
     """
     arguments = dict(seed=seed, days=days, size=size, user=user, persona=persona, turns=turns)
+    if pool != "nano":
+        arguments["pool"] = pool
+    values = pool_named(pool)
     rng = random.Random(f"life {seed}")
     if turns:
         # Some lists of the lexicon run out in a long life; the others make up for them.
         ratio = turns / TURNS
         size = max(ratio, ratio**1.25)
+    share = 1.0 if values is NANO else FACT_SHARE
+    size *= share
     friend_count = min(8, 3 + max(1, round(size)))
-    name, *others = rng.sample(NAMES, 1 + friend_count)
+    name, *others = rng.sample(values.names, 1 + friend_count)
     friends = tuple(others)
-    user_persona = _persona(rng, name, persona)
-    groups = _undated_events(rng, user_persona, friends, size)
+    user_persona = _persona(rng, values, name, persona)
+    groups = _undated_events(rng, values, user_persona, friends, size)
     if turns:
-        _fit_to_turns(rng, groups, turns)
+        _fit_to_turns(rng, groups, round(share * turns))
     undated = _interleave(rng, groups)
     _record_replaced_values(undated)
+    if values is not NANO:
+        facts = len(undated)
+        total = turns or round(facts / share)
+        undated = _with_talk(rng, undated, total - facts)
     times = _session_times(rng, len(undated), days)
-    before = _personality(rng)
+    before = traits.sample_personality(rng) if values is NANO else traits.distinct_personality(rng)
     turn_count = len(times)
     drift_turn = rng.randrange(turn_count // 3, 2 * turn_count // 3)
     drift = times[drift_turn]
-    after = _drifted(rng, before)
+    after = traits.drifted(rng, before) if values is NANO else traits.distinct_drift(rng, before)
+    reveal = traits.REVEAL if values is NANO else traits.WIDE_REVEAL
     events = []
     for time, event in zip(times, undated, strict=True):
         personality = after if time >= drift else before
-        scores = _scores(rng, personality)
+        scores = traits.turn_scores(rng, personality, reveal)
         events.append(LifeEvent(time=time, scores=scores, **event))
     return LifePlan(
         user=user or f"user_{seed:05d}",

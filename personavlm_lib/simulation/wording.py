@@ -20,6 +20,7 @@ TEMPLATES = {
     "goal": ("my goal {value} is open", "my goal {value}"),
     "goal_end": ("my goal {value} is {key}", "my goal {value}"),
     "small_talk": ("{value}", "{who} {key}"),
+    "follow_up": ("{value}", "{key}"),
 }
 
 

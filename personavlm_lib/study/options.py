@@ -16,7 +16,7 @@ from personavlm_lib.study import profiles
 from personavlm_lib.study.profiles import PROFILES, STAGES, ProfileError, nearest
 
 SIZES = ("nano", "short", "long", "paper")  # the keys of benchmark.sizes.DATASET_SIZES
-WORDINGS = ("canonical", "paraphrased")
+WORDINGS = ("canonical", "paraphrased", "natural")
 RANKINGS = ("dense", "bm25", "hybrid")  # as in memory.timeline
 PROMPT_SETS = ("nano", "full")
 LARGEST_SEED = 2**32 - 1  # that numpy accepts

@@ -8,8 +8,9 @@ import pytest
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.update import replay_conversation, update_session, update_turn
 from personavlm_lib.memory.personality import BigFive
-from personavlm_lib.memory.records import SESSION_GAP, Turn
+from personavlm_lib.memory.records import SESSION_GAP, CoreMemory, Turn
 from personavlm_lib.memory.store import MemoryStore
+from personavlm_lib.models.chat import ChatReply
 from personavlm_lib.models.engine import run_trajectories
 
 NANO = PromptSet("nano")
@@ -265,3 +266,60 @@ def test_each_session_is_consolidated_once_it_has_ended(store, script):
     assert purposes(None) == one * 2 + session + one + session
     assert purposes(turns[-1].time + SESSION_GAP) == purposes(None)
     assert purposes(turns[-1].time + timedelta(minutes=59)) == one * 2 + session + one
+
+
+def profile_of(count):
+    return '"name": alice\n' + "\n".join(f'"fact{n}": value {n}' for n in range(count))
+
+
+@pytest.mark.parametrize("kept, max_removed, accepted", [(5, 0.3, False), (8, 0.3, True)])
+def test_a_rewrite_that_leaves_out_too_much_is_kept_for_inspection(
+    store, script, kept, max_removed, accepted
+):
+    for reply, minutes in ((profile_of(11), 0), (profile_of(kept), 200)):
+        session = [turn(store, minutes=minutes)]
+        update = update_session(store, session, NANO, max_removed=max_removed)
+        run_trajectories([update], script([reply, HABIT, TOPICS]))
+    view = store.as_of()
+    assert len(view.core.human) == 1 + (kept if accepted else 11)
+    reasons = [(rejected.purpose, rejected.reason, rejected.raw) for rejected in view.rejected]
+    expected = [("core", "the reply leaves out 6 of 12 entries", profile_of(5))]
+    assert reasons == ([] if accepted else expected)
+
+
+def test_the_study_accepts_any_rewrite_and_few_entries_may_always_go(store, script):
+    for reply, minutes in ((profile_of(11), 0), (profile_of(0), 200)):
+        update = update_session(store, [turn(store, minutes=minutes)], NANO)
+        run_trajectories([update], script([reply, HABIT, TOPICS]))
+    assert store.as_of().core.human == {"name": "alice"}
+    habits = '"run": runs\n"read": reads\n"tea": drinks tea'
+    for reply, minutes in ((habits, 400), ("", 600)):
+        update = update_session(store, [turn(store, minutes=minutes)], NANO, max_removed=0.0)
+        run_trajectories([update], script([profile_of(0), reply, TOPICS]))
+    assert store.as_of().procedural.entries == {}
+
+
+def test_a_rewrite_that_was_cut_is_rejected_and_a_full_profile_gets_room(store):
+    requests = []
+
+    class Cut:
+        def start(self):
+            return None
+
+        def reply(self, asked):
+            requests.extend(request for _, request in asked)
+            return [ChatReply(profile_of(2), stop="length") for _ in asked]
+
+    human = {f"fact{n}": "x" * 500 for n in range(60)}
+    store.set_core(CoreMemory(human, {}, START))
+    run_trajectories([update_session(store, [turn(store)], PromptSet("full"))], Cut())
+    rejected = {record.purpose: record.reason for record in store.as_of().rejected}
+    assert (
+        rejected["core"]
+        == rejected["procedural"]
+        == ("the reply was cut off, so entries may be missing")
+    )
+    assert store.as_of().core.human == human
+    assert requests[0].max_tokens > 60 * 500 / 2
+    run_trajectories([update_session(store, [turn(store)], NANO)], Cut())
+    assert requests[3].max_tokens == 128

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from personavlm_lib.memory.forget import forget
+from personavlm_lib.memory.forget import forget, preview_forget
+from personavlm_lib.memory.names import name_finder
 from personavlm_lib.memory.personality import next_state, smoothing
 from personavlm_lib.memory.records import (
     SESSION_GAP,
@@ -111,7 +112,7 @@ SELECTORS = {
     "session": (dict(what="session:4"), {3, 4, 5}),
     "semantic": (dict(what="semantic:4"), {4}),
     "episode": (dict(what="episode:1"), {3, 4, 5}),
-    "core": (dict(what="core:k1"), {5}),
+    "core": (dict(what="core:k1"), {3, 4, 5}),
     "procedural": (dict(what=f"procedural:habit {secret(5)}"), {3, 4, 5}),
     "name": (dict(what=f"name:{secret(4).upper()}"), {3, 4, 5}),
     "period": (
@@ -188,9 +189,9 @@ def test_versions_lose_entries_of_the_turn_and_keep_the_rest(tmp_path, encoder):
         }
         receipt = forget(store, "turn:5")
         assert store.as_of().core.human == {
-            key: value for key, value in before.items() if key != "k1"
+            key: value for key, value in before.items() if key not in ("k1", "l1")
         }
-        assert receipt.counts["core entries"] == 2  # the entry was in two versions
+        assert receipt.counts["core entries"] == 4  # both entries were in two versions
         habits = [list(version.entries) for version in store.as_of().table("procedural").records]
         assert habits == [[f"habit {secret(2)}"], [], [f"habit {secret(8)}"]]
         assert store.as_of().procedural.edits[0].op == "add"
@@ -229,6 +230,64 @@ def test_next_opening_completes_an_interrupted_forget(tmp_path, encoder, monkeyp
     raw.close()
 
 
+NFD_JOSE = "Jose\u0301"
+SEEN = [
+    ("Jos\u00e9", [NFD_JOSE, "JOS\u00c9", "Jos\u00e9's dog", "(Jos\u00e9)", "Jo\u00adse\u0301"]),
+    (NFD_JOSE, ["Jos\u00e9"]),
+    ("Mary Ann", ["Mary  Ann", "mary\nann", "Mary\u00a0Ann", "Mary\u200b Ann"]),
+    ("Mary\u3000Ann", ["Mary Ann"]),
+    ("Ann-Marie", ["Ann-Marie", "ann-marie", "Ann\u2011Marie"]),
+    ("Wei\u00df", ["WEISS KAM", "weiss", "Wei\u00df"]),
+    ("\u039c\u03af\u03ba\u03b7\u03c2", ["\u039c\u0399\u0301\u039a\u0397\u03a3"]),
+    ("\u0639\u0644\u064a", ["\u0639\u064e\u0644\u0650\u064a \u0623\u062e\u064a"]),
+    ("\u05d3\u05d5\u05d3", ["\u05d3\u05b8\u05bc\u05d5\u05b4\u05d3"]),
+    ("Anna", ["Annas Katze", "Anna-style", "\uff21nna", "Anna\u2019s"]),
+    ("\u0130rem", ["irem", "\u0130REM"]),
+    ("\u0930\u093e\u092e", ["\u0930\u093e\u092e \u0928\u0947"]),
+    ("\u7530\u4e2d", ["\u7530\u4e2d\u3055\u3093"]),
+    ("\u0e2a\u0e21", ["\u0e09\u0e31\u0e19\u0e2a\u0e21\u0e43\u0e08"]),
+]
+NOT_SEEN = [
+    ("\u0930\u093e\u092e", "\u0930\u093e\u092e\u093e\u092f\u0923 \u092a\u0922\u093c\u0940"),
+    ("Ann", "Ann-Marie is my boss"),
+    ("Ann", "Lou-Ann and planned annex ann_1"),
+    ("Ros", "Ross came"),
+    ("Mary Ann", "Mary and Ann"),
+    ("Jose", "Jos\u00e9"),
+    ("a.b", "axb"),
+    ("\u0438\u0432\u0430\u043d", "\u0438\u0432\u0430\u043d\u043e\u0432"),
+]
+
+
+def test_a_name_is_found_where_a_reader_sees_it():
+    for name, texts in SEEN:
+        for text in texts:
+            assert name_finder(name)(f"{text} x"), (name, text)
+            assert name_finder(name)(f"x {text}"), (name, text)
+    for name, text in NOT_SEEN:
+        assert not name_finder(name)(text), (name, text)
+
+
+def test_a_preview_tells_what_would_go_and_deletes_nothing(tmp_path, encoder):
+    with filled(tmp_path / "kai", tmp_path, encoder) as store:
+        before = visible(store)
+        preview = preview_forget(store, f"name:{secret(4)}")
+        assert visible(store) == before
+        store._drop_loaded()
+        assert visible(store) == before
+        receipt = forget(store, f"name:{secret(4)}")
+        counts = {name: count for name, count in receipt.counts.items() if name != "images"}
+        assert (preview.ids, preview.counts) == (receipt.ids, counts)
+        with pytest.raises(LookupError):
+            preview_forget(store, f"name:{secret(4)}")
+
+
+def test_the_reason_of_a_rejected_update_is_searched_for_a_name(tmp_path, encoder):
+    with MemoryStore(tmp_path, encoder) as store:
+        store.append("rejected", RejectedUpdate("core", "raw", "'Miso' is too long", START))
+        assert forget(store, "name:miso").counts["rejected"] == 1
+
+
 def test_name_matches_whole_words_or_any_part_of_unspaced_script(tmp_path, encoder):
     with MemoryStore(tmp_path, encoder) as store:
         for n, text in enumerate(
@@ -250,6 +309,7 @@ def test_name_matches_whole_words_or_any_part_of_unspaced_script(tmp_path, encod
         (dict(what="core:nothing"), LookupError, "'core:nothing' does not exist"),
         (dict(what="turns"), LookupError, "name a turn, session"),
         (dict(what="name:  "), LookupError, "name a turn, session"),
+        (dict(what="name:Nobdy"), LookupError, "'name:Nobdy' does not exist"),
         (dict(start=START, end=START - timedelta(days=1)), ValueError, "before it starts"),
     ],
 )

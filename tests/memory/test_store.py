@@ -3,7 +3,7 @@
 import random
 import shutil
 import sqlite3
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import (
     SESSION_GAP,
     BigFive,
@@ -226,12 +227,57 @@ def test_writes_of_another_process_are_seen(tmp_path, encoder):
         assert second.index == 1
 
 
-def test_turns_must_be_in_order_of_time(encoder):
+def test_a_late_turn_is_kept_and_known_from_the_turn_before_it(tmp_path, encoder):
+    with MemoryStore(tmp_path, encoder) as store:
+        for time, text in ((day(1), "first"), (day(0), "late"), (day(2), "last")):
+            store.add_turn(Turn(time, text))
+        for _ in range(2):
+            view = store.as_of()
+            assert [turn.user for turn in view.turns] == ["first", "late", "last"]
+            assert [view.turn(index).user for index in range(3)] == ["first", "late", "last"]
+            assert store.as_of(day(0.5)).turns == []
+            assert [turn.user for turn in store.as_of(day(1)).turns] == ["first", "late"]
+            found = Retriever(ranking="bm25").rank_turns(view, "late", 1, Period(day(0), day(0.5)))
+            assert [turn.index for turn in found] == [1]
+            store._drop_loaded()
+        told = store.add_turn(Turn(day(0), "told later", received=day(3)))
+        assert told.known_from == day(3)
+        assert len(store.as_of(day(2)).turns) == 3
+
+
+def test_a_clock_that_was_once_far_ahead_hides_nothing(tmp_path, encoder):
+    future = datetime(2199, 1, 1)
+    with MemoryStore(tmp_path, encoder) as store:
+        first = store.add_turn(Turn(future, "hi"))
+        store.set_core(CoreMemory({"name": "Kai"}, {}, future + SESSION_GAP, (0,)))
+        now = datetime.now(UTC)
+        second = store.add_turn(Turn(now, "hi again"))
+        assert second.known_from < datetime(2190, 1, 1)
+        view = store.as_of(now + timedelta(days=1))
+        assert [turn.user for turn in view.turns] == ["hi", "hi again"]
+        assert view.turn(0).time == first.time
+        assert view.core.human == {"name": "Kai"}
+        assert store.sql("SELECT count(*) FROM turns WHERE known_from > '2190'") == [(0,)]
+
+
+def test_times_with_a_zone_are_converted_wherever_a_time_is_accepted(encoder):
+    rome = timezone(timedelta(hours=2))
     with MemoryStore.in_memory(encoder) as store:
-        store.add_turn(Turn(day(1), "one"))
-        message = "2024-05-01 09:00:00 after 2024-05-02 09:00:00"
-        with pytest.raises(ValueError, match=message):
-            store.add_turn(Turn(day(0), "earlier"))
+        turn = store.add_turn(Turn(day(1).replace(tzinfo=rome), "one", received=None))
+        assert (turn.time, turn.utc_offset) == (day(1) - timedelta(hours=2), 120)
+        assert turn.local_time == day(1)
+        store.add_semantic(fact("one", day(1).replace(tzinfo=rome)))
+        store.set_core(CoreMemory({"a": "b"}, {}, day(1).replace(tzinfo=rome)))
+        view = store.as_of(day(1).replace(tzinfo=rome))
+        assert len(view.turns) == len(view.semantic) == 1
+        assert view.core
+        assert store.as_of((day(1) - timedelta(seconds=1)).replace(tzinfo=rome)).turns == []
+        for hours, count in ((2, 1), (0, 0)):  # the same wall clock, in Rome and in London
+            zone = timezone(timedelta(hours=hours))
+            period = Period(day(1).replace(tzinfo=zone), day(1.01).replace(tzinfo=zone))
+            assert len(Retriever().rank_turns(view, "one", 3, period)) == count
+        forget(store, start=day(1).replace(tzinfo=rome), end=day(1).replace(tzinfo=rome))
+        assert store.as_of().turns == []
 
 
 def test_an_ablation_hides_one_memory_type_and_nothing_else(encoder):

@@ -1,15 +1,19 @@
 """Full disks, read-only files, other processes, bad input: a clear error and nothing lost."""
 
 import resource
+import sqlite3
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from personavlm_lib.memory.archive import export_archive, import_archive
+from personavlm_lib.memory.folders import user_folder
+from personavlm_lib.memory.forget import forget
 from personavlm_lib.memory.records import (
     BigFive,
     CoreMemory,
@@ -189,7 +193,7 @@ def test_an_unreadable_image_stores_nothing(tmp_path, encoder, bad):
         assert list(store.images.iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", ["2024-05-03", None, 7, NOON.replace(tzinfo=UTC)])
+@pytest.mark.parametrize("bad", ["2024-05-03", None, 7])
 def test_an_invalid_time_is_rejected(encoder, bad):
     with MemoryStore.in_memory(encoder) as store:
         store.add_turn(Turn(NOON, "one"))
@@ -201,10 +205,10 @@ def test_an_invalid_time_is_rejected(encoder, bad):
             lambda: store.set_core(CoreMemory({"a": "b"}, {}, bad)),
         ]
         for write in writes:
-            with pytest.raises(ValueError, match="without a time zone"):
+            with pytest.raises(ValueError, match="give a datetime"):
                 write()
         if not isinstance(bad, datetime | None):
-            with pytest.raises(ValueError, match="as of"):
+            with pytest.raises(ValueError, match="give a datetime"):
                 store.as_of(bad)
         view = store.as_of()
         assert len(view.turns) == 1
@@ -225,13 +229,13 @@ def test_a_memory_of_schema_1_is_migrated(tmp_path, encoder, first_schema):
     first_schema(tmp_path)
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
-            assert store.sql("PRAGMA user_version") == [(3,)]
+            assert store.sql("PRAGMA user_version") == [(4,)]
             view = store.as_of()
             assert [turn.user for turn in view.turns][:2] == ["turn 0", "turn 1 in Rome"]
             assert len(view.semantic) == 6
             assert view.core.human == {"name": "Kai", "city": "Rome"}
             assert view.core.written_by == "rl"
-            assert view.core.origins["human"] == {"name": (0, 1), "city": (1,)}
+            assert view.core.origins["human"] == {"name": (0, 1), "city": (1, 2)}
             assert [(edit.op, edit.key) for edit in view.procedural.edits] == [("add", "city")]
             assert view.personality == PersonalityState(BigFive.neutral(), None, 5, 1, NOON)
             assert view.rejected == view.receipts == store.pending() == []
@@ -249,7 +253,7 @@ def test_a_memory_of_schema_2_is_migrated(tmp_path, encoder, second_schema):
     second_schema(tmp_path)
     for _ in range(2):
         with MemoryStore(tmp_path, encoder) as store:
-            assert store.sql("PRAGMA user_version") == [(3,)]
+            assert store.sql("PRAGMA user_version") == [(4,)]
             view = store.as_of()
             expected = [RejectedUpdate("core", f"raw {n}", "bad", NOON, (0,), "rl") for n in (0, 2)]
             assert view.rejected == expected
@@ -260,3 +264,104 @@ def test_a_memory_of_schema_2_is_migrated(tmp_path, encoder, second_schema):
     with MemoryStore(tmp_path, encoder) as store:
         store.append("rejected", RejectedUpdate("core", "raw 3", "bad", NOON, (0,), "rl"))
         assert [row for row, _ in store.rows("rejected")] == [0, 2, 3]
+
+
+def test_a_memory_of_schema_3_gets_attempts(tmp_path, encoder, second_schema):
+    second_schema(tmp_path)
+    db = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+    db.execute("ALTER TABLE refused RENAME TO rejected")
+    db.execute("PRAGMA user_version = 3")
+    db.close()
+    with MemoryStore(tmp_path, encoder) as store:
+        [job] = store.pending()
+        assert job[1:] == ("session", 0, 0, 0.0, 0.0)
+        store.database.postpone([job._replace(attempts=2, delay=4.0, retry_at=5.5)])
+    with MemoryStore(tmp_path, encoder) as store:
+        assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
+        store.drop_pending([7])
+        assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
+
+
+def test_files_that_the_store_did_not_write_are_left_alone(tmp_path, encoder):
+    folder = tmp_path / "kai"
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    with MemoryStore(folder, encoder) as store:
+        mine = store.images / "my notes.txt"
+        mine.write_text("mine", encoding="utf-8")
+        foreign_image = store.images / "holiday.png"
+        Image.new("RGB", (3, 3)).save(foreign_image)
+        (store.images / "@eaDir").mkdir()
+        (store.images / "turn00007_0.png").mkdir()
+        pictures = (str(tmp_path / "cat.png"), str(foreign_image))
+        turn = store.add_turn(Turn(NOON, "Miso <img> <img>", images=pictures))
+        names = [Path(path).name for path in turn.images]
+        assert names == ["turn00000_0.png", "turn00000_1.png"]
+        export_archive(store, tmp_path / "kai.zip")
+        receipt = forget(store, "name:Miso")
+        assert receipt.counts["images"] == 2
+    with MemoryStore(folder, encoder) as store:
+        left = {path.name for path in store.images.iterdir()}
+        assert left == {"my notes.txt", "holiday.png", "@eaDir", "turn00007_0.png"}
+    copy = import_archive(tmp_path / "kai.zip", tmp_path / "copy", encoder)
+    assert sorted(path.name for path in copy.images.iterdir()) == names
+
+
+def test_clean_up_that_fails_at_opening_only_warns(tmp_path, encoder, monkeypatch):
+    with MemoryStore(tmp_path, encoder) as store:
+        store.add_turn(Turn(NOON, "one"))
+        store.database.set_meta("scrub", "due")
+    monkeypatch.setattr(MemoryStore, "scrub", lambda _: Path("/nowhere").rmdir())
+    with pytest.warns(UserWarning, match="nowhere"), MemoryStore(tmp_path, encoder) as store:
+        assert len(store.as_of().turns) == 1
+
+
+def test_a_read_only_folder_is_read_and_refuses_writes(
+    tmp_path, encoder, monkeypatch, first_schema
+):
+    first_schema(tmp_path)
+    before = (tmp_path / "memory.db").read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with MemoryStore(tmp_path, encoder) as store:
+        view = store.as_of()
+        assert len(view.turns) == 6
+        assert Retriever().retrieve(view, "fact 3").semantic
+        with pytest.raises(StoreError, match="is read-only; nothing was written"):
+            store.add_turn(Turn(NOON, "two"))
+        with pytest.raises(StoreError, match="is read-only"):
+            forget(store, "turn:1")
+    assert (tmp_path / "memory.db").read_bytes() == before
+    assert not (tmp_path / "images").exists()
+
+
+def test_the_working_directory_may_change(tmp_path, encoder, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    with MemoryStore("kai", encoder) as store:
+        monkeypatch.chdir("/")
+        turn = store.add_turn(Turn(NOON, "<img>", images=(str(tmp_path / "cat.png"),)))
+        assert turn.images == (str(tmp_path / "kai" / "images" / "turn00000_0.png"),)
+
+
+def test_a_users_folder_stays_below_the_root_and_is_theirs_alone(tmp_path):
+    names = [
+        "kai",
+        "Kai",
+        "KAI",
+        "..",
+        "../kai",
+        "/etc",
+        "",
+        ".",
+        "a/b",
+        "a\\b",
+        "a b",
+        "Jos\u00e9",
+    ]
+    names += ["x" * 300, "\x00", "con.", "\ud800", user_folder("", "Kai").name]
+    folders = [user_folder(tmp_path, name) for name in names]
+    assert len({folder.name.casefold() for folder in folders}) == len(names)
+    for folder in folders:
+        assert folder.resolve().parent == tmp_path.resolve()
+        folder.mkdir()
+    assert user_folder(tmp_path, "Jose\u0301") == user_folder(tmp_path, "Jos\u00e9")
+    assert user_folder(tmp_path, "kai") == tmp_path / "kai"

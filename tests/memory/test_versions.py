@@ -95,12 +95,12 @@ def test_core_memory_cannot_lose_the_name(store):
     assert store.as_of().core.human == {"Name": "Kai"}
 
 
-def test_entry_origins_are_the_turns_that_contain_its_words(store):
+def test_entry_origins_are_the_turns_that_its_last_edit_was_made_from(store):
     for n, text in enumerate(("I live in Rome", "my cat is Miso", "ok")):
         store.add_turn(Turn(NOON + timedelta(minutes=n), text))
     first = store.set_core(CoreMemory({"city": "Rome", "mood": "happy"}, {}, NOON, (0, 1, 2)))
-    assert first.origins["human"] == {"city": (0,), "mood": (0, 1, 2)}
+    assert first.origins["human"] == {"city": (0, 1, 2), "mood": (0, 1, 2)}
     store.add_turn(Turn(NOON + timedelta(hours=3), "Rome is hot, Miso sleeps"))
     human = {"city": "Rome", "mood": "sleepy", "pet": "Miso"}
     second = store.set_core(CoreMemory(human, {}, NOON + timedelta(hours=4), (3,)))
-    assert second.origins["human"] == {"city": (0,), "mood": (3,), "pet": (3,)}
+    assert second.origins["human"] == {"city": (0, 1, 2), "mood": (3,), "pet": (3,)}

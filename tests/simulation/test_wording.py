@@ -88,7 +88,7 @@ def test_paraphrases_state_the_same_facts_in_words_of_the_vocabulary(tmp_path):
 
 
 def test_unknown_wording_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="choose canonical or paraphrased"):
+    with pytest.raises(ValueError, match="choose one of canonical, paraphrased, natural"):
         render_dialogue(sample_plan(2), tmp_path, draw=False, wording="poetic")
 
 
