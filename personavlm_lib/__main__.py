@@ -384,7 +384,7 @@ def doctor(
 @app.command()
 def chat(
     run: Annotated[
-        str, Option(callback=options.check_run, help="finished run whose model answers: nano")
+        str, Option(callback=options.check_run, help="a finished run; default: nano")
     ] = "",
     model: Annotated[
         str,
