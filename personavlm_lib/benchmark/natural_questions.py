@@ -6,33 +6,18 @@ the natural wording (`simulation/wide/*.txt`).
 
 import random
 from dataclasses import replace
+from pathlib import Path
+
+import yaml
 
 from personavlm_lib.agent.prompt_sets import periods
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.simulation.natural import FrameDecks, frame_slots
 from personavlm_lib.simulation.plan import LifeEvent, LifePlan
 
-# Task -> section, for tasks with one section; "{key}" is the key of the event asked about.
-SECTIONS = {
-    "Explicit Intent Inference": "question.explicit",
-    "Implicit Intent Recognition": "question.pack",
-    "Interest Evolution Analysis": "{key}.question.why",
-    "Implicit Preference Recommendation": "question.scenario.0",
-    "Behavioral Pattern Recognition": "question.behaviour",
-    "Long-term Goal Tracking": "question.goal",
-    "Relationship Recognition": "question.closest",
-    "Relationship Dynamics Comprehension": "question.tone",
-    "Tiered Explanation Delivery": "question.explain",
-    "Generalizing to New Scenarios": "sport.question.town",
-}
-# First words of a canonical question about a picture -> section.
-PICTURES = {
-    "what color": "question.color",
-    "how many": "question.count",
-    "what is left": "question.left",
-    "what is right": "question.right",
-    "what is on": "question.word",
-}
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SECTIONS: dict[str, str] = _TABLES["tasks"]
+PICTURES: dict[str, str] = _TABLES["pictures"]
 
 
 def phrase_questions(plan: LifePlan, questions: list[Question]) -> list[Question]:

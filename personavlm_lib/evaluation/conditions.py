@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from personavlm_lib.agent.prompt_sets import NANO, PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query
@@ -36,6 +38,10 @@ from personavlm_lib.models.chat import ChatModel, Trajectory
 from personavlm_lib.models.engine import run_trajectories
 
 ALL_TYPES = ("core", "semantic", "episodic", "procedural")
+# Fields that a record takes over from the response.
+KEPT_OF_RESPONSES = (
+    "raw", "retrieved_ids", "retrieved_turns", "tokens_in", "tokens_out", "stop", "cut", "error",
+)  # fmt: skip
 MAX_EVIDENCE_TURNS = 8  # turns that the condition `gold_evidence` shows at most
 
 
@@ -71,28 +77,16 @@ class Condition:
         return f"{writer}_{self.wording}"
 
 
-_CONDITIONS = (
-    Condition("chance", "chance", "none"),
-    Condition("no_memory", "rl", "none"),
-    Condition("backbone_rag5", "backbone", "context", "rag5"),
-    Condition("backbone_bm25", "backbone", "context", "bm25"),
-    Condition("backbone_full", "backbone", "context", "full"),
-    Condition("gold_evidence", "backbone", "context", "evidence"),
-    Condition("sft_gold", "sft", "gold"),
-    Condition("sft_own", "sft", "own"),
-    Condition("rl_gold", "rl", "gold"),
-    Condition("rl_own", "rl", "own"),
-    Condition("rl_own_paraphrased", "rl", "own", wording="paraphrased"),
-    Condition("backbone_rag5_paraphrased", "backbone", "context", "rag5", wording="paraphrased"),
-    Condition("oracle", "oracle", "gold"),
-    Condition("rl_gold_wo_core", "rl", "gold", without=("core",)),
-    Condition("rl_gold_wo_semantic", "rl", "gold", without=("semantic",)),
-    Condition("rl_gold_wo_episodic", "rl", "gold", without=("episodic",)),
-    Condition("rl_gold_wo_procedural", "rl", "gold", without=("procedural",)),
-    Condition("rl_gold_wo_reasoning", "rl", "gold", without=("reasoning",)),
-    Condition("rl_gold_wo_pem", "rl", "gold", without=("personality",)),
-)
-CONDITIONS = {condition.name: condition for condition in _CONDITIONS}
+def _read_conditions(path: Path) -> dict[str, Condition]:
+    """The conditions of a file such as `conditions.yaml`, by name."""
+    conditions = {}
+    for name, fields in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        without = tuple(fields.pop("without", ()))
+        conditions[name] = Condition(name, without=without, **fields)
+    return conditions
+
+
+CONDITIONS = _read_conditions(Path(__file__).with_name("conditions.yaml"))
 
 
 @dataclass(frozen=True)
@@ -283,31 +277,23 @@ def _record(
     parsed = None if index is None else options[index]
     correct = None if response.error else bool(accuracy(question, answer))
     kind = "alignment" if question.kind == "binary" else "choice"
-    evidence = list(question.evidence)
+    about_question = {name: getattr(question, name) for name in ("case", "task", "aspect")}
+    about_response = {name: getattr(response, name) for name in KEPT_OF_RESPONSES}
     return AnswerRecord(
         **labels,
-        case=question.case,
+        **about_question,
+        **about_response,
         user=life.user,
-        task=question.task,
-        aspect=question.aspect,
         kind=kind,
         condition=condition.name,
         model=condition.model,
         memory=condition.memory,
         options=options,
         gold=question.answer,
-        raw=response.raw,
         parsed=parsed,
         correct=correct,
-        retrieved_ids=response.retrieved_ids,
-        retrieved_turns=response.retrieved_turns,
-        evidence_turns=evidence,
+        evidence_turns=list(question.evidence),
         steps=len(response.steps),
         retrievals=len(response.retrieved),
-        tokens_in=response.tokens_in,
-        tokens_out=response.tokens_out,
         seconds=seconds,
-        stop=response.stop,
-        cut=response.cut,
-        error=response.error,
     )

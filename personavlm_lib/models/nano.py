@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import trl
+import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -53,6 +54,9 @@ PIECE = (
     r"""| ?\([a-d]\)| ?[A-Za-z]+| ?\d+| ?\n| ?[^\sA-Za-z\d]| """
 )
 _USER_KEY = rf"""(?!(?:{FIXED})")[a-z]+":"""  # a key from a user's life, after its first quote
+VISION: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+)["vision"]
 FIRST_DAY = datetime(2024, 3, 1)
 DAYS = 214
 
@@ -198,7 +202,7 @@ def build_random_model(
     )
     config = Qwen2_5_VLConfig(
         text_config=text_config | vocabulary,
-        vision_config=_vision_config(text_config["hidden_size"]),
+        vision_config=VISION | {"out_hidden_size": text_config["hidden_size"]},
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
@@ -217,21 +221,6 @@ def _text_config(width: int, layers: int) -> dict[str, Any]:
         num_key_value_heads=width // 32,
         max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e8},
-    )
-
-
-def _vision_config(width: int) -> dict[str, Any]:
-    return dict(
-        depth=3,
-        hidden_size=96,
-        intermediate_size=288,
-        num_heads=3,
-        out_hidden_size=width,
-        patch_size=14,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        window_size=112,
-        fullatt_block_indexes=[0, 1, 2],
     )
 
 

@@ -57,9 +57,8 @@ def vocabulary() -> list[str]:
     """Every word of the canonical wording, sorted, without repetition."""
     words = {*GOAL_STATES, *WEEKDAYS, *COLORS, *THINGS, *COUNTS, *SIGN_WORDS, *PICTURE_STYLES}
     templates = re.sub(r"{\w+}|<\w+>", " ", str(list(PARAPHRASES.values())))
-    keys = (*CORE, *PREFERENCES, *EVENTS)
     others = [_WORDS[name] for name in _WORDS if name not in ("knowledge", "paraphrases")]
-    texts = (templates, " ".join(keys), str(list(KNOWLEDGE.values())), str(others))
+    texts = (templates, str(list(KNOWLEDGE.values())), str(others))
     for text in texts:
         words.update(re.findall(r"[a-z]+", text))
     return sorted(words)
