@@ -42,11 +42,7 @@ SEVEN_B = dict(
         num_key_value_heads=4,
         max_position_embeddings=128_000,
         bos_token_id=None,
-        rope_parameters={
-            "rope_type": "default",
-            "mrope_section": [16, 24, 24],
-            "rope_theta": 1e6,
-        },
+        rope_parameters={"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
     ),
     vision_config=dict(
         depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584

@@ -14,14 +14,7 @@ from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.protocol import RetrieveArgs, Step, parse_step
 from personavlm_lib.memory.images import turn_images
 from personavlm_lib.memory.personality import summarize_profile, trait_levels
-from personavlm_lib.memory.records import (
-    SESSION_GAP,
-    BigFive,
-    Period,
-    SemanticMemory,
-    Turn,
-    in_utc,
-)
+from personavlm_lib.memory.records import SESSION_GAP, BigFive, Period, SemanticMemory, Turn, in_utc
 from personavlm_lib.memory.search import Retrieved, Retriever, TopK
 from personavlm_lib.memory.store import MemoryView
 from personavlm_lib.models.chat import ChatReply, ChatRequest, ContextOverflow, Trajectory

@@ -207,10 +207,7 @@ def replay_conversation(
 
 
 def _semantic_memory(
-    store: MemoryStore,
-    turn: Turn,
-    proposal: SemanticReply,
-    recognizer: "ConceptRecognizer | None",
+    store: MemoryStore, turn: Turn, proposal: SemanticReply, recognizer: "ConceptRecognizer | None"
 ) -> SemanticMemory:
     """The proposed memory; one that names an image object becomes a visual concept with its crop.
 

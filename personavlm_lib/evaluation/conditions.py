@@ -17,18 +17,9 @@ from personavlm_lib.agent.respond import AgentSettings, Response, respond
 from personavlm_lib.benchmark.lives import Life, as_query
 from personavlm_lib.benchmark.questions import Question
 from personavlm_lib.caching import cache_key, mark_finished, reuse_or_clear
-from personavlm_lib.evaluation.failures import (
-    FAILURES_IN_A_ROW,
-    UNFINISHED,
-    FailurePolicy,
-)
+from personavlm_lib.evaluation.failures import FAILURES_IN_A_ROW, UNFINISHED, FailurePolicy
 from personavlm_lib.evaluation.judges import accuracy
-from personavlm_lib.evaluation.records import (
-    AnswerLog,
-    AnswerRecord,
-    load_records,
-    write_records,
-)
+from personavlm_lib.evaluation.records import AnswerLog, AnswerRecord, load_records, write_records
 from personavlm_lib.memory.encoder import Encoder
 from personavlm_lib.memory.records import Turn
 from personavlm_lib.memory.search import PAPER_RETRIEVER
@@ -181,9 +172,7 @@ def _answer(
         retrieved = PAPER_RETRIEVER.retrieve(view, question.text)
     may_retrieve = condition.memory in ("gold", "own")
     agent_settings = AgentSettings(
-        settings.prompts,
-        max_retrievals=3 if may_retrieve else 0,
-        max_tokens=settings.max_tokens,
+        settings.prompts, max_retrievals=3 if may_retrieve else 0, max_tokens=settings.max_tokens
     )
     query = as_query(question)
     trajectory = respond(

@@ -21,14 +21,7 @@ from personavlm_lib.memory.schema import SCHEMA
 from personavlm_lib.memory.store import KINDS, MemoryStore, StoreError
 
 FORMAT = "personavlm memory"
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 
 class Content(NamedTuple):

@@ -181,12 +181,7 @@ class Retriever:
         return [keywords, query]
 
     def _procedural(
-        self,
-        view: MemoryView,
-        texts: list[str],
-        k: int,
-        period: Period,
-        exclude: Collection[str],
+        self, view: MemoryView, texts: list[str], k: int, period: Period, exclude: Collection[str]
     ) -> list[tuple[str, str]]:
         if view.procedural is None:
             return []

@@ -22,13 +22,7 @@ from typing import Any, TypeVar, cast
 from personavlm_lib.memory.database import Database, PendingUpdate, StoreError
 from personavlm_lib.memory.encoder import Encoder, text_encoder
 from personavlm_lib.memory.folders import OWN_IMAGE, create_folder, delete_unused_images
-from personavlm_lib.memory.images import (
-    SUFFIXES,
-    encoded_image,
-    image_paths,
-    relocate,
-    write_image,
-)
+from personavlm_lib.memory.images import SUFFIXES, encoded_image, image_paths, relocate, write_image
 from personavlm_lib.memory.indexes import TextIndex, VectorIndex
 from personavlm_lib.memory.records import (
     CoreMemory,

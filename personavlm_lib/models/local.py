@@ -136,9 +136,7 @@ class LocalModel:
         self.append_request(transcript, ChatRequest("and now?", max_tokens=1))
         bos = tokenizer.bos_token
         rendered = self.processor(
-            text=[whole],
-            images=[[image]],
-            add_special_tokens=not (bos and whole.startswith(bos)),
+            text=[whole], images=[[image]], add_special_tokens=not (bos and whole.startswith(bos))
         )
         if not whole.startswith(prompt) or list(rendered["input_ids"][0]) != transcript.ids:
             raise ValueError(
@@ -243,10 +241,7 @@ class LocalModel:
                 text=[text], return_tensors="pt", add_special_tokens=add_special_tokens
             )
         return self.processor(
-            text=[text],
-            images=[images],
-            return_tensors="pt",
-            add_special_tokens=add_special_tokens,
+            text=[text], images=[images], return_tensors="pt", add_special_tokens=add_special_tokens
         )
 
     @torch.inference_mode()

@@ -24,27 +24,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from personavlm_lib.memory.records import TRAITS
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+_DATA: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 )
+VISION: dict[str, Any] = _DATA["vision"]
+SPECIAL = tuple(_DATA["special"])
 TAGS = ("<think>", "</think>", "<retrieve>", "</retrieve>", "<answer>", "</answer>")
-KEYS = (
-    "reason",
-    "decision",
-    "content",
-    "keywords",
-    "topic_summary",
-    "source_dialog_indices",
-    "start_time",
-    "end_time",
-    *TRAITS,
-)
+KEYS = (*_DATA["keys"], *TRAITS)
 # A piece of text that becomes one token: a key of the output grammar with its quotes, the rest of
 # any other key after its word, a date, a time, an option's letter, a word, a number, a line break,
 # any other character (each with the space before it), or a space.
@@ -54,9 +40,6 @@ PIECE = (
     r"""| ?\([a-d]\)| ?[A-Za-z]+| ?\d+| ?\n| ?[^\sA-Za-z\d]| """
 )
 _USER_KEY = rf"""(?!(?:{FIXED})")[a-z]+":"""  # a key from a user's life, after its first quote
-VISION: dict[str, Any] = yaml.safe_load(
-    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-)["vision"]
 FIRST_DAY = datetime(2024, 3, 1)
 DAYS = 214
 

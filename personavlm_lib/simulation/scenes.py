@@ -19,21 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
-COLORS: dict[str, RGB] = {
-    "red": (214, 32, 36),
-    "blue": (34, 70, 214),
-    "green": (24, 140, 52),
-    "yellow": (250, 214, 10),
-    "purple": (136, 38, 168),
-    "orange": (248, 128, 14),
-    "black": (22, 22, 24),
-    "white": (254, 254, 254),
-}
-# Grays, beiges and pale tints of medium lightness, far from every color of a thing, even white.
-BACKGROUNDS: tuple[RGB, ...] = (
-    (178, 178, 180), (190, 180, 162), (168, 182, 194),
-    (172, 190, 170), (196, 176, 178), (184, 172, 150),
-)  # fmt: skip
+_DATA: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("drawings.yaml").read_text(encoding="utf-8")
+)
+COLORS: dict[str, RGB] = {name: tuple(rgb) for name, rgb in _DATA["colors"].items()}
+BACKGROUNDS: list[RGB] = [tuple(rgb) for rgb in _DATA["backgrounds"]]
 PICTURE_STYLES = ("plain", "striped", "dotted", "checked")  # the pattern behind the things
 SIGN_WORDS = "shop exit sale stop taxi bank post cafe".split()
 COUNTS = ("one", "two", "three", "four")
@@ -155,9 +145,7 @@ def _draw_thing(brush: _Brush, kind: str) -> None:
         draw_shape(*drawing["points"], **options)
 
 
-DRAWINGS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
-    Path(__file__).with_name("drawings.yaml").read_text(encoding="utf-8")
-)
+DRAWINGS: dict[str, list[dict[str, Any]]] = _DATA["things"]
 THINGS = (*DRAWINGS, "sign")
 LOOSE = tuple(kind for kind in THINGS if kind != "sign")  # things that may stand beside others
 

@@ -181,10 +181,7 @@ def train(config: dict, folder: Path) -> None:
 
 
 def _training_step(
-    model,
-    optimizers: list[torch.optim.Optimizer],
-    batch: dict[str, torch.Tensor],
-    rate: float,
+    model, optimizers: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor], rate: float
 ) -> torch.Tensor:
     """Update the weights on one batch, in float32, and return the loss.
 

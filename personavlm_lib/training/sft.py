@@ -114,11 +114,7 @@ def lora(config: dict) -> LoraConfig | None:
     if not rank:
         return None
     return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules=TARGETS,
-        task_type="CAUSAL_LM",
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM"
     )
 
 
@@ -246,10 +242,7 @@ def train(config: dict, folder: Path) -> None:
 
     Writes checkpoints, metrics and the trained model to `folder`.
     """
-    inputs = {
-        "model": weights_fingerprint(config["model"]),
-        "samples": Path(config["samples"]),
-    }
+    inputs = {"model": weights_fingerprint(config["model"]), "samples": Path(config["samples"])}
     key = cache_key(**config | inputs)
     processor = load_processor(config["model"])
     samples = pd.read_parquet(config["samples"])

@@ -26,9 +26,7 @@ SLOTS = {
         closing=False,
     ),
     "retrieved": dict(
-        query=TURN,
-        found=Retrieved(procedural=[("yoga", "every monday i do yoga")]),
-        closing=True,
+        query=TURN, found=Retrieved(procedural=[("yoga", "every monday i do yoga")]), closing=True
     ),
     "personality": dict(turn=TURN, context=[TURN], core={}),
     "semantic": dict(turn=TURN, context=[TURN], core={}),

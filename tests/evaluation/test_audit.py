@@ -69,10 +69,7 @@ def test_stated_question_counts_add_up():
 
 @pytest.mark.parametrize(
     "models, questions",
-    [
-        (TABLE_4_MODELS, "all"),
-        (["GPT-4o", "GPT-4o-mini"], "subset of the GPT-4o models"),
-    ],
+    [(TABLE_4_MODELS, "all"), (["GPT-4o", "GPT-4o-mini"], "subset of the GPT-4o models")],
 )
 def test_table_4_question_counts_fit(models, questions):
     cells = audit.read_paper(PAPER)

@@ -63,12 +63,7 @@ def test_accuracy_claims_follow_the_sign_of_the_difference():
     good = [True] * 25 + [False] * 5
     bad = [True] * 5 + [False] * 25
     records = answers(
-        "choice",
-        rl_own=good,
-        no_memory=bad,
-        sft_own=good,
-        rl_gold=bad,
-        rl_gold_wo_episodic=good,
+        "choice", rl_own=good, no_memory=bad, sft_own=good, rl_gold=bad, rl_gold_wo_episodic=good
     )
     by_claim = verdicts(records)
     assert by_claim["C1"] == "agrees"

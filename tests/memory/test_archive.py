@@ -135,10 +135,7 @@ MANIFEST_MISMATCHES = {
         lambda files: files.update({"images/new.png": b"x"}),
         "images/new.png: does not match",
     ),
-    "is changed": (
-        lambda files: files.update({"core.jsonl": b""}),
-        "core.jsonl: does not match",
-    ),
+    "is changed": (lambda files: files.update({"core.jsonl": b""}), "core.jsonl: does not match"),
     "no manifest": (lambda files: files.pop("manifest.json"), "missing 'manifest.json'"),
     "newer": (
         lambda files: change_manifest(files, schema=99),

@@ -110,11 +110,7 @@ HISTORY = (
             HISTORY,
             "my sport is golf from golf is judo from judo is rugby because sleep",
         ),
-        (
-            HISTORY[2],
-            HISTORY[1:],
-            "my sport from golf is judo from judo is rugby because sleep",
-        ),
+        (HISTORY[2], HISTORY[1:], "my sport from golf is judo from judo is rugby because sleep"),
         (HISTORY[2], HISTORY[::2], HISTORY[2]),  # without the middle value there is no chain
         (
             "my sport from judo is rugby takes pitch",

@@ -33,12 +33,7 @@ for i in range(3):
     (folder / "metrics.jsonl").write_text(
         '{"step": 3}\n', encoding="utf-8"
     )  # of an earlier training
-    launch(
-        module(text),
-        {"data": Path("a/b"), "betas": (0.9, 0.95), "steps": 3},
-        folder,
-        every=0.1,
-    )
+    launch(module(text), {"data": Path("a/b"), "betas": (0.9, 0.95), "steps": 3}, folder, every=0.1)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert config == {"data": "a/b", "betas": [0.9, 0.95], "steps": 3}
     assert "steps: 3" in (folder / "log.txt").read_text(encoding="utf-8")
