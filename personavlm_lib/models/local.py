@@ -26,6 +26,7 @@ from personavlm_lib.models.markers import content_parts
 from personavlm_lib.models.transcripts import (
     CachedPrefix,
     CachedPrefixes,
+    GrowingLayer,
     Transcript,
     cached_columns,
     concatenate_padded,
@@ -335,6 +336,8 @@ class LocalModel:
             prefixes.append(prefix)
             lengths.append(len(prefix.columns) if prefix else 0)
         cache = DynamicCache(config=self.config)
+        if self.reuse_cache:
+            cache.layers = [GrowingLayer() for _ in cache.layers]
         if any(lengths):
             fill_cache(cache, prefixes)
         return cache, lengths

@@ -1,13 +1,16 @@
 """Transcripts of a local model as token ids, and the parts of a KV cache that belong to them."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 128  # tokens that a cache can take before it is copied into a larger buffer
 
 
 @dataclass(eq=False)  # compared by identity, so that it can be a weak dictionary's key
@@ -34,6 +37,33 @@ class Transcript:
     def append(self, ids: list[int], generated: bool) -> None:
         self.ids += ids
         self.generated_mask += [int(generated)] * len(ids)
+
+
+class GrowingLayer(DynamicLayer):
+    """The keys and values of one layer, in buffers with room for more tokens.
+
+    The stock layer copies all of them for every new token, which took a quarter of the time of an
+    evaluation on a CPU.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append states (rows, heads, tokens, d); returns those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = [key_states[..., :0, :], value_states[..., :0, :]]
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        for n, new in enumerate((key_states, value_states)):
+            old = self.buffers[n]
+            if stop > old.shape[-2]:
+                rows, heads, _, width = new.shape
+                self.buffers[n] = new.new_empty(rows, heads, stop + ROOM, width)
+                self.buffers[n][..., :start, :] = old[..., :start, :]
+            self.buffers[n][..., start:stop, :] = new
+        self.keys, self.values = [buffer[..., :stop, :] for buffer in self.buffers]
+        return self.keys, self.values
 
 
 class CachedPrefix(NamedTuple):
