@@ -265,15 +265,8 @@ def table_11_efficiency(records: pd.DataFrame) -> Figure:
 def backbone_curves(metrics: pd.DataFrame) -> Figure:
     """Backbone training: percent of correct reasoning steps per skill over the tokens seen."""
     figure, [[ax]] = new_axes(height=2.8)
-    colors = {
-        "table": GREEN,
-        "copy": GRAY,
-        "read_8": BLUE,
-        "read_all": SKY,
-        "date": PURPLE,
-        "see": ORANGE,
-        "recall": RED,
-    }
+    colors = dict(table=GREEN, copy=GRAY, read_8=BLUE, read_all=SKY, date=PURPLE, see=ORANGE)
+    colors["recall"] = RED
     for skill, color in colors.items():
         if skill in metrics:
             tokens = metrics["tokens"] / 1e6
