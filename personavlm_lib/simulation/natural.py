@@ -12,8 +12,12 @@ from personavlm_lib.memory.records import TRAITS
 from personavlm_lib.simulation.lexicon import WIDE
 from personavlm_lib.simulation.plan import LifeEvent, LifePlan
 
-# Kinds of event whose section has another name, or that are named by their key.
-SECTIONS = {"small_talk": "chat", "relation": "role", "goal_end": "goal"}
+# Kind of event -> its section, where it has another name than the kind.
+SECTIONS = {
+    "small_talk": "chat", "relation": "role", "core": "{key}", "preference": "{key}",
+    "event": "{key}", "friend": "{key}.friend", "value": "value.{value}", "goal_end": "goal.{key}",
+}  # fmt: skip
+TOPICS = {"relation": "role", "goal_end": "goal"}  # of follow-ups, where not the key itself
 OPENING_SHARE = 0.2  # of the sentences that show a trait, those before the message
 
 
@@ -81,22 +85,16 @@ class NaturalDialogue:
 
     def _section(self, event: LifeEvent) -> str:
         kind = event.kind
-        section = SECTIONS.get(kind, kind)
-        if kind in ("core", "preference"):
-            section = event.key
+        section = SECTIONS.get(kind, kind).format(key=event.key, value=event.value)
         if kind in ("core", "preference", "relation"):
             return f"{section}.changed" if event.cause else f"{section}.new"
+        if kind == "skill":
+            return f"skill.{self.levels.index(event.value)}"
+        if kind == "follow_up":
+            return f"{TOPICS.get(event.key, event.key)}.follow"
         if kind == "image":
             return self._picture_section(event)
-        special = {
-            "event": event.key,
-            "friend": f"{event.key}.friend",
-            "skill": f"skill.{self.levels.index(event.value)}" if kind == "skill" else "",
-            "value": f"value.{event.value}",
-            "goal_end": f"goal.{event.key}",
-            "follow_up": f"{SECTIONS.get(event.key, event.key)}.follow",
-        }
-        return special.get(kind, section)
+        return section
 
     def _picture_section(self, event: LifeEvent) -> str:
         if event.key == "sign":
