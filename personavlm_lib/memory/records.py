@@ -21,6 +21,7 @@ TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neu
 SESSION_GAP = timedelta(minutes=60)  # t_s of Eq. (1)
 SEMANTIC_KINDS = ("directive", "fact", "preference", "concept")  # Appendix A.1
 OPTIONAL_FIELDS = ("utc_offset", "received", "image_at")  # not written if None
+TIME_FIELDS = {"time", "happened_from", "happened_to", "known_from", "received"}
 MAX_PROCEDURAL = 5  # Fig. 19: "must not exceed 5 entries"
 
 
@@ -311,9 +312,10 @@ def in_utc(record: R) -> R:
     Raises ValueError if a time is not a datetime, or the record ends before it starts.
     """
     changed: dict[str, Any] = {}
-    for name in ("time", "happened_from", "happened_to", "known_from", "received"):
-        value = vars(record).get(name)
-        if name not in vars(record) or (name == "received" and value is None):
+    fields = vars(record)
+    for name in fields.keys() & TIME_FIELDS:
+        value = fields[name]
+        if value is None and name == "received":
             continue
         if not isinstance(value, datetime):
             kind = type(record).__name__
@@ -362,6 +364,8 @@ def clean_text(text: str) -> str:
 
 def clean_json(text: str) -> str:
     """A record's JSON with all of its texts cleaned as by `clean_text`."""
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
     return _CONTROL_IN_JSON.sub(r"\1", clean_text(text))
 
 
