@@ -269,7 +269,7 @@ class PersonaVLM:
             delay = 0.0
         else:
             self._errors[update.key] = error
-        if attempts < MAX_ATTEMPTS or can_be_split:
+        if temporary or can_be_split or attempts < MAX_ATTEMPTS:
             retry_at = time.time() + delay
             failed = [
                 job._replace(attempts=attempts, delay=delay, retry_at=retry_at)

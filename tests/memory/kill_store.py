@@ -7,7 +7,8 @@ edits, forgets, and sometimes migrates a memory of schema 1. It reports what it 
 has done once that is committed; SIGKILL comes at any moment. Then the memory is opened and checked:
 every acknowledged turn is there exactly once, no byte contains a forgotten turn, a batch is there
 as a whole or not at all, each turn was processed once, and a search gives the same results as with
-a new index.
+a new index. With `--failing`, half of all requests to the model fail, for a while or for good: then
+each update was made once, or is kept as failed.
 """
 
 import argparse
@@ -51,14 +52,24 @@ REPLIES = {
 }
 
 
+FAILURES = random.Random()
+
+
 class Model:
-    """Replies at once, and always the same to the same request."""
+    """Replies at once, and always the same to the same request, unless it fails."""
+
+    failing = False
 
     def start(self) -> None:
         return None
 
-    def reply(self, requests: list) -> list[ChatReply]:
-        return [ChatReply(self._reply(request)) for _, request in requests]
+    def reply(self, requests: list) -> list[ChatReply | Exception]:
+        return [self._failure() or ChatReply(self._reply(request)) for _, request in requests]
+
+    def _failure(self) -> Exception | None:
+        if not self.failing or FAILURES.random() < 0.5:
+            return None
+        return FAILURES.choice([RuntimeError("failed"), ConnectionError("unreachable")])
 
     def _reply(self, request) -> str:
         turns = request.subject
@@ -128,7 +139,12 @@ class Child:
         if with_picture:
             text += " <img>"
             images = [draw(self.folder.parent, token)]
-        kai.chat(text, images, moment)
+        try:
+            kai.chat(text, images, moment)
+        except (RuntimeError, ConnectionError):
+            if not Model.failing:
+                raise
+            return  # no answer, so nothing was stored
         self.report(f"done chat {token}")
 
     def append_batch(self, kai, store, n, moment) -> None:
@@ -229,7 +245,7 @@ def check(folder: Path, before: set[str], reports: list[str]) -> set[str]:
         assert set(names.values()) <= {1}, names.most_common(3)
         expected.check(set(names))
         with assistant(store) as kai:
-            kai.flush()
+            update_all(kai)
         gone = (expected.forgotten | expected.perhaps_forgotten) - set(names)
         check_erased(folder, gone)
         check_processed_once(store)
@@ -237,6 +253,19 @@ def check(folder: Path, before: set[str], reports: list[str]) -> set[str]:
         images = {Path(path).name for turn in store.as_of().turns for path in turn.images}
         assert images <= {path.name for path in store.images.iterdir()}
         return set(names)
+
+
+def update_all(kai: PersonaVLM) -> None:
+    """Flush until all updates of turns are made or have failed for good."""
+    for _ in range(10_000):
+        try:
+            kai.flush()
+        except (RuntimeError, ConnectionError):
+            if not Model.failing:
+                raise
+        if all(job.work == "session" for job in kai.store.pending()):
+            return
+    raise AssertionError("updates are pending for ever")
 
 
 def check_erased(folder: Path, names: set[str]) -> None:
@@ -250,10 +279,18 @@ def check_erased(folder: Path, names: set[str]) -> None:
 def check_processed_once(store: MemoryStore) -> None:
     view = store.as_of()
     indices = {turn.index for turn in view.turns}
+    failed = Counter(turn for r in view.rejected if r.purpose == "turn" for turn in r.sources)
+    assert Model.failing or not failed
     for records in (view.semantic, view.personality_history):
         counts = Counter(record.sources[0] for record in records)
-        assert set(counts) == indices, indices ^ set(counts)
+        assert set(counts) | set(failed) == indices, indices ^ set(counts)
+        assert not set(counts) & set(failed)
+        assert set(failed.values()) <= {1}
         assert set(counts.values()) <= {1}
+    skipped = [turn for r in view.rejected if r.purpose == "session" for turn in r.sources]
+    waiting = {job.turn for job in store.pending() if job.work == "session"}
+    assert len(skipped) == len(set(skipped))
+    assert not waiting & set(skipped)
     topics = Counter(turn for episode in view.episodes for turn in episode.turns)
     assert set(topics) <= indices
     assert set(topics.values()) <= {1}
@@ -315,7 +352,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--failing", action="store_true", help="half of all requests fail")
     arguments = parser.parse_args()
+    Model.failing = arguments.failing
     start = time.perf_counter()
     counts = main(arguments.kills, arguments.seed)
     print(dict(counts), f"{time.perf_counter() - start:.0f} s", file=sys.stdout)

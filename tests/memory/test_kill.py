@@ -8,11 +8,12 @@ import pytest
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_and_duplicates_nothing():
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_killed_process_loses_and_duplicates_nothing(failing):
     here = Path(__file__).parent
     program = (
         f"import sys; sys.path.insert(0, {str(here)!r}); sys.argv[0] = 'kill_store'; "
-        "import kill_store; print(kill_store.main(6, 7))"
+        f"import kill_store; kill_store.Model.failing = {failing}; print(kill_store.main(6, 7))"
     )
     command = [sys.executable, "-c", program]
     root = here.parents[1]
