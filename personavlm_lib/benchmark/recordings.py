@@ -42,6 +42,8 @@ def gold_memory(
         store = folder
     else:
         store = MemoryStore(folder, encoder)
+    if store.as_of().turns:
+        raise ValueError(f"{store.folder} holds turns already: name a new folder")
     turns = list(life.turns)
     # One transaction per life, not per turn: an interrupted life is written again from the start.
     with store.transaction():

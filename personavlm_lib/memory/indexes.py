@@ -6,7 +6,7 @@ import numpy as np
 
 from personavlm_lib.memory.database import Database
 from personavlm_lib.memory.encoder import Encoder
-from personavlm_lib.memory.timeline import Searchable, search_text
+from personavlm_lib.memory.timeline import Searchable, index_text, search_text
 from personavlm_lib.memory.view import TIMELINES
 
 
@@ -27,7 +27,7 @@ class TextIndex:
 
     def add(self, kind: str, row: int, record: Searchable) -> None:
         statement = f"INSERT INTO {kind}_text (rowid, text) VALUES (?, ?)"
-        self.database.sql(statement, row, search_text(record))
+        self.database.sql(statement, row, index_text(search_text(record)))
 
     def delete(self, kind: str, row: int) -> None:
         self.database.sql(f"DELETE FROM {kind}_text WHERE rowid = ?", row)

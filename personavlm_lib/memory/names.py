@@ -23,14 +23,14 @@ def name_finder(name: str) -> Callable[[str], bool]:
     a hyphen with a capital letter (Ann-Marie) is another name.
     """
     words = []
-    for word in _fold(name).split():
+    for word in fold(name).split():
         escaped = re.escape(word.replace("_", "-"))
         words.append(escaped.replace(r"\-", "[-_]"))
     genitive = "s?" if len(name) >= 4 else ""
     pattern = re.compile(r"\s+".join(words) + genitive)
 
     def found_in(text: str) -> bool:
-        folded = _fold(text)
+        folded = fold(text)
         for match in pattern.finditer(folded):
             before = folded[: match.start()][-1:]
             after = folded[match.end() :][:1]
@@ -41,7 +41,8 @@ def name_finder(name: str) -> Callable[[str], bool]:
     return found_in
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
+    """The text in one form of all that `name_finder` takes for equal, in lower case."""
     text = unicodedata.normalize("NFKC", text)
     text = HYPHEN.sub(lambda hyphen: "_" if hyphen[1].isupper() else "-", text)
     return INVISIBLE.sub("", unicodedata.normalize("NFKC", text.casefold()))

@@ -2,7 +2,7 @@
 
 Each kind of record has one table with one JSON object per row. Schema 2 added the journal, the
 text indexes, origins and ids that are never reused; schema 3 renamed table `refused` to `rejected`;
-schema 4 counts the attempts of pending updates.
+schema 4 counts the attempts of pending updates and indexes the words of all scripts.
 """
 
 import sqlite3
@@ -55,6 +55,9 @@ def prepare_tables(database: Database, encoder_name: str) -> None:
             database.sql("ALTER TABLE refused RENAME TO rejected")
         for column in ATTEMPT_COLUMNS:
             database.sql(f"ALTER TABLE journal ADD COLUMN {column}")
+        for kind in TIMELINES:
+            database.sql(f"DROP TABLE {kind}_text")
+        _create_text_index(database)
     database.sql(f"PRAGMA user_version = {SCHEMA}")
 
 

@@ -21,7 +21,7 @@ from personavlm_lib.memory.records import (
     Turn,
     clean_text,
 )
-from personavlm_lib.memory.timeline import RANKINGS, Query, search_words
+from personavlm_lib.memory.timeline import RANKINGS, Query, index_text, search_words
 from personavlm_lib.memory.view import MemoryView
 
 SEARCH_WITH = ("keywords", "query", "both")
@@ -279,6 +279,6 @@ def _order_by_words(candidates: list[str], texts: list[str]) -> list[int]:
     select = "SELECT rowid FROM candidates WHERE candidates MATCH ? ORDER BY rank, rowid"
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(create)
-        connection.executemany(insert, enumerate(candidates))
+        connection.executemany(insert, enumerate(map(index_text, candidates)))
         found = [row for (row,) in connection.execute(select, (match,))]
     return found + [row for row in rows if row not in found]

@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 
 import faiss
 import numpy as np
 
 from personavlm_lib.memory.ivf import IvfIndex
+from personavlm_lib.memory.names import UNSPACED, fold
 from personavlm_lib.memory.records import Episode, Period, SemanticMemory, Turn
 
 Searchable = Turn | SemanticMemory | Episode
@@ -38,13 +40,16 @@ NEIGHBOR_WORDS = (0.75, 0.5, 0.25)
 NEIGHBOR_COSINES = (0.5, 0.25)
 STOP_WORDS = frozenset(
     """a about above after again all am an and any are as at be because been before being below
-    between both but by can could d did do does doing don down during each few for from further had
+    between both but by can could d did do does doing down during each few for from further had
     has have having he her here hers herself him himself his how i if in into is it its itself just
     ll m me more most my myself no nor not now of off on once only or other our ours ourselves out
     over own re s same she should so some such t than that the their theirs them themselves then
     there these they this those through to too under until up ve very was we were what when where
-    which while who whom why will with would you your yours yourself yourselves""".split()
+    which while who whom why with would you your yours yourself yourselves""".split()
 )
+
+MARKS = "\u0300-\u036f\u0591-\u06ed\u0900-\u0dff"  # combining marks are parts of words
+WORD = re.compile(rf"(?:{UNSPACED.pattern})+|(?:(?!{UNSPACED.pattern})[^\W_]|[{MARKS}])+")
 
 
 def search_text(record: Searchable) -> str:
@@ -60,9 +65,25 @@ def search_text(record: Searchable) -> str:
 
 
 def search_words(text: str) -> list[str]:
-    """The distinct words of a query without stop words. FTS5 does the stemming."""
-    words = re.findall(r"[^\W_]+", text.lower())
-    return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
+    """The distinct words of a query without stop words. FTS5 does the stemming.
+
+    A script without spaces gives pairs of characters, which the index finds as phrases.
+    """
+    words: dict[str, None] = {}
+    folded = re.sub(r"n['\u2019]t\b", "", fold(text))  # Don is a name, and don't is none
+    for word in WORD.findall(folded):
+        if UNSPACED.match(word) and len(word) > 1:  # all pairs of characters, as phrases
+            words.update(dict.fromkeys(map(" ".join, pairwise(word))))
+        elif word not in STOP_WORDS:
+            words[word] = None
+    return list(words)
+
+
+def index_text(text: str) -> str:
+    """The text as the lexical index holds it: in unspaced scripts, each character is a word."""
+    if text.isascii():
+        return text
+    return UNSPACED.sub(r" \g<0> ", fold(text))
 
 
 @dataclass(frozen=True)

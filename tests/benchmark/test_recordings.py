@@ -27,7 +27,7 @@ def test_gold_memory_needs_a_new_folder_and_records_conversations(lives, memorie
     store = recordings.gold_memory(lives[0], tmp_path / "m", None, samples)
     expected = [memory.content for memory in memories[lives[0].user].as_of().semantic]
     assert samples and [memory.content for memory in store.as_of().semantic] == expected
-    with pytest.raises(ValueError, match="order of time"):
+    with pytest.raises(ValueError, match="holds turns already"):
         recordings.gold_memory(lives[0], tmp_path / "m", None, samples)
 
 

