@@ -1,5 +1,6 @@
 """The memory works with BM25 where only numpy, faiss and pillow are installed."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -60,3 +61,24 @@ def test_bm25_needs_no_text_encoder_and_other_rankings_say_what_to_install(tmp_p
     assert len(errors) == 2
     for error in errors:
         assert "personavlm[dense]" in error and "bm25" in error
+
+
+def test_the_samples_of_the_readme_print_what_they_show(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Use the memory as a library")[2].partition("\n## ")[0]
+    sample, assistant = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    expected = re.search(r"# (\[.*\])$", sample, re.MULTILINE)[1]
+    folder = f"import os; os.chdir({str(tmp_path)!r})\n"
+    assert run(folder + sample).strip() == expected
+    imports = re.findall(r"^from .*$", assistant, re.MULTILINE)
+    assert run("\n".join(imports)) == ""
+
+
+def test_importing_the_memory_takes_less_than_a_second():
+    code = """
+        import time
+        start = time.process_time()
+        import personavlm_lib.memory
+        print(time.process_time() - start)
+    """
+    assert float(run(code)) < 1
