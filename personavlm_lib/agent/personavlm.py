@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from personavlm_lib.agent.prompt_sets import PromptSet
 from personavlm_lib.agent.respond import AgentSettings, Response, respond
@@ -324,20 +324,19 @@ class PersonaVLM:
         return None
 
 
-@dataclass(frozen=True)
-class _Update:
+class _Update(NamedTuple):
     """The pending updates of a turn, or of the turns of a session."""
 
     turns: list[Turn]
     jobs: list[PendingUpdate]
 
     @property
-    def key(self) -> tuple[int, ...]:
-        return tuple(job.id for job in self.jobs)
-
-    @property
     def turn_ids(self) -> tuple[int, ...]:
         return tuple(turn.index for turn in self.turns)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        return tuple(job.id for job in self.jobs)
 
     def trajectory(self, assistant: PersonaVLM) -> Trajectory[None]:
         store, prompts, name = assistant.store, assistant.settings.prompts, assistant.name

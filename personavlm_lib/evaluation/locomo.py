@@ -99,14 +99,8 @@ def measure_recall(path: str | Path, ranking: str = "hybrid") -> dict:
     encoder = None if ranking == "bm25" else MINILM
     conversations = int(frame["user"].nunique())
     rows = recall_table(frame).to_dict("records")
-    return dict(
-        file=Path(path).name,
-        ranking=ranking,
-        encoder=encoder,
-        conversations=conversations,
-        seconds=round(seconds, 2),
-        rows=rows,
-    )
+    about = dict(file=Path(path).name, ranking=ranking, encoder=encoder)
+    return about | dict(conversations=conversations, seconds=round(seconds, 2), rows=rows)
 
 
 def report_locomo(file: Path, ranking: str = "hybrid", out: Path | None = None) -> None:

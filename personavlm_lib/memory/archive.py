@@ -9,7 +9,6 @@ import os
 import shutil
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from personavlm_lib.memory.schema import SCHEMA
 from personavlm_lib.memory.store import KINDS, MemoryStore, StoreError
 
 FORMAT = "personavlm memory"
-UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 
 class Content(NamedTuple):
@@ -139,17 +137,10 @@ def _read_verified(path: Path) -> Content:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
         return _parse(files)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged file may raise anything
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise StoreError(
-            f"{path} cannot be read as an archive ({error}): nothing was imported"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error)
-        if isinstance(error, KeyError):
-            reason = f"missing {error}"
-        raise StoreError(
-            f"{path} is not an archive of a memory, or it is damaged ({reason}): "
-            "nothing was imported"
+            f"{path} cannot be read as an archive of a memory ({reason}): nothing was imported"
         ) from error
 
 

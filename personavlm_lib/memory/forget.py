@@ -221,7 +221,7 @@ def _delete_traces(
         ids[kind] = tuple(row for row, _ in pairs if (kind, row) in deleted)
         store.delete(kind, ids[kind])
         counts[kind] = len(ids[kind])
-    counts["pending"] = store.drop_pending(turns)
+    counts["pending"] = store.database.drop_pending(turns)
 
     states = cast(list[tuple[int, PersonalityState]], rows["personality"])
     recomputed = _rewrite_personality(store, states, ids["personality"])

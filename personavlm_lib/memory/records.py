@@ -399,19 +399,12 @@ def _read_origins(origins: dict[str, dict[str, list[int]]]) -> Origins:
 
 
 # Field name -> the function that converts its JSON value to the field's type, if one is needed.
+_TIMES = ("time", "happened_from", "happened_to", "known_from", "received")
+_TUPLES = ("images", "image_at", "sources", "turns", "renewed")
 _FIELD_READERS: dict[str, Callable[[Any], Any]] = {
-    "time": datetime.fromisoformat,
-    "happened_from": datetime.fromisoformat,
-    "happened_to": datetime.fromisoformat,
-    "known_from": datetime.fromisoformat,
-    "received": datetime.fromisoformat,
-    "images": tuple,
-    "image_at": tuple,
-    "sources": tuple,
-    "turns": tuple,
-    "renewed": tuple,
-    "profile": _read_scores,
-    "observed": _read_scores,
+    **dict.fromkeys(_TIMES, datetime.fromisoformat),
+    **dict.fromkeys(_TUPLES, tuple),
+    **dict.fromkeys(("profile", "observed"), _read_scores),
     "concept": _read_concept,
     "edits": _read_edits,
     "ids": _read_ids,

@@ -179,10 +179,6 @@ class MemoryStore:
         """Delete pending updates; False if one no longer exists. See `Database.finish`."""
         return self.database.finish(updates)
 
-    def drop_pending(self, turns: Iterable[int]) -> int:
-        """Delete the updates of forgotten turns, and return how many there were."""
-        return self.database.drop_pending(turns)
-
     def erase(self) -> None:
         """Remove deleted content from free pages and from the WAL; see `Database.erase`."""
         self.database.erase()

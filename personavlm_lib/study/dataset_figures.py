@@ -40,13 +40,7 @@ from personavlm_lib.study.tables import WORDS
 
 PALETTE = (BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GRAY)
 ASPECT_COLORS = dict(zip(dict.fromkeys(ASPECTS.values()), PALETTE, strict=True))
-MEMORY_COLORS = {
-    "core": PURPLE,
-    "semantic": BLUE,
-    "episodic": ORANGE,
-    "procedural": GREEN,
-    "nothing": GRAY,
-}
+MEMORY_COLORS = dict(core=PURPLE, semantic=BLUE, episodic=ORANGE, procedural=GREEN, nothing=GRAY)
 # The memory type that stores each kind of life event; kinds that are not listed: semantic.
 STORED_IN = WORDS["stored_in"]
 

@@ -278,7 +278,7 @@ def test_a_memory_of_schema_3_gets_attempts(tmp_path, encoder, second_schema):
         store.database.postpone([job._replace(attempts=2, delay=4.0, retry_at=5.5)])
     with MemoryStore(tmp_path, encoder) as store:
         assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
-        store.drop_pending([7])
+        store.database.drop_pending([7])
         assert store.pending()[0][1:] == ("session", 0, 2, 4.0, 5.5)
 
 
