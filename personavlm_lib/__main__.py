@@ -174,9 +174,8 @@ def figures() -> int:
     options.require_checkout()
     from personavlm_lib.study import figures, report
 
-    os.environ["PERSONAVLM_RUNS"] = str(
-        profiles.ROOT / "results"
-    )  # results/reference/ is laid out as a run
+    # results/reference/ is laid out as a run
+    os.environ["PERSONAVLM_RUNS"] = str(profiles.ROOT / "results")
     drawn = report.draw("reference", report.load_evidence("reference"))
     for name, figure in drawn.items():
         print(figures.save(figure, profiles.ROOT / "figures", name))
@@ -250,6 +249,8 @@ def synthesize(
     ] = (0.0, 0.0),
 ) -> int:
     """Synthesize a data set: lives and questions; for nano and paper also training samples."""
+    if generator and wording == "natural":
+        raise BadParameter("choose natural frames or a generator", param_hint="'--wording'")
     if generator:
         from personavlm_lib.models.endpoint import EndpointModel
 

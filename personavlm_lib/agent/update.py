@@ -124,9 +124,9 @@ def update_session(
     """Update core, procedural and episodic memory after a session (lines 1-3).
 
     As in `update_turn`, one transaction writes all results and removes the pending `jobs`. A
-    rejected update is stored with the reason. The model writes core and procedural memory anew: a
-    reply that was cut, or that leaves out more than the share `max_removed` of the entries (and
-    more than `FEW_ENTRIES`), is rejected.
+    rejected update is stored with the reason. The model replies with the whole new version of core
+    and procedural memory: a reply that was cut, or that leaves out more than the share
+    `max_removed` of the entries (and more than `FEW_ENTRIES`), is rejected.
     """
     ended = session[-1].known_from + SESSION_GAP
     known_from = _known_from(store, ended, "core", "procedural")

@@ -109,14 +109,13 @@ def _wide_pool() -> Pool:
         if "noun" in content:
             preferences[key] = content["values"]
             causes[key] = content["causes"]
-    core = {"job": faker["jobs"], "city": faker["cities"], "pet": home["pet"]}
     explanations = zip(growth["levels"], growth["explanations"], strict=True)
     knowledge = {"level": dict(explanations), "relation": relations, "habit": habits}
     knowledge["value"] = growth["scenarios"][0]
     knowledge["sport"] = data["sport"]["venues"]
     return Pool(
         names=faker["names"],
-        core=core,
+        core={"job": faker["jobs"], "city": faker["cities"], "pet": home["pet"]},
         preferences=preferences,
         causes=causes,
         events=data["outings"],

@@ -102,7 +102,8 @@ def _persona(rng: random.Random, pool: Pool, name: str, description: str) -> Per
     profile = {"name": name}
     for key, values in pool.core.items():
         profile[key] = rng.choice(values)
-    mentioned = [job for job in pool.core["job"] if job in description.lower()]
+    words = f" {' '.join(description.lower().split())} "
+    mentioned = [job for job in pool.core["job"] if f" {job} " in words]
     if mentioned:
         profile["job"] = mentioned[0]
     age = rng.randint(18, 80)

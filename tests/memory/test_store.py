@@ -240,8 +240,8 @@ def test_a_late_turn_is_kept_and_known_from_the_turn_before_it(tmp_path, encoder
             found = Retriever(ranking="bm25").rank_turns(view, "late", 1, Period(day(0), day(0.5)))
             assert [turn.index for turn in found] == [1]
             store._drop_loaded()
-        told = store.add_turn(Turn(day(0), "told later", received=day(3)))
-        assert told.known_from == day(3)
+        late = store.add_turn(Turn(day(0), "said later", received=day(3)))
+        assert late.known_from == day(3)
         assert len(store.as_of(day(2)).turns) == 3
 
 

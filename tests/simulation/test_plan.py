@@ -170,3 +170,11 @@ def test_changed_fact_names_the_value_it_replaces():
             newest[fact] = event.value
             changes += bool(event.was)
     assert changes > 100
+
+
+def test_a_persona_has_the_job_that_its_description_names_as_a_word():
+    named = sample_plan(1, persona="A retired baker who collects stamps").persona.profile["job"]
+    assert named == "baker"
+    # "tailored" names no tailor, so the job is drawn
+    plans = [sample_plan(seed, persona="Loves tailored suits") for seed in range(30)]
+    assert len({plan.persona.profile["job"] for plan in plans}) > 1

@@ -13,6 +13,7 @@ from personavlm_lib.study import options
 WRONG = {
     "synthesize --out NEW --size huge": "'--size': 'huge' is unknown; choose one of nano, short",
     "synthesize --out NEW --wording free": "'--wording': 'free' is unknown; choose one of canon",
+    "synthesize --out NEW --wording natural --generator http://host/v1#m": "'--wording': choose",
     "synthesize --out NEW --workers -1": "'--workers'",
     "synthesize --out NEW --seed -1": "'--seed'",
     "synthesize --out NEW --seed x": "'--seed'",
